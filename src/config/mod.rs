@@ -1,0 +1,3 @@
+//! The configuration file (XML).
+mod model;
+pub use model::*;

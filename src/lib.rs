@@ -1,0 +1,3 @@
+//! hadmd
+pub mod config;
+pub mod wire;

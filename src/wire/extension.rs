@@ -1,0 +1,177 @@
+//! The record that two speakers of the hello extension exchange behind hello and ACK, caller first: a u16
+//! length, then entries of type (u8), length (u8) and value. Unknown types are skipped, so that either
+//! side may be newer.
+
+use std::fmt;
+use std::net::IpAddr;
+
+/// Longest record that is accepted, in bytes behind the length field. A record as sent today has under 100.
+pub const EXTENSION_MAX: usize = 1024;
+
+/// Protocol versions this program speaks, first and last.
+const PROTOCOL: [u8; 2] = [1, 1];
+
+const T_PROTOCOL: u8 = 1;
+const T_VERSION: u8 = 2;
+const T_DIGEST: u8 = 3;
+const T_EPOCH: u8 = 4;
+const T_ADDR: u8 = 5;
+
+/// What a peer tells about itself. Every entry may be missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Extension {
+    /// Software version, for people.
+    pub version: Option<String>,
+    /// Digest of the cluster-wide part of the configuration.
+    pub digest: Option<[u8; 8]>,
+    /// A number the caller draws for each attempt and writes on both links, so that the acceptor never
+    /// pairs links of different attempts. The acceptor repeats it.
+    pub epoch: Option<u64>,
+    /// The runsite's address where the hello has no room for it (IPv6).
+    pub addr: Option<IpAddr>,
+}
+
+/// Why a record is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExtensionError {
+    /// The record is longer than [`EXTENSION_MAX`].
+    TooLong(usize),
+    /// An entry reaches over the record's end.
+    Truncated,
+    /// A known entry has a length that its type cannot have.
+    BadEntry(u8),
+    /// The peer speaks only versions of the extension that this program does not.
+    Protocol(u8, u8),
+}
+
+impl fmt::Display for ExtensionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ExtensionError::TooLong(len) => {
+                write!(f, "hello record of {len} bytes, at most {EXTENSION_MAX} are taken")
+            }
+            ExtensionError::Truncated => f.write_str("hello record with an entry beyond its end"),
+            ExtensionError::BadEntry(kind) => write!(f, "hello record entry {kind} has a wrong length"),
+            ExtensionError::Protocol(first, last) => write!(
+                f,
+                "peer speaks protocol versions {first} to {last}, this program {} to {}",
+                PROTOCOL[0], PROTOCOL[1]
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ExtensionError {}
+
+impl Extension {
+    /// The record with its length field.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![0, 0];
+        let mut entry = |kind: u8, value: &[u8]| {
+            let value = &value[..value.len().min(255)];
+            out.extend_from_slice(&[kind, value.len() as u8]);
+            out.extend_from_slice(value);
+        };
+        entry(T_PROTOCOL, &PROTOCOL);
+        if let Some(version) = &self.version {
+            entry(T_VERSION, version.as_bytes());
+        }
+        if let Some(digest) = &self.digest {
+            entry(T_DIGEST, digest);
+        }
+        if let Some(epoch) = self.epoch {
+            entry(T_EPOCH, &epoch.to_le_bytes());
+        }
+        if let Some(addr) = self.addr {
+            entry(T_ADDR, addr.to_string().as_bytes());
+        }
+        let len = (out.len() - 2) as u16;
+        out[..2].copy_from_slice(&len.to_le_bytes());
+        out
+    }
+
+    /// The number of bytes that follow a record's length field.
+    ///
+    /// # Errors
+    /// [`ExtensionError::TooLong`] over [`EXTENSION_MAX`].
+    pub fn body_len(field: [u8; 2]) -> Result<usize, ExtensionError> {
+        match usize::from(u16::from_le_bytes(field)) {
+            len if len > EXTENSION_MAX => Err(ExtensionError::TooLong(len)),
+            len => Ok(len),
+        }
+    }
+
+    /// Reads a record without its length field.
+    ///
+    /// # Errors
+    /// An entry beyond the end, a known entry of a wrong length, no common protocol version.
+    pub fn decode(mut body: &[u8]) -> Result<Self, ExtensionError> {
+        let mut record = Extension::default();
+        while let [kind, rest @ ..] = body {
+            let (&len, rest) = rest.split_first().ok_or(ExtensionError::Truncated)?;
+            let (value, rest) = rest.split_at_checked(len.into()).ok_or(ExtensionError::Truncated)?;
+            body = rest;
+            let bad = |_| ExtensionError::BadEntry(*kind);
+            match *kind {
+                T_PROTOCOL => {
+                    let [first, last]: [u8; 2] = value.try_into().map_err(bad)?;
+                    if first > PROTOCOL[1] || last < PROTOCOL[0] {
+                        return Err(ExtensionError::Protocol(first, last));
+                    }
+                }
+                T_VERSION => {
+                    // It goes to logs and terminals: nothing but printable ASCII gets there.
+                    let text = value.iter().map(|&b| if b.is_ascii_graphic() { b as char } else { '?' });
+                    record.version = Some(text.collect());
+                }
+                T_DIGEST => record.digest = Some(value.try_into().map_err(bad)?),
+                T_EPOCH => record.epoch = Some(u64::from_le_bytes(value.try_into().map_err(bad)?)),
+                T_ADDR => record.addr = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()),
+                _ => {}
+            }
+        }
+        Ok(record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_empty_record_and_unknown_entries_are_fine() {
+        assert_eq!(Extension::decode(&[]).unwrap(), Extension::default());
+        let body = [200, 3, 1, 2, 3, T_EPOCH, 8, 1, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(Extension::decode(&body).unwrap().epoch, Some(1));
+    }
+
+    #[test]
+    fn malformed_records_are_refused() {
+        assert_eq!(Extension::body_len([0xff, 0xff]), Err(ExtensionError::TooLong(65535)));
+        assert_eq!(Extension::decode(&[9]), Err(ExtensionError::Truncated));
+        assert_eq!(Extension::decode(&[9, 2, 0]), Err(ExtensionError::Truncated));
+        assert_eq!(Extension::decode(&[T_EPOCH, 1, 0]), Err(ExtensionError::BadEntry(T_EPOCH)));
+        assert_eq!(Extension::decode(&[T_PROTOCOL, 2, 7, 9]), Err(ExtensionError::Protocol(7, 9)));
+    }
+
+    proptest! {
+        #[test]
+        fn records_come_back(version in "[!-~]{0,40}", digest in any::<Option<[u8; 8]>>(), epoch in any::<Option<u64>>(),
+                             v6 in any::<Option<u128>>()) {
+            let record = Extension {
+                version: Some(version), digest, epoch,
+                addr: v6.map(|v6| std::net::Ipv6Addr::from(v6).into()),
+            };
+            let bytes = record.encode();
+            let len = Extension::body_len([bytes[0], bytes[1]]).unwrap();
+            prop_assert_eq!(len, bytes.len() - 2);
+            prop_assert_eq!(Extension::decode(&bytes[2..]).unwrap(), record);
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..EXTENSION_MAX)) {
+            let _ = Extension::decode(&body);
+        }
+    }
+}

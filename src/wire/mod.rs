@@ -1,0 +1,17 @@
+//! The bytes: packet header, packet types and the hello of a peer link.
+//!
+//! Everything here is a pure function of bytes. Nothing in this room knows sockets, threads or
+//! configuration. All integers are little-endian on the wire, on every CPU. The numbers are fixed by the
+//! kernel module and by the C daemons that may share a cluster with this one: none of them can change.
+
+mod extension;
+mod header;
+mod hello;
+mod id;
+mod types;
+
+pub use extension::{EXTENSION_MAX, Extension, ExtensionError};
+pub use header::{HEADER_LEN, Header, MAGIC, Refusal};
+pub use hello::{HELLO_LEN, Hello, HelloError};
+pub use id::{ALL_DEVICES, IdOutOfRange, MAX_IDS, Mask, NodeId, ResourceId, SiteId};
+pub use types::{Class, PacketType, Scope};
