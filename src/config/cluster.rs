@@ -3,7 +3,7 @@
 //! Reads and checks both, ids as ids and never as positions. Ids refer only to what could be read: where an id
 //! itself is wrong, references are not judged, so that one slip gives one error. Called by `file`.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::element::Element;
@@ -52,9 +52,7 @@ impl<'r> Cluster<'r> {
     fn site(&mut self, site: Element<'_>, number: usize) -> Option<Site> {
         // C daemons read neither address nor port of a site.
         site.holds_only(&["id", "mode", "ipaddr", "port", "nodes"]);
-        let id = site
-            .required("id")
-            .and_then(|el| el.read_unique(id(SiteId::LAST), &mut self.site_ids, "another site"));
+        let id = site.get_unique("id", id(SiteId::LAST), &mut self.site_ids, "another site");
         self.ids_unread |= id.is_none();
         // "stand along" is what older files say.
         let words =
@@ -71,13 +69,11 @@ impl<'r> Cluster<'r> {
 
     fn nodes(&mut self, nodes: Element<'_>, site: Option<SiteId>, number: usize) -> Vec<Node> {
         nodes.holds_only(&["node"]);
-        let (mut ids, mut names, mut addrs) = (BTreeSet::new(), HashSet::new(), HashSet::new());
+        let (mut ids, mut names, mut addrs) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let elements = nodes.list("node", 1..=IDS);
         let node = |el: Element<'_>| {
             el.holds_only(&["id", "hostname", "ipaddr", "port"]);
-            let id = el
-                .required("id")
-                .and_then(|id_el| id_el.read_unique(id(NodeId::LAST), &mut ids, "another node of this site"));
+            let id = el.get_unique("id", id(NodeId::LAST), &mut ids, "another node of this site");
             match id {
                 Some(id) => _ = self.node_ids.insert((site, id)),
                 None => self.ids_unread = true,
@@ -144,9 +140,7 @@ impl<'r> Cluster<'r> {
 
     fn resource(&self, resource: Element<'_>, ids: &mut BTreeSet<ResourceId>) -> Option<Resource> {
         resource.holds_only(&["id", "name", "runsites"]);
-        let id = resource
-            .required("id")
-            .and_then(|el| el.read_unique(id(ResourceId::LAST), ids, "another resource"));
+        let id = resource.get_unique("id", id(ResourceId::LAST), ids, "another resource");
         let name = resource.get("name", text);
         let runsites = resource.required("runsites")?;
         runsites.holds_only(&["runsite"]);

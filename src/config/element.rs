@@ -92,7 +92,7 @@ impl<'a> Element<'a> {
     pub(super) fn required(self, name: &str) -> Option<Element<'a>> {
         let child = self.optional(name);
         if child.is_none() {
-            self.error(format!("<{0}> has no <{name}>: add <{name}>...</{name}>", self.name()));
+            self.error(format!("<{}> has no <{name}>: add <{name}>...</{name}>", self.name()));
         }
         child
     }
@@ -105,7 +105,7 @@ impl<'a> Element<'a> {
     ) -> impl Iterator<Item = Element<'a>> {
         let (least, most) = count.into_inner();
         if self.named(name).count() < least {
-            self.error(format!("<{0}> has no <{name}>: add at least one", self.name()));
+            self.error(format!("<{}> has no <{name}>: add at least one", self.name()));
         }
         if let Some(over) = self.named(name).nth(most) {
             let found = self.named(name).count();
@@ -152,6 +152,17 @@ impl<'a> Element<'a> {
             self.refuse(&format!("{owner} has it already; give each its own"));
         }
         Some(value)
+    }
+
+    /// The value of the child of this name, which must be there and must not have been seen before.
+    pub(super) fn get_unique<T: Copy + Ord>(
+        self,
+        name: &str,
+        parse: impl Fn(&str) -> Result<T, Wanted>,
+        seen: &mut BTreeSet<T>,
+        owner: &str,
+    ) -> Option<T> {
+        self.required(name)?.read_unique(parse, seen, owner)
     }
 
     fn texts(self) -> impl Iterator<Item = Node<'a, 'a>> {
