@@ -158,9 +158,9 @@ impl Core {
                     out.push(Action::Close { conn });
                 }
             }
-            Event::KernelLost { attach } => {
+            Event::KernelLost { attach, why } => {
                 if self.kernel.lost(attach) {
-                    out.push(Action::DetachKernel { attach });
+                    out.push(Action::DetachKernel { attach, why });
                     self.end_sessions(now, |_| true, EndCause::KernelDetached, out);
                 }
             }

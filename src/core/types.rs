@@ -166,6 +166,8 @@ pub enum Event {
     KernelLost {
         /// Which stay.
         attach: AttachId,
+        /// Why, in words.
+        why: String,
     },
     /// A peer is to be linked, or no longer: log ownership moved, or the operator said so.
     Wanted {
@@ -338,6 +340,8 @@ pub enum Action {
     DetachKernel {
         /// The stay.
         attach: AttachId,
+        /// Why, in words.
+        why: String,
     },
     /// Tell the kernel module who is connected.
     TellKernel {

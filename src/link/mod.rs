@@ -5,8 +5,10 @@
 
 mod intake;
 mod outlet;
+mod pair;
 mod reader;
 
 pub use intake::{Intake, Item, Run};
 pub use outlet::{Late, Outlet};
+pub use pair::{Lost, Pair};
 pub use reader::{Closed, Sink, read_link};

@@ -26,10 +26,17 @@ pub struct Load {
     pub packets: u32,
     /// Its bytes.
     pub bytes: usize,
-    /// Which receive buffer it is a part of; never 0, never used twice.
+    /// Which receive buffer it is a part of, or 0 for memory of its own.
     pub chunk: u64,
     /// Bytes of memory that buffer has.
     pub chunk_bytes: usize,
+}
+
+impl Load {
+    /// A load that has its memory for itself.
+    pub const fn alone(packets: u32, bytes: usize) -> Self {
+        Load { packets, bytes, chunk: 0, chunk_bytes: bytes }
+    }
 }
 
 /// Why a load was not taken.
@@ -99,7 +106,7 @@ impl Account {
         if self.state.load(SeqCst) != OPEN {
             return Err(Refusal::Closed);
         }
-        let paid = self.last_chunk.load() == load.chunk;
+        let paid = load.chunk != 0 && self.last_chunk.load() == load.chunk;
         let cost = if paid { ENTRY_COST } else { load.chunk_bytes + ENTRY_COST };
         let fits = |before| (before == 0 || before + cost <= self.ceiling).then_some(before + cost);
         let before = self.charged.fetch_update(SeqCst, SeqCst, fits).map_err(|_| Refusal::Full)?;
