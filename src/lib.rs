@@ -1,3 +1,4 @@
 //! hadmd
 pub mod config;
+pub mod probe;
 pub mod wire;
