@@ -16,7 +16,7 @@ use signal_hook::iterator::Signals;
 use crate::wire::{HEADER_LEN, Header, MAGIC, Mask, NodeId, PacketType};
 
 use super::reader::PacketReader;
-use super::{Failure, spawn};
+use super::{Failure, say, spawn};
 
 /// How long a daemon may take to accept a connection and to answer the handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
@@ -60,6 +60,8 @@ impl Link {
     ///
     /// A refusal is tried again for 3 s. Errors are sentences for the user.
     pub fn attach(server: SocketAddr) -> Result<Link, Failure> {
+        let attached = Arc::new(OnceLock::new());
+        end_on_signals(&attached)?;
         let deadline = Instant::now() + REFUSED_LIMIT;
         let (data, meta) = loop {
             match connect(server) {
@@ -75,8 +77,7 @@ impl Link {
             }
         };
         let link = Link(Arc::new(Inner { data, meta, server, end: OnceLock::new() }));
-        link.end_on_signals()?;
-        Ok(link)
+        Ok(attached.get_or_init(|| link).clone())
     }
 
     /// The data link. Reads and writes block.
@@ -130,22 +131,30 @@ impl Link {
             }
         }
     }
+}
 
-    fn end_on_signals(&self) -> Result<(), Failure> {
-        let mut signals = Signals::new([SIGINT, SIGTERM])
-            .map_err(|e| Failure::Failed(format!("cannot wait for signals: {e}")))?;
-        let link = self.clone();
-        spawn("signals", move || {
-            for _ in &mut signals {
-                if link.0.end.get() == Some(&Failure::Interrupted) {
-                    // Asked twice: something else than a link holds the command up.
+/// Starts the thread that ends the link at a signal. While there is no link yet, and at the second signal,
+/// it ends the program: then something else than a link holds the command up.
+fn end_on_signals(attached: &Arc<OnceLock<Link>>) -> Result<(), Failure> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])
+        .map_err(|e| Failure::Failed(format!("cannot wait for signals: {e}")))?;
+    let attached = Arc::clone(attached);
+    spawn("signals", move || {
+        let mut asked = false;
+        for _ in &mut signals {
+            match attached.get() {
+                Some(link) if !asked => {
+                    asked = true;
+                    link.end(Failure::Interrupted);
+                }
+                _ => {
+                    say(Failure::Interrupted);
                     std::process::exit(1);
                 }
-                link.end(Failure::Interrupted);
             }
-        })?;
-        Ok(())
-    }
+        }
+    })?;
+    Ok(())
 }
 
 /// Whether the other side closed the connection, in one of the ways that shows.
