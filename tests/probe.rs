@@ -4,152 +4,21 @@
 
 #[path = "probe/hub.rs"]
 mod hub;
+#[path = "probe/run.rs"]
+mod run;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::channel;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use hadmd::wire::{HEADER_LEN, Header, Mask, PacketType};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use hub::{Fate, Hub};
-
-/// How long anything may take before a test gives up.
-const LIMIT: Duration = Duration::from_secs(30);
-
-/// A running probe. It is killed when the test ends early.
-struct Probe {
-    child: Child,
-    out: Receiver<String>,
-    err: Receiver<String>,
-}
-
-/// How a probe ended.
-#[derive(Debug)]
-struct Ended {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Probe {
-    fn start(server: SocketAddr, args: &[&str]) -> Probe {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_hadm-probe"))
-            .args(["--server", &server.to_string()])
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (out, err) = (lines(child.stdout.take().unwrap()), lines(child.stderr.take().unwrap()));
-        Probe { child, out, err }
-    }
-
-    /// The next line on stdout.
-    fn line(&self) -> String {
-        self.out.recv_timeout(LIMIT).unwrap()
-    }
-
-    /// Waits for a line on stderr that has this in it.
-    fn hear(&self, part: &str) {
-        let until = Instant::now() + LIMIT;
-        while !self.err.recv_timeout(until - Instant::now()).unwrap().contains(part) {}
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    fn end(mut self) -> Ended {
-        let (out, err) = (rest(&self.out), rest(&self.err));
-        Ended { code: self.child.wait().unwrap().code(), out, err }
-    }
-}
-
-impl Drop for Probe {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
-    let (to, lines) = channel();
-    thread::spawn(move || {
-        for line in BufReader::new(from).lines() {
-            if to.send(line.unwrap()).is_err() {
-                return;
-            }
-        }
-    });
-    lines
-}
-
-/// What is still to come, up to the end of the stream.
-fn rest(lines: &Receiver<String>) -> String {
-    let until = Instant::now() + LIMIT;
-    let mut all = String::new();
-    loop {
-        match lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(line) => all += &(line + "\n"),
-            Err(RecvTimeoutError::Disconnected) => return all,
-            Err(RecvTimeoutError::Timeout) => panic!("the probe does not end; so far: {all}"),
-        }
-    }
-}
-
-impl Ended {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {self:?}"))
-    }
-
-    fn failed_saying(&self, part: &str) {
-        assert!(self.code == Some(1) && self.err.contains(part), "{part:?} in {self:?}");
-    }
-}
-
-/// A directory of its own that goes with the test.
-struct Room(PathBuf);
-
-impl Room {
-    fn new() -> Room {
-        let path = std::env::temp_dir().join(format!("hadm-probe-test-{:016x}", fastrand::u64(..)));
-        fs::create_dir(&path).unwrap();
-        Room(path)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
-    }
-
-    /// A file of random bytes.
-    fn file(&self, name: &str, size: usize) -> (String, Vec<u8>) {
-        let mut bytes = vec![0; size];
-        fastrand::fill(&mut bytes);
-        fs::write(self.0.join(name), &bytes).unwrap();
-        (self.path(name), bytes)
-    }
-
-    fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(&self.0).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
+use run::{LIMIT, Probe, Room};
 
 /// First payload byte of a data packet: what a probe says with it.
 fn says(packet: &[u8]) -> u8 {
@@ -165,7 +34,7 @@ fn number(packet: &[u8]) -> u64 {
 }
 
 /// A file of 1 MB from node 1 to node 0; gives both ends and what the receiver's directory holds.
-fn transfer(hub: &Hub) -> (Ended, Ended, Vec<String>) {
+fn transfer(hub: &Hub) -> (run::Ended, run::Ended, Vec<String>) {
     let (room, kept) = (Room::new(), Room::new());
     let (file, _) = room.file("f", 1_000_000);
     let recv = Probe::start(hub.servers[0], &["recv", "-o", &kept.path("got")]);
@@ -263,6 +132,29 @@ fn several_clients_share_an_echo() {
         |node: usize, command| Probe::start(hub.servers[node], &[command, "--to", "0", "--secs", "0.3"]);
     let clients = [start(1, "throughput"), start(2, "throughput"), start(3, "latency")];
     for ended in clients.map(Probe::end) {
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+    }
+}
+
+#[test]
+fn echo_may_come_after_those_that_measure() {
+    for command in ["latency", "throughput"] {
+        let (asked, asks) = channel();
+        let hub = Hub::scripted(2, move |from, _, _| {
+            if from == 1 {
+                let _ = asked.send(());
+            }
+            Fate::Deliver
+        });
+        // Somebody is connected who does not answer, and goes for `echo` to come.
+        let state = Probe::start(hub.servers[0], &["state"]);
+        state.line();
+        let client = Probe::start(hub.servers[1], &[command, "--to", "0", "--secs", "0.1"]);
+        asks.recv_timeout(LIMIT).unwrap();
+        state.signal(Signal::TERM);
+        assert_eq!(state.end().code, Some(0));
+        let _echo = Probe::start(hub.servers[0], &["echo"]);
+        let ended = client.end();
         assert_eq!(ended.code, Some(0), "{ended:?}");
     }
 }
@@ -485,7 +377,6 @@ fn a_result_that_cannot_be_written_is_told_before_attaching() {
     said(&["recv", "-o", &room.path("")], "is a directory");
     said(&["send", "--to", "1", &room.path("none")], "cannot read");
     said(&["send", "--to", "1", &room.path("")], "is not a file");
-    assert!(Path::new(&room.0).is_dir());
 }
 
 #[test]

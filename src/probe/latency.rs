@@ -34,10 +34,11 @@ pub fn run(server: SocketAddr, json: bool, options: &Measure) -> Result<(), Fail
         return fail(format!("node {node} is this node itself"));
     }
     let waited = options.timeout.unwrap_or_default().as_secs_f64();
-    if !watch.require(node, Some(Instant::now()))? {
-        say(format_args!("waiting for {}", nodes(options.to)));
-        if !watch.require(node, limit)? {
-            return fail(format!("not connected after {waited} s: node {node}"));
+    let missing = format!("not connected after {waited} s: node {node}");
+    if !watch.connected(node, Some(Instant::now()))? {
+        say(format_args!("waiting for node {node}"));
+        if !watch.connected(node, limit)? {
+            return fail(missing);
         }
     }
     let label = Label { from: own, to: options.to, dev: 0, transfer: fastrand::u64(..), seq: 0 };
@@ -51,6 +52,10 @@ pub fn run(server: SocketAddr, json: bool, options: &Measure) -> Result<(), Fail
                 "no answer from node {node} for {waited} s: does `hadm-probe echo` run there?"
             ));
         }
+    }
+    // Not before: its daemon reconnects when `echo` attaches where requests were lost.
+    if !watch.require(node, limit)? {
+        return fail(missing);
     }
     round.limit(ANSWER_LIMIT)?;
     let (times, time) = measure(&mut round, options.time)?;

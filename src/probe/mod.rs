@@ -8,7 +8,8 @@
 //! - `frame`, `reader`, `link`: the payloads of the probe, packets out of a stream, the pair of links.
 //! - `watch`, `talk`: who is connected; a conversation with several nodes.
 //! - `state`, `send`, `recv`, `echo`, `latency`, `throughput`: one file a command.
-//! - `histogram`, `partial`, `progress`: round-trip times, the file in the making, the bar on a terminal.
+//! - `flow`, `histogram`, `partial`, `progress`: numbered packets, round-trip times, the file in the making,
+//!   the bar on a terminal.
 
 pub mod args;
 mod echo;

@@ -20,7 +20,7 @@ impl Progress {
         // Draws nothing when stderr is no terminal.
         let bar = ProgressBar::new(bytes).with_message(what);
         let style = ProgressStyle::with_template(
-            "{msg} [{bar:30}] {bytes}/{total_bytes} {decimal_bytes_per_sec}, {eta} left",
+            "{msg} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}, {eta} left",
         );
         if let Ok(style) = style {
             bar.set_style(style);

@@ -62,14 +62,24 @@ impl Watch {
         Ok((watch, own))
     }
 
-    /// Waits until the node is connected; from then on its loss ends both links. `false` when the deadline
-    /// (`None` = never) has passed; then nothing has changed.
+    /// Waits until the node is connected; `false` when the deadline (`None` = never) passes first.
+    pub fn connected(&self, node: u8, deadline: Option<Instant>) -> Result<bool, Failure> {
+        self.connected_and(deadline, node, |_| ())
+    }
+
+    /// Like [`Self::connected`], and from then on the loss of this node ends both links.
     pub fn require(&self, node: u8, deadline: Option<Instant>) -> Result<bool, Failure> {
-        let found = self.wait(deadline, |seen| {
-            seen.state.filter(|state| state.up.contains(node)).map(|_| {
-                seen.needed = Mask::of(node);
-            })
-        })?;
+        self.connected_and(deadline, node, |seen| seen.needed = Mask::of(node))
+    }
+
+    fn connected_and(
+        &self,
+        deadline: Option<Instant>,
+        node: u8,
+        then: impl Fn(&mut Seen),
+    ) -> Result<bool, Failure> {
+        let found = self
+            .wait(deadline, |seen| seen.state.filter(|state| state.up.contains(node)).map(|_| then(seen)))?;
         Ok(found.is_some())
     }
 
