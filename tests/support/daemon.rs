@@ -98,8 +98,11 @@ impl Daemon {
             if let Some(value) = found(&state.0, state.1) {
                 return value;
             }
-            let left = end.checked_duration_since(Instant::now());
-            let Some(left) = left else { panic!("{}: no {what} within {limit:?}", self.name) };
+            let Some(left) = end.checked_duration_since(Instant::now()) else {
+                // Not under the lock: the log is printed while the panic unwinds.
+                drop(state);
+                panic!("{}: no {what} within {limit:?}", self.name);
+            };
             state = self.log.changed.wait_timeout(state, left).unwrap().0;
         }
     }

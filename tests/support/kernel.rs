@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::link::{Filter, Link};
 use super::packet::{HEADER, MAGIC, Packet, kind};
-use super::{PATIENCE, Subnet, redial};
+use super::{PATIENCE, Subnet, ms, redial};
 
 /// An attached module. Dropping it closes both links, as a module that goes does.
 pub struct FakeKernel {
@@ -47,10 +47,22 @@ impl FakeKernel {
         Self::try_attach(net, id).unwrap_or_else(|e| panic!("attaching to node {id}: {e}"))
     }
 
-    /// Attaches as a module does that was just closed: each link is dialled until it is taken.
+    /// Attaches as a module does that was just closed: the links are dialled until both are taken and it is
+    /// told the state; one may first be paired with what was left of the old module.
     #[track_caller]
     pub fn reattach(net: &Subnet, id: u8) -> Self {
-        redial("attaching again", PATIENCE, || Self::try_attach(net, id).ok())
+        redial("attaching again", PATIENCE, || {
+            let kernel = Self::try_attach(net, id).ok()?;
+            let told = kernel.told_within(ms(1000));
+            told.then_some(kernel)
+        })
+    }
+
+    /// Whether any state is told in time.
+    fn told_within(&self, limit: Duration) -> bool {
+        let seen = self.states.seen.lock().unwrap();
+        let (seen, _) = self.states.changed.wait_timeout_while(seen, limit, |seen| seen.is_empty()).unwrap();
+        !seen.is_empty()
     }
 
     /// One attempt to attach.
@@ -79,7 +91,6 @@ impl FakeKernel {
         masks
     }
 
-    /// Waits for the first state of at least `from` states that `good` holds for.
     #[track_caller]
     fn wait<T>(
         &self,
@@ -95,6 +106,7 @@ impl FakeKernel {
             }
             let Some(left) = end.checked_duration_since(Instant::now()) else {
                 let told: Vec<String> = seen.iter().map(|(_, mask)| format!("{mask:#x}")).collect();
+                drop(seen);
                 panic!("no {what} within {limit:?}; told {told:?}, meta closed {}", self.meta.is_closed());
             };
             seen = self.states.changed.wait_timeout(seen, left).unwrap().0;

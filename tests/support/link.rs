@@ -90,7 +90,8 @@ impl Link {
         let end = Instant::now() + limit;
         let mut state = self.inbox.state.lock().unwrap();
         loop {
-            if let Some(fault) = &state.fault {
+            if let Some(fault) = state.fault.clone() {
+                drop(state);
                 panic!("{}: {fault} (while waiting for {what})", self.name);
             }
             if let Some(value) = ready(&mut state) {
@@ -145,6 +146,12 @@ impl Link {
     pub fn wait_closed(&self, limit: Duration) -> Instant {
         let ended = self.wait("the end", limit, |state| state.end.as_ref().map(|(at, _)| *at));
         ended.unwrap_or_else(|| panic!("{}: still open after {limit:?}", self.name))
+    }
+
+    /// Whether the other side closes the connection in time.
+    #[track_caller]
+    pub fn closes_within(&self, limit: Duration) -> bool {
+        self.wait("the end", limit, |state| state.end.is_some().then_some(())).is_some()
     }
 
     /// Whether the connection has ended, as far as the reader has seen.

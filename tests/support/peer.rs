@@ -11,7 +11,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use super::link::{Filter, Link};
 use super::packet::{Packet, kind};
-use super::{PATIENCE, Subnet, bit, redial};
+use super::{PATIENCE, Subnet, bit, ms, redial};
 
 /// Bytes of a hello.
 pub const HELLO: usize = 35;
@@ -248,6 +248,14 @@ fn read_record(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(record)
 }
 
+/// Whether a connection on which nothing is due was not closed by the other side.
+fn is_open(stream: &TcpStream) -> bool {
+    stream.set_read_timeout(Some(ms(1))).unwrap();
+    let open = matches!(stream.peek(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    open
+}
+
 /// A peer with a smaller id, waiting for calls.
 pub struct Acceptor {
     pub id: u8,
@@ -289,7 +297,7 @@ impl Acceptor {
     #[track_caller]
     pub fn accept(&self, net: &Subnet, from: u8) -> FakePeer {
         let end = Instant::now() + PATIENCE;
-        let mut links = [None, None];
+        let mut links: [Option<(TcpStream, bool)>; 2] = [None, None];
         while let [None, _] | [_, None] = links {
             let left = end.checked_duration_since(Instant::now());
             let left = left.unwrap_or_else(|| panic!("node {from} did not call node {}", self.id));
@@ -298,6 +306,8 @@ impl Acceptor {
             assert_eq!((hello[0], hello[2]), (from, 0), "hello {hello:?}");
             assert!(matches!(hello[1], DATA | META), "hello {hello:?}");
             assert!(hello[3..19].contains(&0), "the text ends before the mark: {hello:?}");
+            // A call that was given up while it waited here is no half of this one.
+            links = links.map(|link| link.filter(|(stream, _)| is_open(stream)));
             links[usize::from(hello[1] / 2)] = Some((stream, &hello[19..23] == MARK));
         }
         let mut record = None;
