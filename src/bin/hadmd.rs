@@ -1,0 +1,248 @@
+//! The daemon's command line: options, log, signals and PID file, then everything is the timer's.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the command line's own output")]
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crossbeam::channel::{Receiver, unbounded};
+use log::{LevelFilter, error, warn};
+use rustix::fs::{FlockOperation, flock};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use hadmd::config::Config;
+use hadmd::log::Target;
+use hadmd::timer::{Setup, Timer};
+
+const USAGE: &str = "\
+Usage: hadmd [OPTIONS]
+
+Carries the packets of the mirror's kernel module between the nodes of a cluster.
+Runs in the foreground; SIGTERM and SIGINT end it in order.
+
+Options:
+  -c FILE              configuration file [default: /etc/hadm/hadm.xml]
+      --check          check the configuration file, start nothing
+      --hostname NAME  name that finds the local node [default: this machine's name]
+      --server ADDR:PORT
+                       where the kernel module connects, instead of serverip and serverport
+      --modules FILE   list of loaded kernel modules [default: /proc/modules]
+      --no-kmod-check  do not look for the kernel module
+      --log stderr|syslog
+                       where log lines go [default: stderr on a terminal, else syslog]
+  -v                   log more; twice: every packet header
+      --pidfile FILE   write the process id to FILE while running
+      --version        print the version
+      --help           print this help
+
+Exit status: 0 ended by a signal, 1 something failed, 2 usage or configuration.
+";
+
+/// Exit code of a wrong command line or configuration.
+const USAGE_ERROR: u8 = 2;
+
+struct Options {
+    file: PathBuf,
+    check: bool,
+    hostname: Option<String>,
+    server: Option<SocketAddr>,
+    modules: Option<PathBuf>,
+    log: Target,
+    verbose: u8,
+    pidfile: Option<PathBuf>,
+}
+
+enum Command {
+    Run(Box<Options>),
+    Print(String),
+}
+
+fn parse() -> Result<Command, lexopt::Error> {
+    use lexopt::prelude::*;
+    let mut options = Options {
+        file: "/etc/hadm/hadm.xml".into(),
+        check: false,
+        hostname: None,
+        server: None,
+        modules: Some(hadmd::kmod::MODULE_LIST.into()),
+        log: if rustix::termios::isatty(std::io::stderr()) { Target::Stderr } else { Target::Syslog },
+        verbose: 0,
+        pidfile: None,
+    };
+    let (mut modules, mut no_check) = (None, false);
+    let mut args = lexopt::Parser::from_env();
+    while let Some(arg) = args.next()? {
+        match arg {
+            Short('c') => options.file = args.value()?.into(),
+            Long("check") => options.check = true,
+            Long("hostname") => options.hostname = Some(args.value()?.string()?),
+            Long("server") => {
+                let text = args.value()?.string()?;
+                let addr = text.parse().map_err(|_| {
+                    format!(
+                        "--server: {text:?} is not ADDR:PORT with a numeric address, such as 127.0.0.1:9998"
+                    )
+                })?;
+                options.server = Some(addr);
+            }
+            Long("modules") => modules = Some(PathBuf::from(args.value()?)),
+            Long("no-kmod-check") => no_check = true,
+            Long("log") => {
+                options.log = match args.value()?.string()?.as_str() {
+                    "stderr" => Target::Stderr,
+                    "syslog" => Target::Syslog,
+                    other => return Err(format!("--log: {other:?} is neither stderr nor syslog").into()),
+                }
+            }
+            Short('v') => options.verbose += 1,
+            Long("pidfile") => options.pidfile = Some(args.value()?.into()),
+            Long("version") => return Ok(Command::Print(format!("hadmd {}\n", env!("CARGO_PKG_VERSION")))),
+            Long("help") | Short('h') => return Ok(Command::Print(USAGE.into())),
+            other => return Err(other.unexpected()),
+        }
+    }
+    match (modules, no_check) {
+        (Some(_), true) => return Err("--modules and --no-kmod-check exclude each other".into()),
+        (Some(file), false) => options.modules = Some(file),
+        (None, true) => options.modules = None,
+        (None, false) => {}
+    }
+    Ok(Command::Run(Box::new(options)))
+}
+
+fn main() -> ExitCode {
+    let options = match parse() {
+        Ok(Command::Run(options)) => options,
+        Ok(Command::Print(text)) => {
+            // A reader that went away is no failure of this program.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprint!("hadmd: {error}\n\n{USAGE}");
+            return USAGE_ERROR.into();
+        }
+    };
+    let Some(config) = load(&options) else { return USAGE_ERROR.into() };
+    if options.check {
+        return ExitCode::SUCCESS;
+    }
+    match run(*options, config) {
+        Ok(code) => {
+            log::logger().flush();
+            code.into()
+        }
+        Err(why) => {
+            // Whoever started it by hand, or in a script, has to see why it is gone.
+            if log::max_level() != LevelFilter::Off {
+                error!("{why}");
+                log::logger().flush();
+            }
+            eprintln!("hadmd: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Reads the configuration; what is wrong with it is told on stderr.
+fn load(options: &Options) -> Option<Config> {
+    let hostname = options
+        .hostname
+        .clone()
+        .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+    match Config::read(&options.file, &hostname) {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                eprintln!("{}:{warning}", options.file.display());
+            }
+            let mut config = loaded.config;
+            if let Some(server) = options.server {
+                config.server = server;
+            }
+            Some(config)
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            None
+        }
+    }
+}
+
+fn run(options: Options, config: Config) -> Result<u8, String> {
+    let level = match options.verbose {
+        0 => LevelFilter::Info,
+        1 => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
+    };
+    hadmd::log::install(options.log, level)?;
+    end_on_panic();
+    let stop = signals()?;
+    let pidfile = options.pidfile.as_deref().map(PidFile::take).transpose()?;
+    let timer = Timer::new(Setup { config, modules: options.modules, stop })?;
+    if let Some(pidfile) = &pidfile {
+        pidfile.write()?;
+    }
+    Ok(timer.run())
+}
+
+/// A panic anywhere ends the process, so that the service manager starts a whole one instead of a half-dead
+/// daemon going on.
+fn end_on_panic() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        error!("defect in hadmd, ending: {panic}");
+        log::logger().flush();
+        default(panic);
+        std::process::exit(1);
+    }));
+}
+
+/// SIGTERM and SIGINT as messages.
+fn signals() -> Result<Receiver<String>, String> {
+    let fail = |error: std::io::Error| format!("cannot wait for signals: {error}");
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).map_err(fail)?;
+    let (sender, receiver) = unbounded();
+    let wait = move || {
+        for signal in signals.forever() {
+            let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
+            let _ = sender.send(name.to_string());
+        }
+    };
+    hadmd::sys::spawn("signals", wait).map_err(fail)?;
+    Ok(receiver)
+}
+
+/// A PID file that is locked while the daemon runs, and removed at its end.
+struct PidFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl PidFile {
+    fn take(path: &Path) -> Result<Self, String> {
+        let place = path.display();
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+        let file = file.map_err(|error| format!("cannot open PID file {place}: {error}"))?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| format!("PID file {place} is in use: another hadmd runs with it"))?;
+        Ok(PidFile { path: path.into(), file })
+    }
+
+    fn write(&self) -> Result<(), String> {
+        let written = self
+            .file
+            .set_len(0)
+            .and_then(|()| (&self.file).write_all(format!("{}\n", std::process::id()).as_bytes()));
+        written.map_err(|error| format!("cannot write PID file {}: {error}", self.path.display()))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            warn!("cannot remove PID file {}: {error}", self.path.display());
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The whole file: from bytes to text to XML to a [`Config`], or to everything that is wrong with it.
+//!
+//! [`parse`] is pure but for the resolver it is given, [`Config::read`] adds the file and the system's resolver.
+//! Older files without sites are recognised here and refused with directions, before their parts are judged.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{IpAddr, ToSocketAddrs};
+use std::path::Path;
+
+use roxmltree::{Document, ParsingOptions};
+
+use super::cluster::Cluster;
+use super::element::Element;
+use super::model::Config;
+use super::problem::{ConfigError, Notes, Problem, Severity};
+use super::{global, value};
+
+pub use value::Resolver;
+
+/// Longest configuration file in bytes: the largest cluster with every comment kept needs a tenth of it.
+pub const FILE_MAX: u64 = 1 << 20;
+
+/// A configuration that stands, and what the operator should still look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Parts of the file that have no effect, in the order of the file.
+    pub warnings: Vec<Problem>,
+}
+
+impl Config {
+    /// Reads a file, from the point of view of the node with this host name. Blocks while names are resolved.
+    pub fn read(path: &Path, hostname: &str) -> Result<Loaded, ConfigError> {
+        let file = path.to_owned();
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|open| open.take(FILE_MAX + 1).read_to_end(&mut bytes));
+        match read {
+            Err(error) => return Err(ConfigError::Unreadable { file, error }),
+            Ok(len) if len as u64 > FILE_MAX => return Err(ConfigError::TooLong { file }),
+            Ok(_) => {}
+        }
+        let loaded = match std::str::from_utf8(&bytes) {
+            Ok(text) => parse(text, hostname, &system_resolver),
+            Err(error) => Err(not_utf8(bytes.get(..error.valid_up_to()).unwrap_or_default())),
+        };
+        loaded.map_err(|problems| ConfigError::Refused { file, problems })
+    }
+}
+
+fn system_resolver(name: &str) -> io::Result<Vec<IpAddr>> {
+    Ok((name, 0).to_socket_addrs()?.map(|addr| addr.ip()).collect())
+}
+
+fn not_utf8(good: &[u8]) -> Vec<Problem> {
+    let text = String::from_utf8_lossy(good);
+    let notes = Notes::new(&text);
+    notes.error(text.len(), "these bytes are not UTF-8: save the file as UTF-8".to_owned());
+    notes.into_problems()
+}
+
+/// Reads a configuration from its text, from the point of view of the node with this host name. The error
+/// holds everything found, warnings too, in the order of the text.
+pub fn parse(text: &str, hostname: &str, resolve: &Resolver<'_>) -> Result<Loaded, Vec<Problem>> {
+    let options = ParsingOptions { allow_dtd: false, ..ParsingOptions::default() };
+    let notes = Notes::new(text);
+    let config = match Document::parse_with_options(text, options) {
+        Ok(document) => {
+            let root = document.root_element();
+            read_root(Element::new(root, &notes), hostname.trim(), resolve)
+        }
+        Err(error) => return Err(vec![syntax_problem(text, &error)]),
+    };
+    let problems = notes.into_problems();
+    match config {
+        Some(config) if problems.iter().all(|problem| problem.severity == Severity::Warning) => {
+            Ok(Loaded { config, warnings: problems })
+        }
+        _ => Err(problems),
+    }
+}
+
+fn read_root(root: Element<'_>, hostname: &str, resolve: &Resolver<'_>) -> Option<Config> {
+    if root.name() != "hadm" {
+        root.error(format!("the outermost element is <{}>: it must be <hadm>", root.name()));
+        return None;
+    }
+    if let Some(old) = older_form(root) {
+        old.error(OLDER_FORM);
+        return None;
+    }
+    root.holds_only(&["global", "sites", "resources"]);
+    let global = root.required("global").and_then(|el| global::read(el, resolve));
+    let mut cluster = Cluster::new(resolve);
+    let sites_el = root.required("sites")?;
+    let sites = cluster.sites(sites_el);
+    let local = cluster.local(sites_el, &sites, hostname);
+    let resources = root.optional("resources").map(|el| cluster.resources(el)).unwrap_or_default();
+
+    let (global, (site, node)) = global.zip(local)?;
+    Some(Config {
+        server: global.server,
+        kmod_port: global.kmod_port,
+        ping_interval: global.ping_interval,
+        max_ping_count: global.max_ping_count,
+        max_packet: global.max_packet,
+        slow_timeout: global.slow_timeout,
+        peer_addr: global.peer_addr,
+        node,
+        site,
+        sites,
+        resources,
+    })
+}
+
+const OLDER_FORM: &str = "this file has the older form, without sites. Put <nodes> into \
+     <sites><site><id>0</id><mode>share</mode>...</site></sites>. In each <resource>, put <runnodes> into \
+     <runsites><runsite>...</runsite></runsites>, beside the site's <id>, <ip>, <port>, <protocol>, <disk> and \
+     <bwr_disk>, and list in it the ids alone: <id>0</id> for each <runnode>";
+
+/// The element that tells an older file: nodes, or a resource's nodes, without sites.
+fn older_form(root: Element<'_>) -> Option<Element<'_>> {
+    if root.find("sites").is_some() {
+        return None;
+    }
+    let nodes = root.find("nodes").filter(|nodes| nodes.find("node").is_some());
+    let run_nodes = || {
+        let mut resources = root.find("resources")?.named("resource");
+        resources.find_map(|resource| resource.find("runnodes")?.find("runnode"))
+    };
+    nodes.or_else(run_nodes)
+}
+
+/// What the XML parser has to say. Its own text carries the place, which would stand there twice.
+fn syntax_problem(text: &str, error: &roxmltree::Error) -> Problem {
+    use roxmltree::Error as Xml;
+    let pos = error.pos();
+    let said = error.to_string().replace(&format!(" at {pos}"), "");
+    let at = |at: usize, message: String| {
+        let notes = Notes::new(text);
+        notes.error(at, message);
+        notes.into_problems().pop()
+    };
+    let placed = match error {
+        Xml::DtdDetected => at(
+            text.find("<!DOCTYPE").unwrap_or_default(),
+            "a document type (<!DOCTYPE ...>) is not allowed here: delete it".to_owned(),
+        ),
+        Xml::NoRootNode => at(0, "no XML element in it: a configuration is <hadm>...</hadm>".to_owned()),
+        Xml::UnclosedRootNode | Xml::UnexpectedEndOfStream => {
+            at(text.len(), format!("not well-formed XML, the text ends early: {said}"))
+        }
+        _ => None,
+    };
+    placed.unwrap_or_else(|| Problem {
+        line: pos.row,
+        col: pos.col,
+        severity: Severity::Error,
+        message: format!("not well-formed XML: {said}"),
+    })
+}

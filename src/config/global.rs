@@ -1,0 +1,80 @@
+//! `/hadm/global`: what concerns the local daemon, and the heartbeat pair.
+//!
+//! Reads, and checks what can be checked without the rest of the file. Called by `file`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::element::Element;
+use super::model::PeerAddr;
+use super::value::{Resolver, address, choice, port, seconds, whole};
+
+const KNOWN: [&str; 9] = [
+    "serverip",
+    "serverport",
+    "kmodport",
+    "pingtimeout",
+    "maxpingcount",
+    "ping",
+    "maxpacket",
+    "slowtimeout",
+    "peeraddr",
+];
+
+const MAX_PACKET: u32 = 16 << 20;
+const SLOW_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(super) struct Global {
+    pub(super) server: SocketAddr,
+    pub(super) kmod_port: u16,
+    pub(super) ping_interval: Duration,
+    pub(super) max_ping_count: u32,
+    pub(super) max_packet: u32,
+    pub(super) slow_timeout: Duration,
+    pub(super) peer_addr: PeerAddr,
+}
+
+pub(super) fn read(global: Element<'_>, resolve: &Resolver<'_>) -> Option<Global> {
+    global.holds_only(&KNOWN);
+    let ip = global.get("serverip", address(resolve));
+    let server_port = global.get("serverport", port);
+    let kmod_port = global.get_or("kmodport", 0, port);
+    let heartbeat = heartbeat(global);
+    let max_packet = global.get_or("maxpacket", MAX_PACKET, whole(64 << 10..=256 << 20));
+    let slow_timeout = global.get_or("slowtimeout", SLOW_TIMEOUT, seconds(0.1..=3600.0));
+    let words = [("strict", PeerAddr::Strict), ("any", PeerAddr::Any)];
+    let peer_addr = global.get_or("peeraddr", PeerAddr::default(), choice(words, "strict or any"));
+
+    let (ping_interval, max_ping_count) = heartbeat?;
+    Some(Global {
+        server: SocketAddr::new(ip?, server_port?),
+        kmod_port: kmod_port?,
+        ping_interval,
+        max_ping_count,
+        max_packet: max_packet?,
+        slow_timeout: slow_timeout?,
+        peer_addr: peer_addr?,
+    })
+}
+
+/// The heartbeat pair. `pingtimeout` stands in both spellings, for different things: its companion tells which.
+fn heartbeat(global: Element<'_>) -> Option<(Duration, u32)> {
+    const RIGHT: &str = "write <pingtimeout> (seconds between pings) and <maxpingcount> (unanswered pings that end \
+                         a connection), or in the old spelling <ping> (seconds between pings) and <pingtimeout> \
+                         (unanswered pings)";
+    let (interval, count) = match (global.find("maxpingcount"), global.find("ping")) {
+        (Some(_), None) => ("pingtimeout", "maxpingcount"),
+        (None, Some(_)) => ("ping", "pingtimeout"),
+        (Some(_), Some(ping)) => {
+            ping.error(format!("both <ping> and <maxpingcount> in <global>: {RIGHT}"));
+            return None;
+        }
+        (None, None) => {
+            global.error(format!("neither <maxpingcount> nor <ping> in <global>: {RIGHT}"));
+            return None;
+        }
+    };
+    let interval = global.get(interval, seconds(0.01..=3600.0));
+    let count = global.get(count, whole(1..=1_000_000));
+    Some((interval?, count?))
+}

@@ -1,0 +1,76 @@
+//! What may stand in an element: from the characters, freed of white space, to a value.
+//!
+//! Each function here gives a parser, which on failure says what would be right, to follow "it must be".
+//! They know nothing of XML; `element` calls them.
+
+use std::io;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// Turns a host name into its addresses, as the system's resolver does.
+pub type Resolver<'a> = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + 'a;
+
+/// What would be right, to follow "it must be".
+pub(super) type Wanted = String;
+
+pub(super) fn text(value: &str) -> Result<String, Wanted> {
+    Ok(value.to_owned())
+}
+
+pub(super) fn whole(range: RangeInclusive<u32>) -> impl Fn(&str) -> Result<u32, Wanted> {
+    move |value| match value.parse() {
+        Ok(n) if range.contains(&n) => Ok(n),
+        _ => Err(format!("a whole number from {} to {}", range.start(), range.end())),
+    }
+}
+
+pub(super) fn port(value: &str) -> Result<u16, Wanted> {
+    let wanted = |_| "a port from 1 to 65535".to_owned();
+    value.parse().map(std::num::NonZeroU16::get).map_err(wanted)
+}
+
+pub(super) fn id<I: TryFrom<u32>>(last: u8) -> impl Fn(&str) -> Result<I, Wanted> {
+    let wanted = move || format!("an id from 0 to {last}");
+    move |value| value.parse().ok().and_then(|n: u32| I::try_from(n).ok()).ok_or_else(wanted)
+}
+
+/// Seconds, with or without a fraction.
+pub(super) fn seconds(range: RangeInclusive<f64>) -> impl Fn(&str) -> Result<Duration, Wanted> {
+    move |value| {
+        let plain = value.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+        match value.parse() {
+            Ok(n) if plain && range.contains(&n) => Ok(Duration::from_secs_f64(n)),
+            _ => Err(format!("seconds from {} to {}, such as 1 or 0.2", range.start(), range.end())),
+        }
+    }
+}
+
+/// One of a few words. The words are given as they are compared: without white space.
+pub(super) fn choice<T: Copy, const N: usize>(
+    words: [(&'static str, T); N],
+    wanted: &'static str,
+) -> impl Fn(&str) -> Result<T, Wanted> {
+    move |value| {
+        let found = words.iter().find(|(word, _)| *word == value);
+        found.map(|(_, meaning)| *meaning).ok_or_else(|| wanted.to_owned())
+    }
+}
+
+/// An address, or a name that has one. An IPv4 address goes before others, since C daemons know no other.
+pub(super) fn address(resolve: &Resolver<'_>) -> impl Fn(&str) -> Result<IpAddr, Wanted> {
+    move |value| {
+        if let Ok(ip) = value.parse::<IpAddr>() {
+            return Ok(ip.to_canonical());
+        }
+        // Resolvers take "10.1" and "010.0.0.1" for other addresses than the reader of the file does.
+        let last = value.rsplit('.').next().unwrap_or_default();
+        if last.bytes().all(|b| b.is_ascii_digit()) || last.starts_with("0x") || value.contains(':') {
+            return Err("an address, such as 192.0.2.1".to_owned());
+        }
+        let wanted = |why: &str| format!("an address, or a host name that can be resolved ({why})");
+        let found = resolve(value).map_err(|error| wanted(&error.to_string()))?;
+        let first = found.iter().find(|ip| ip.is_ipv4()).or(found.first());
+        first.copied().ok_or_else(|| wanted("the name has no address"))
+    }
+}

@@ -1,0 +1,223 @@
+//! One handshake, a step at a time, over a socket that does not block.
+//!
+//! ```text
+//! kernel:   packet(128) -> offered, ACK follows with the decision
+//! accepted: hello(35) -> admitted -> ACK out --no mark--> done
+//!                                      +--mark--> record in -> record out -> done
+//! called:   connected -> hello out -> ACK(35) --no mark--> done
+//!                                        +--mark--> record out -> record in -> done
+//! ```
+//! Reads ask for exactly what is missing, since packets may follow at once.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+
+use super::{Dial, Plan};
+use crate::core::{Admitted, Refused};
+use crate::wire::{Class, Extension, HEADER_LEN, HELLO_LEN, Header, Hello, PacketType};
+
+/// Whose handshake it is.
+#[derive(Debug)]
+pub(super) enum Party {
+    Kernel,
+    Caller(Option<(Admitted, Class)>),
+    Callee(Dial, Class),
+}
+
+#[derive(Debug)]
+enum Phase {
+    Connect,
+    Packet,
+    Hello,
+    Ack,
+    RecordLen,
+    Record,
+}
+
+/// A handshake in flight.
+#[derive(Debug)]
+pub(super) struct Handshake {
+    pub party: Party,
+    phase: Phase,
+    buf: Vec<u8>,
+    need: usize,
+    pub extension: Option<Extension>,
+}
+
+/// How far a step came.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// More bytes are needed.
+    Wait,
+    /// The kernel module asks for a link.
+    Kernel(Class, u8),
+    /// A link is ready.
+    Ready,
+}
+
+/// Why a handshake ends early.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The connection failed or was closed.
+    Io(io::Error),
+    /// What was said is not what had to be said.
+    Malformed(String),
+    /// The caller is not let in.
+    Refused(Refused),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Failure::Io(error) => write!(f, "{error}"),
+            Failure::Malformed(what) => f.write_str(what),
+            Failure::Refused(refused) => write!(f, "{refused}"),
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Failure::Io(error)
+    }
+}
+
+impl Handshake {
+    pub fn new(party: Party) -> Self {
+        let (phase, need) = match party {
+            Party::Kernel => (Phase::Packet, HEADER_LEN),
+            Party::Caller(_) => (Phase::Hello, HELLO_LEN),
+            Party::Callee(..) => (Phase::Connect, 0),
+        };
+        Handshake { party, phase, buf: Vec::new(), need, extension: None }
+    }
+
+    /// Whether the socket is waited for to become writable, not readable.
+    pub fn wants_write(&self) -> bool {
+        matches!(self.phase, Phase::Connect)
+    }
+
+    /// Bytes read of what is expected now.
+    pub fn progress(&self) -> (usize, usize) {
+        (self.buf.len(), self.need)
+    }
+
+    /// Goes as far as it can without blocking.
+    pub fn step(&mut self, stream: &TcpStream, plan: &Plan) -> Result<Step, Failure> {
+        if let (Phase::Connect, Party::Callee(_, class)) = (&self.phase, &self.party) {
+            if let Some(error) = stream.take_error()? {
+                return Err(error.into());
+            }
+            say(stream, &plan.hello(*class, false, true).encode())?;
+            self.expect(Phase::Ack, HELLO_LEN);
+        }
+        loop {
+            if !self.fill(stream)? {
+                return Ok(Step::Wait);
+            }
+            if let Some(step) = self.understand(stream, plan)? {
+                return Ok(step);
+            }
+        }
+    }
+
+    /// Reads until what is expected is there; `false` if it is not.
+    fn fill(&mut self, mut stream: &TcpStream) -> io::Result<bool> {
+        while self.buf.len() < self.need {
+            let missing = self.need - self.buf.len();
+            let mut part = [0; HEADER_LEN];
+            let room = missing.min(part.len());
+            match stream.read(part.get_mut(..room).unwrap_or_default()) {
+                Ok(0) => {
+                    let (had, of) = self.progress();
+                    let text = format!("closed by the other side after {had} of {of} bytes");
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+                }
+                Ok(n) => self.buf.extend_from_slice(part.get(..n).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    fn expect(&mut self, phase: Phase, need: usize) {
+        self.phase = phase;
+        self.need = need;
+        self.buf.clear();
+    }
+
+    /// What is expected has been read whole.
+    fn understand(&mut self, stream: &TcpStream, plan: &Plan) -> Result<Option<Step>, Failure> {
+        let malformed = |error: &dyn std::fmt::Display| Failure::Malformed(error.to_string());
+        match self.phase {
+            Phase::Connect => {}
+            Phase::Packet => {
+                let header = self.buf.first_chunk().map(Header::decode);
+                let header = header.ok_or_else(|| malformed(&"no packet"))?;
+                let class = match header.kind {
+                    PacketType::KERN_HANDSHAKE_D => Class::Data,
+                    PacketType::KERN_HANDSHAKE_M => Class::Meta,
+                    _ => return Err(malformed(&format_args!("{header} instead of a kernel handshake"))),
+                };
+                if header.len > 0 {
+                    return Err(malformed(&format_args!("kernel handshake with a payload ({header})")));
+                }
+                return Ok(Some(Step::Kernel(class, header.dev_id)));
+            }
+            Phase::Hello => {
+                let hello = self.hello()?;
+                let source = stream.peer_addr()?.ip();
+                let admitted = plan.admission.admit(&hello, source).map_err(Failure::Refused)?;
+                self.party = Party::Caller(Some((admitted, hello.class)));
+                say(stream, &plan.hello(hello.class, true, hello.extended).encode())?;
+                if !hello.extended {
+                    return Ok(Some(Step::Ready));
+                }
+                self.expect(Phase::RecordLen, 2);
+            }
+            Phase::Ack => {
+                let hello = self.hello()?;
+                let Party::Callee(dial, class) = &self.party else { return Ok(None) };
+                if !hello.ack || hello.class != *class {
+                    return Err(malformed(&"the other side answered with something else than the ACK"));
+                }
+                if hello.id != dial.expected_id {
+                    return Err(malformed(&format_args!("{} answers as id {}", dial.to, hello.id)));
+                }
+                if !hello.extended {
+                    return Ok(Some(Step::Ready));
+                }
+                let record = Extension { epoch: Some(dial.epoch), ..plan.extension.clone() };
+                say(stream, &record.encode())?;
+                self.expect(Phase::RecordLen, 2);
+            }
+            Phase::RecordLen => {
+                let len = self.buf.first_chunk().copied().map(Extension::body_len);
+                let len = len.unwrap_or(Ok(0)).map_err(|error| malformed(&error))?;
+                self.expect(Phase::Record, len);
+            }
+            Phase::Record => {
+                let record = Extension::decode(&self.buf).map_err(|error| malformed(&error))?;
+                if let Party::Caller(_) = self.party {
+                    let own = Extension { epoch: record.epoch, ..plan.extension.clone() };
+                    say(stream, &own.encode())?;
+                }
+                self.extension = Some(record);
+                return Ok(Some(Step::Ready));
+            }
+        }
+        Ok(None)
+    }
+
+    fn hello(&self) -> Result<Hello, Failure> {
+        let bytes = self.buf.first_chunk().ok_or_else(|| Failure::Malformed("no hello".into()))?;
+        Hello::decode(bytes).map_err(|error| Failure::Malformed(error.to_string()))
+    }
+}
+
+/// Writes a few bytes on a connection that has sent next to nothing: they fit into its socket's buffer.
+fn say(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes)
+}

@@ -1,0 +1,164 @@
+//! How connections come to be: the reactor thread accepts, calls, and carries every handshake to its end.
+//!
+//! One `polling` poller serves the listeners, the calls and the handshakes in flight, each with a deadline.
+//! An established link is handed over whole, with not a byte read too far, and never touched again. The
+//! reactor decides nothing but what a pure check decides ([`crate::core::Admission`]).
+
+mod handshake;
+mod reactor;
+
+pub use reactor::Reactor;
+
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::core::{Admission, AttemptId, PeerKey};
+use crate::queue::Counter;
+use crate::wire::{Class, Extension, Hello};
+
+/// How long a caller may take from its connection to the end of its hello.
+pub const HELLO_LIMIT: Duration = Duration::from_secs(3);
+/// How long a call may take, from the first packet to the end of the other side's answer.
+pub const DIAL_LIMIT: Duration = Duration::from_secs(5);
+/// Handshakes in flight from outside. The oldest goes when another comes: a caller that means it says its
+/// hello at once.
+pub const MAX_PENDING: usize = 128;
+/// Handed-over connections that nobody has looked at yet; more are closed at once.
+pub const MAX_OFFERED: usize = 256;
+
+/// Everything the reactor needs to know.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where the kernel module connects.
+    pub server: SocketAddr,
+    /// Where nodes with larger ids connect.
+    pub node: SocketAddr,
+    /// Who may.
+    pub admission: Admission,
+    /// The local node's id.
+    pub local_id: u8,
+    /// What is told to speakers of the hello extension.
+    pub extension: Extension,
+}
+
+/// What the reactor is asked for.
+#[derive(Debug)]
+pub enum Order {
+    /// Call a peer: both links at once.
+    Dial(Dial),
+    /// Give an attempt up and report nothing of it.
+    Cancel(AttemptId),
+    /// Accept no more, and drop every handshake in flight.
+    Stop,
+}
+
+/// A call.
+#[derive(Clone, Debug)]
+pub struct Dial {
+    /// Whom.
+    pub peer: PeerKey,
+    /// The id that the other side must answer with.
+    pub expected_id: u8,
+    /// Which attempt; also the epoch told to the other side.
+    pub attempt: AttemptId,
+    /// Drawn for each attempt, the same on both its links.
+    pub epoch: u64,
+    /// Where.
+    pub to: SocketAddr,
+    /// The address to call from, where this machine has it.
+    pub from: IpAddr,
+}
+
+/// What the reactor hands over.
+#[derive(Debug)]
+pub enum Offer {
+    /// The kernel module's first packet was read; it waits for the ACK.
+    Kernel {
+        /// Which link.
+        class: Class,
+        /// To be repeated in the ACK.
+        dev_id: u8,
+        /// The connection, blocking.
+        stream: TcpStream,
+        /// From where.
+        source: SocketAddr,
+    },
+    /// A link to a peer is through its hello.
+    Link {
+        /// The peer.
+        peer: PeerKey,
+        /// Which link.
+        class: Class,
+        /// The connection, blocking.
+        stream: TcpStream,
+        /// The attempt, if this side called.
+        attempt: Option<AttemptId>,
+        /// What the peer told, if it speaks the extension.
+        extension: Option<Extension>,
+        /// Where the other side is.
+        source: SocketAddr,
+        /// The configured address, if the caller came from another one.
+        expected: Option<IpAddr>,
+    },
+    /// A call came to nothing.
+    DialFailed {
+        /// The peer.
+        peer: PeerKey,
+        /// The attempt.
+        attempt: AttemptId,
+        /// Why, in words.
+        why: String,
+    },
+    /// A peer that this side has to call has called.
+    Knock(PeerKey),
+}
+
+/// Calls from outside that were turned away, by cause.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    /// Said nothing, or not all, in time; or went away before.
+    pub silent: Counter,
+    /// Said something that is no hello.
+    pub malformed: Counter,
+    /// Claimed an id that is not configured, or this node's own.
+    pub unknown: Counter,
+    /// Came from an address that is not the configured one.
+    pub address: Counter,
+    /// Had the smaller id, or spoke of a site on a node's port.
+    pub direction: Counter,
+    /// Were too many at once.
+    pub crowd: Counter,
+}
+
+impl Refusals {
+    /// Each counter with its name in words.
+    pub fn list(&self) -> [(&'static str, u64); 6] {
+        [
+            ("silent", self.silent.get()),
+            ("malformed", self.malformed.get()),
+            ("unknown id", self.unknown.get()),
+            ("wrong address", self.address.get()),
+            ("wrong direction", self.direction.get()),
+            ("too many at once", self.crowd.get()),
+        ]
+    }
+}
+
+/// Takes what the reactor hands over; must not block. The ticket counts against [`MAX_OFFERED`] until it is
+/// dropped.
+pub type Deliver = Box<dyn Fn(Offer, Arc<()>) + Send>;
+
+impl Plan {
+    fn hello(&self, class: Class, ack: bool, extended: bool) -> Hello {
+        Hello {
+            id: self.local_id,
+            class,
+            ack,
+            scope: crate::wire::Scope::Node,
+            // C daemons leave it empty in an ACK.
+            addr: (!ack).then_some(self.server.ip()),
+            extended,
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! The reactor thread: accepts, calls, and deadlines of handshakes.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use log::{Level, debug};
+use polling::{Event, Events, Poller};
+use socket2::{Domain, SockRef, Socket, Type};
+
+use super::handshake::{Failure, Handshake, Party, Step};
+use super::{DIAL_LIMIT, Deliver, Dial, HELLO_LIMIT, MAX_OFFERED, MAX_PENDING, Offer, Order, Plan, Refusals};
+use crate::core::{AttemptId, PeerKey, Refused};
+use crate::limited;
+use crate::sys::{self, Registered};
+use crate::wire::Class;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 1024;
+/// How long no connection is accepted after the system had no descriptor for one.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Keys of listeners; handshakes follow.
+const KERNEL: usize = 0;
+const NODE: usize = 1;
+const FIRST_HANDSHAKE: usize = 2;
+
+/// The way to give orders to the reactor thread.
+pub struct Reactor {
+    orders: Sender<Order>,
+    poller: Arc<Poller>,
+    /// What was turned away.
+    pub refusals: Arc<Refusals>,
+}
+
+impl Reactor {
+    /// Binds the listeners and starts the thread.
+    ///
+    /// # Errors
+    /// A sentence for the operator: which address cannot be bound, and what may help.
+    pub fn start(plan: Plan, deliver: Deliver) -> Result<Self, String> {
+        let system = |error: io::Error| format!("cannot start the reactor: {error}");
+        let poller = Arc::new(Poller::new().map_err(system)?);
+        let refusals = Arc::new(Refusals::default());
+        let mut listeners = Vec::new();
+        for (key, what, addr, element) in [
+            (KERNEL, "the kernel module", plan.server, "serverip and serverport, or option --server"),
+            (NODE, "the other nodes", plan.node, "ipaddr and port of this node"),
+        ] {
+            let listener = listen(addr)
+                .map_err(|error| format!("cannot listen for {what} at {addr}: {error}; check {element}"))?;
+            let socket = Registered::new(&poller, listener, Event::readable(key)).map_err(system)?;
+            listeners.push(Listener { key, socket, paused: None });
+        }
+        let (sender, orders) = unbounded();
+        let thread = Thread {
+            poller: Arc::clone(&poller),
+            plan,
+            listeners,
+            flights: HashMap::new(),
+            next_key: FIRST_HANDSHAKE,
+            orders,
+            deliver,
+            offered: Arc::new(()),
+            refusals: Arc::clone(&refusals),
+        };
+        sys::spawn("reactor", move || thread.run()).map_err(system)?;
+        Ok(Reactor { orders: sender, poller, refusals })
+    }
+
+    /// Gives an order; it is carried out by the reactor thread, in the order given.
+    pub fn order(&self, order: Order) {
+        // The thread lives as long as the daemon.
+        let _ = self.orders.send(order);
+        let _ = self.poller.notify();
+    }
+}
+
+fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+    // A daemon that comes back must not wait for the connections of its predecessor to time out.
+    socket.set_reuse_address(true)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Starts a connection; it is complete, or has failed, when the socket becomes writable.
+fn dial(to: SocketAddr, from: std::net::IpAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    if from.is_ipv4() == to.is_ipv4() {
+        // From an address that this machine does not have, the other side decides whether it lets us in.
+        let _ = socket.bind(&SocketAddr::new(from, 0).into());
+    }
+    socket.set_nonblocking(true)?;
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
+            Err(error)
+        }
+        _ => Ok(socket.into()),
+    }
+}
+
+struct Listener {
+    key: usize,
+    socket: Registered<TcpListener>,
+    /// Until when nothing is accepted.
+    paused: Option<Instant>,
+}
+
+/// A handshake in flight.
+struct Flight {
+    socket: Registered<TcpStream>,
+    handshake: Handshake,
+    until: Instant,
+    source: SocketAddr,
+}
+
+struct Thread {
+    poller: Arc<Poller>,
+    plan: Plan,
+    listeners: Vec<Listener>,
+    flights: HashMap<usize, Flight>,
+    next_key: usize,
+    orders: Receiver<Order>,
+    deliver: Deliver,
+    /// Shared with every offer that was not looked at yet.
+    offered: Arc<()>,
+    refusals: Arc<Refusals>,
+}
+
+impl Thread {
+    fn run(mut self) {
+        let mut events = Events::new();
+        loop {
+            events.clear();
+            if let Err(error) = self.poller.wait(&mut events, self.next_deadline()) {
+                limited!(Level::Error, ("poller", 0), "waiting for connections failed: {error}");
+            }
+            while let Ok(order) = self.orders.try_recv() {
+                self.obey(order);
+            }
+            for event in events.iter() {
+                match event.key {
+                    key if key < FIRST_HANDSHAKE => self.accept(key),
+                    key => self.go_on(key),
+                }
+            }
+            self.expire(Instant::now());
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Duration> {
+        let flights = self.flights.values().map(|flight| flight.until);
+        let paused = self.listeners.iter().filter_map(|listener| listener.paused);
+        flights.chain(paused).min().map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Dial(order) => self.dial(&order),
+            Order::Cancel(attempt) => self.drop_attempt(attempt),
+            Order::Stop => {
+                self.listeners.clear();
+                self.flights.clear();
+            }
+        }
+    }
+
+    fn dial(&mut self, order: &Dial) {
+        for class in Class::BOTH {
+            let started = dial(order.to, order.from)
+                .and_then(|stream| self.start(stream, Party::Callee(order.clone(), class), order.to));
+            if let Err(error) = started {
+                return self.dial_failed(order.peer, order.attempt, error.to_string());
+            }
+        }
+    }
+
+    fn dial_failed(&mut self, peer: PeerKey, attempt: AttemptId, why: String) {
+        self.drop_attempt(attempt);
+        (self.deliver)(Offer::DialFailed { peer, attempt, why }, Arc::default());
+    }
+
+    fn drop_attempt(&mut self, attempt: AttemptId) {
+        self.flights.retain(
+            |_, flight| !matches!(&flight.handshake.party, Party::Callee(dial, _) if dial.attempt == attempt),
+        );
+    }
+
+    fn start(&mut self, stream: TcpStream, party: Party, source: SocketAddr) -> io::Result<()> {
+        let limit = match party {
+            Party::Callee(..) => DIAL_LIMIT,
+            Party::Kernel | Party::Caller(_) => HELLO_LIMIT,
+        };
+        // Packets are small and urgent; and a host that vanished while nothing is sent is noticed some day.
+        stream.set_nodelay(true)?;
+        SockRef::from(&stream).set_keepalive(true)?;
+        let handshake = Handshake::new(party);
+        let key = self.next_key;
+        self.next_key += 1;
+        let socket = Registered::new(&self.poller, stream, interest(key, &handshake))?;
+        self.flights.insert(key, Flight { socket, handshake, until: Instant::now() + limit, source });
+        Ok(())
+    }
+
+    fn accept(&mut self, key: usize) {
+        loop {
+            let Some(listener) = self.listeners.iter_mut().find(|listener| listener.key == key) else {
+                return;
+            };
+            let Some(accepted) = listener.socket.get().map(TcpListener::accept) else { return };
+            match accepted {
+                Ok((stream, source)) => {
+                    let party = if key == KERNEL { Party::Kernel } else { Party::Caller(None) };
+                    self.make_room();
+                    let started =
+                        stream.set_nonblocking(true).and_then(|()| self.start(stream, party, source));
+                    if let Err(error) = started {
+                        limited!(Level::Warn, ("accept", 1), "lost a call from {source}: {error}");
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // The caller has gone already.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    limited!(Level::Error, ("accept", 0), "cannot accept connections for now: {error}");
+                    listener.paused = Some(Instant::now() + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+        self.rearm_listener(key);
+    }
+
+    fn rearm_listener(&mut self, key: usize) {
+        if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.key == key) {
+            listener.paused = None;
+            if let Err(error) = listener.socket.rearm(Event::readable(key)) {
+                limited!(Level::Error, ("accept", 2), "cannot wait for connections for now: {error}");
+                listener.paused = Some(Instant::now() + ACCEPT_PAUSE);
+            }
+        }
+    }
+
+    /// Drops the oldest handshake from outside if there are too many.
+    fn make_room(&mut self) {
+        let flights = self.flights.iter();
+        let outside = flights
+            .filter(|(_, flight)| !matches!(flight.handshake.party, Party::Callee(..)))
+            .map(|(&key, _)| key);
+        if outside.clone().count() < MAX_PENDING {
+            return;
+        }
+        if let Some(oldest) = outside.min() {
+            self.flights.remove(&oldest);
+            self.refusals.crowd.add(1);
+            limited!(
+                Level::Warn,
+                ("refused", 0),
+                "closed the oldest of {MAX_PENDING} connections that had not said a whole hello"
+            );
+        }
+    }
+
+    /// Something happened on the socket of a handshake.
+    fn go_on(&mut self, key: usize) {
+        let Some(mut flight) = self.flights.remove(&key) else { return };
+        let Some(stream) = flight.socket.get() else { return };
+        match flight.handshake.step(stream, &self.plan) {
+            Ok(Step::Wait) => match flight.socket.rearm(interest(key, &flight.handshake)) {
+                Ok(()) => drop(self.flights.insert(key, flight)),
+                Err(error) => self.fail(flight, error.into()),
+            },
+            Ok(Step::Kernel(class, dev_id)) => self.hand_over(flight, Some((class, dev_id))),
+            Ok(Step::Ready) => self.hand_over(flight, None),
+            Err(failure) => self.fail(flight, failure),
+        }
+    }
+
+    fn hand_over(&mut self, flight: Flight, kernel: Option<(Class, u8)>) {
+        let Flight { socket, handshake, source, .. } = flight;
+        let Some(stream) = socket.release() else { return };
+        if let Err(error) = stream.set_nonblocking(false) {
+            limited!(Level::Error, ("hand over", 0), "lost the connection with {source}: {error}");
+            return;
+        }
+        let offer = match (handshake.party, kernel) {
+            (Party::Kernel, Some((class, dev_id))) => Offer::Kernel { class, dev_id, stream, source },
+            (Party::Caller(Some((admitted, class))), None) => Offer::Link {
+                peer: admitted.peer,
+                class,
+                stream,
+                attempt: None,
+                extension: handshake.extension,
+                source,
+                expected: admitted.expected,
+            },
+            (Party::Callee(dial, class), None) => Offer::Link {
+                peer: dial.peer,
+                class,
+                stream,
+                attempt: Some(dial.attempt),
+                extension: handshake.extension,
+                source,
+                expected: None,
+            },
+            _ => return,
+        };
+        if Arc::strong_count(&self.offered) > MAX_OFFERED {
+            self.refusals.crowd.add(1);
+            limited!(Level::Warn, ("refused", 1), "too many connections at once: closed one from {source}");
+            return;
+        }
+        (self.deliver)(offer, Arc::clone(&self.offered));
+    }
+
+    fn fail(&mut self, flight: Flight, failure: Failure) {
+        let Flight { handshake, source, .. } = flight;
+        let (kind, counter) = match (&handshake.party, &failure) {
+            (Party::Callee(dial, class), _) => {
+                let (peer, attempt, to) = (dial.peer, dial.attempt, dial.to);
+                return self.dial_failed(peer, attempt, format!("{to} ({class} link): {failure}"));
+            }
+            (_, Failure::Io(_)) => (2, &self.refusals.silent),
+            (_, Failure::Malformed(_) | Failure::Refused(Refused::Ack)) => (3, &self.refusals.malformed),
+            (_, Failure::Refused(Refused::UnknownId(_) | Refused::OwnId(_))) => (4, &self.refusals.unknown),
+            (_, Failure::Refused(Refused::Address { .. })) => (5, &self.refusals.address),
+            (_, Failure::Refused(Refused::Direction(_) | Refused::Scope)) => (6, &self.refusals.direction),
+        };
+        counter.add(1);
+        if let Failure::Refused(Refused::Direction(peer)) = failure {
+            debug!("{peer} called from {source}: this side calls it");
+            return (self.deliver)(Offer::Knock(peer), Arc::default());
+        }
+        let whom = match handshake.party {
+            Party::Kernel => "kernel module's",
+            _ => "node",
+        };
+        limited!(
+            Level::Warn,
+            ("refused", kind),
+            "refused a call from {source} at the {whom} port: {failure}"
+        );
+    }
+
+    /// Gives up what is late, and lets a paused listener go on.
+    fn expire(&mut self, now: Instant) {
+        let late: Vec<usize> =
+            self.flights.iter().filter(|(_, flight)| flight.until <= now).map(|(&key, _)| key).collect();
+        for key in late {
+            if let Some(flight) = self.flights.remove(&key) {
+                let (had, of) = flight.handshake.progress();
+                let text = if flight.handshake.wants_write() {
+                    "no answer to the connection attempt".into()
+                } else {
+                    format!("no more than {had} of {of} bytes of the handshake came in time")
+                };
+                self.fail(flight, io::Error::new(io::ErrorKind::TimedOut, text).into());
+            }
+        }
+        let paused = self.listeners.iter().filter(|listener| listener.paused.is_some_and(|at| at <= now));
+        for key in paused.map(|listener| listener.key).collect::<Vec<_>>() {
+            self.rearm_listener(key);
+        }
+    }
+}
+
+fn interest(key: usize, handshake: &Handshake) -> Event {
+    if handshake.wants_write() { Event::writable(key) } else { Event::readable(key) }
+}

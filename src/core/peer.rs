@@ -1,0 +1,259 @@
+//! One peer, as states.
+//!
+//! ```text
+//! caller:    Idle --connect tick--> Waiting --due--> Dialing --both links--> Up
+//!             ^                        ^                |                     |
+//!             |                        +-- tries left --+                     |
+//!             +------ tries used up --------------------+                     |
+//!                                      +------------- session lost -----------+
+//! acceptor:  Idle --link--> Half --the other link--> Up --session lost--> Idle
+//!             ^              |                        |
+//!             +-- time out --+ <----- new hello ------+
+//! both:      any --not wanted--> Off --wanted--> Waiting (caller) or Idle (acceptor)
+//! ```
+//! No state is a dead end: `Waiting`, `Dialing`, `Half` and `Up` (its ping) have a deadline, `Idle` of a
+//! caller ends at the next connect tick, `Idle` of an acceptor with the peer's next call.
+
+use std::time::Duration;
+
+use super::types::{Action, AttemptId, ConnId, EndCause, Moment, PeerKey, Role, SessionId, Via};
+use super::{ATTEMPT_LIMIT, FLAP_AGE, HALF_LIMIT, ROUND_WAITS};
+use crate::wire::Class;
+
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub key: PeerKey,
+    role: Role,
+    pub state: State,
+    /// Sessions in a row that ended younger than [`FLAP_AGE`].
+    flaps: u32,
+    /// When the last attempt began: a knock may not start attempts faster than one a second.
+    last_dial: Option<Moment>,
+}
+
+#[derive(Debug)]
+pub(super) enum State {
+    Off,
+    Idle,
+    Waiting { until: Moment, tries: u32 },
+    Dialing { attempt: AttemptId, tries: u32, ready: Option<(Class, ConnId)>, until: Moment },
+    Half { class: Class, conn: ConnId, epoch: Option<u64>, until: Moment },
+    Up(Up),
+}
+
+#[derive(Debug)]
+pub(super) struct Up {
+    pub session: SessionId,
+    since: Moment,
+    pub unanswered: u32,
+    pub next_ping: Moment,
+    /// Data of this session was dropped while no kernel module was attached.
+    pub marked: bool,
+}
+
+impl State {
+    pub fn is_up(&self) -> bool {
+        self.up().is_some()
+    }
+
+    pub fn session(&self) -> Option<SessionId> {
+        self.up().map(|up| up.session)
+    }
+
+    pub fn up(&self) -> Option<&Up> {
+        match self {
+            State::Up(up) => Some(up),
+            _ => None,
+        }
+    }
+
+    pub fn deadline(&self) -> Option<Moment> {
+        match self {
+            State::Off | State::Idle => None,
+            State::Waiting { until, .. } | State::Dialing { until, .. } | State::Half { until, .. } => {
+                Some(*until)
+            }
+            State::Up(up) => Some(up.next_ping),
+        }
+    }
+}
+
+/// A wait with jitter, 0.8 to 1.2 of `wait`: nodes that lost each other at the same moment must not come
+/// back at the same moment again and again.
+fn jitter(wait: Duration, rng: &mut fastrand::Rng) -> Duration {
+    wait.mul_f64(0.8 + 0.4 * rng.f64())
+}
+
+/// Wait number `n` of a connect round: 1, 2, 4, 8, 16 s.
+fn round_wait(n: u32, rng: &mut fastrand::Rng) -> Duration {
+    jitter(Duration::from_secs(1 << n.min(ROUND_WAITS - 1)), rng)
+}
+
+impl Peer {
+    pub fn new(key: PeerKey, role: Role) -> Self {
+        // Whether this node owns a resource's log shows only when it looks.
+        let state = match key {
+            PeerKey::Node(_) => State::Idle,
+            PeerKey::Site(..) => State::Off,
+        };
+        Peer { key, role, state, flaps: 0, last_dial: None }
+    }
+
+    /// A link is through its hello. `ping_in` is the time to the first ping of a session that begins.
+    pub fn link_ready(
+        &mut self,
+        now: Moment,
+        (class, conn, via): (Class, ConnId, Via),
+        session: SessionId,
+        ping_in: Duration,
+        out: &mut Vec<Action>,
+    ) {
+        match (&mut self.state, via) {
+            (State::Dialing { attempt, ready, .. }, Via::Dialed(of)) if *attempt == of => match *ready {
+                None => *ready = Some((class, conn)),
+                Some((first, other)) if first != class => {
+                    self.up(now, (class, conn), other, session, ping_in, out);
+                }
+                Some(_) => out.push(Action::Close { conn }),
+            },
+            (State::Idle | State::Half { .. } | State::Up(_), Via::Accepted(epoch))
+                if self.role == Role::Acceptor =>
+            {
+                match self.state {
+                    State::Half { class: first, conn: other, epoch: with, .. }
+                        if first != class && (epoch.is_none() || with.is_none() || epoch == with) =>
+                    {
+                        self.up(now, (class, conn), other, session, ping_in, out);
+                        return;
+                    }
+                    State::Half { conn: stale, .. } => out.push(Action::Close { conn: stale }),
+                    State::Up(Up { session, .. }) => {
+                        out.push(Action::EndSession { peer: self.key, session, cause: EndCause::Replaced });
+                    }
+                    _ => {}
+                }
+                self.state = State::Half { class, conn, epoch, until: now + HALF_LIMIT };
+            }
+            _ => out.push(Action::Close { conn }),
+        }
+    }
+
+    /// The one gate: both links are there.
+    fn up(
+        &mut self,
+        now: Moment,
+        (class, conn): (Class, ConnId),
+        other: ConnId,
+        session: SessionId,
+        ping_in: Duration,
+        out: &mut Vec<Action>,
+    ) {
+        let (data, meta) = if class == Class::Data { (conn, other) } else { (other, conn) };
+        out.push(Action::StartSession { peer: self.key, session, data, meta });
+        self.state =
+            State::Up(Up { session, since: now, unanswered: 0, next_ping: now + ping_in, marked: false });
+    }
+
+    pub fn dial_failed(
+        &mut self,
+        now: Moment,
+        failed: AttemptId,
+        rng: &mut fastrand::Rng,
+        out: &mut Vec<Action>,
+    ) {
+        match self.state {
+            State::Dialing { attempt, tries, ready, .. } if attempt == failed => {
+                out.extend(ready.map(|(_, conn)| Action::Close { conn }));
+                self.state = if tries < ROUND_WAITS {
+                    State::Waiting { until: now + round_wait(tries, rng), tries: tries + 1 }
+                } else {
+                    State::Idle
+                };
+            }
+            _ => {}
+        }
+    }
+
+    /// The peer is alive: call it now, but not more often than once a second.
+    pub fn knock(&mut self, now: Moment) {
+        let soon = self.last_dial.map_or(now, |last| now.max(last + Duration::from_secs(1)));
+        match &mut self.state {
+            State::Waiting { until, .. } => *until = soon.min(*until),
+            State::Idle if self.role == Role::Caller => self.state = State::Waiting { until: soon, tries: 0 },
+            _ => {}
+        }
+    }
+
+    /// A peer that is missing and not being called gets a new connect round.
+    pub fn connect_tick(&mut self, now: Moment) {
+        if matches!(self.state, State::Idle) && self.role == Role::Caller {
+            self.state = State::Waiting { until: now, tries: 0 };
+        }
+    }
+
+    pub fn dial_if_due(&mut self, now: Moment, attempt: AttemptId, out: &mut Vec<Action>) {
+        match self.state {
+            State::Waiting { until, tries } if until <= now => {
+                self.last_dial = Some(now);
+                self.state = State::Dialing { attempt, tries, ready: None, until: now + ATTEMPT_LIMIT };
+                out.push(Action::Dial { peer: self.key, attempt });
+            }
+            _ => {}
+        }
+    }
+
+    /// Gives up what has waited too long.
+    pub fn expire(&mut self, now: Moment, rng: &mut fastrand::Rng, out: &mut Vec<Action>) {
+        match self.state {
+            State::Half { conn, until, .. } if until <= now => {
+                out.push(Action::Close { conn });
+                self.state = State::Idle;
+            }
+            State::Dialing { attempt, until, .. } if until <= now => {
+                out.push(Action::CancelDial { attempt });
+                self.dial_failed(now, attempt, rng, out);
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends the session, if there is one; a caller calls again at once, unless its sessions flap.
+    pub fn end(&mut self, now: Moment, cause: EndCause, rng: &mut fastrand::Rng, out: &mut Vec<Action>) {
+        let State::Up(Up { session, since, .. }) = self.state else { return };
+        out.push(Action::EndSession { peer: self.key, session, cause });
+        self.flaps = if now < since + FLAP_AGE { self.flaps + 1 } else { 0 };
+        self.state = match self.role {
+            Role::Acceptor => State::Idle,
+            Role::Caller => {
+                let wait = match self.flaps.checked_sub(1) {
+                    None => jitter(Duration::from_millis(20), rng),
+                    Some(n) => round_wait(n, rng),
+                };
+                State::Waiting { until: now + wait, tries: 0 }
+            }
+        };
+    }
+
+    /// Switches the peer on or off.
+    pub fn want(&mut self, now: Moment, wanted: bool, rng: &mut fastrand::Rng, out: &mut Vec<Action>) {
+        match (&self.state, wanted) {
+            (State::Off, true) => {
+                self.state = State::Idle;
+                self.connect_tick(now);
+            }
+            (State::Off, false) | (_, true) => {}
+            (_, false) => {
+                self.end(now, EndCause::Unwanted, rng, out);
+                match self.state {
+                    State::Dialing { attempt, ready, .. } => {
+                        out.push(Action::CancelDial { attempt });
+                        out.extend(ready.map(|(_, conn)| Action::Close { conn }));
+                    }
+                    State::Half { conn, .. } => out.push(Action::Close { conn }),
+                    _ => {}
+                }
+                self.state = State::Off;
+            }
+        }
+    }
+}

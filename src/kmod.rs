@@ -1,0 +1,78 @@
+//! Whether the kernel module is loaded: the daemon serves it, and ends when it goes.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// Name of the kernel module, as the module list has it.
+pub const MODULE: &str = "hadm_kmod";
+/// The kernel's list of loaded modules.
+pub const MODULE_LIST: &str = "/proc/modules";
+
+/// Why there is no kernel module to serve.
+#[derive(Debug)]
+pub enum Missing {
+    /// The list does not have it.
+    NotLoaded,
+    /// There is no list to look at.
+    NoList(io::Error),
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Missing::NotLoaded => write!(f, "kernel module {MODULE} is not loaded: load it first"),
+            Missing::NoList(error) => write!(
+                f,
+                "cannot look whether kernel module {MODULE} is loaded: {error}; a kernel without a module \
+                 list needs --no-kmod-check"
+            ),
+        }
+    }
+}
+
+/// Looks for the module. Its name is the whole first word of a line.
+///
+/// # Errors
+/// It is not in the list, or the list cannot be read.
+pub fn check(list: &Path) -> Result<(), Missing> {
+    let text = fs::read_to_string(list).map_err(|error| {
+        Missing::NoList(io::Error::new(error.kind(), format!("{}: {error}", list.display())))
+    })?;
+    if text.lines().any(|line| line.split_whitespace().next() == Some(MODULE)) {
+        Ok(())
+    } else {
+        Err(Missing::NotLoaded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(text: &str) -> Result<(), Missing> {
+        let file = std::env::temp_dir().join(format!("modules-{}-{}", std::process::id(), text.len()));
+        fs::write(&file, text).unwrap();
+        let found = check(&file);
+        fs::remove_file(&file).unwrap();
+        found
+    }
+
+    /// Failure mode 30: a name that only begins like the module's is another module.
+    #[test]
+    fn fm30_the_name_counts_as_a_whole() {
+        assert!(look("nbd 1 0\nhadm_kmod 16384 0 - Live 0x0\n").is_ok());
+        assert!(matches!(look("hadm_kmod_old 1 0 - Live 0x0\n"), Err(Missing::NotLoaded)));
+        assert!(matches!(look("x 1 1 hadm_kmod, Live 0x0\n"), Err(Missing::NotLoaded)));
+    }
+
+    /// Failure mode 33: a missing list is not a loaded module.
+    #[test]
+    fn fm33_a_missing_list_is_an_error_that_names_the_remedy() {
+        let missing = check(Path::new("/nonexistent/modules")).unwrap_err();
+        assert!(matches!(missing, Missing::NoList(_)));
+        assert!(missing.to_string().contains("--no-kmod-check"));
+        assert!(missing.to_string().contains("/nonexistent/modules"));
+    }
+}

@@ -1,0 +1,317 @@
+//! From a stream of bytes to runs of packets, without copying payload.
+//!
+//! A run is a slice of the receive buffer that holds consecutive packets for the same destination. Slices
+//! share the buffer by reference count; the buffer is used again when all of them are gone. It starts small
+//! and doubles while reads fill it, so that idle links cost little.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use bytes::{Bytes, BytesMut};
+
+use crate::queue::Load;
+use crate::wire::{Class, HEADER_LEN, Header, Mask, Refusal, Scope};
+
+/// Size of the first buffer: a few meta packets, or one packet of a page.
+const FIRST_CHUNK: usize = 8 * 1024;
+/// Size at which a buffer stops growing, unless a single packet is larger. Above it a read gains nothing,
+/// and the processor's cache loses.
+const MAX_CHUNK: usize = 256 * 1024;
+
+/// Consecutive packets of one link that go the same way.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Data or meta, by the packets' types.
+    pub class: Class,
+    /// Whose ids `node_to` has.
+    pub scope: Scope,
+    /// Resource, or 255 for all.
+    pub dev_id: u8,
+    /// Who the packets are for.
+    pub node_to: Mask,
+    /// The packets, headers and payloads.
+    pub bytes: Bytes,
+    /// What they weigh in a queue.
+    pub load: Load,
+}
+
+/// What the bytes turned out to be.
+#[derive(Clone, Debug)]
+pub enum Item {
+    /// Packets to relay.
+    Run(Run),
+    /// A heartbeat or its answer: never relayed.
+    Heartbeat(Header),
+    /// A packet of a type that is not relayed, skipped whole.
+    Unrelayed(Header),
+}
+
+/// The reading side's buffer and what it knows about the packet at its front.
+#[derive(Debug)]
+pub struct Intake {
+    buf: BytesMut,
+    max_packet: u32,
+    chunk: u64,
+    chunk_bytes: usize,
+    /// The size the next buffer is to have.
+    want: usize,
+    /// The largest read into this buffer.
+    best_read: usize,
+    /// Length of the last packet seen: buffers are made to end where packets of this length end.
+    last_packet: usize,
+}
+
+/// A number that no other buffer has had: where pointers are 32 bits wide it comes again after four
+/// thousand million buffers, when none of the first is left.
+fn fresh_chunk() -> u64 {
+    static NEXT: AtomicUsize = AtomicUsize::new(1);
+    NEXT.fetch_add(1, Relaxed) as u64
+}
+
+impl Intake {
+    /// An empty buffer that refuses packets with more than `max_packet` bytes of payload.
+    pub fn new(max_packet: u32) -> Self {
+        Intake {
+            buf: BytesMut::new(),
+            max_packet,
+            chunk: 0,
+            chunk_bytes: 0,
+            want: FIRST_CHUNK,
+            best_read: 0,
+            last_packet: HEADER_LEN,
+        }
+    }
+
+    /// Bytes of a packet that is not complete.
+    pub fn pending(&self) -> usize {
+        self.buf.len()
+    }
+
+    /// Where to read to: a buffer with room for at least one byte more.
+    pub fn room(&mut self) -> &mut BytesMut {
+        let packet = self.front().map_or(self.last_packet.max(HEADER_LEN), |header| packet_len(&header));
+        let missing = packet.saturating_sub(self.buf.len()).max(1);
+        if self.buf.capacity() - self.buf.len() < missing {
+            self.next_chunk(packet);
+        }
+        &mut self.buf
+    }
+
+    /// Tells how much was read into [`Intake::room`].
+    pub fn filled(&mut self, n: usize) {
+        self.best_read = self.best_read.max(n);
+        // A small read that happens to end where the buffer ends says nothing.
+        if self.buf.len() == self.buf.capacity() && n >= self.chunk_bytes / 2 {
+            self.want = (self.want * 2).min(MAX_CHUNK);
+        }
+    }
+
+    fn next_chunk(&mut self, packet: usize) {
+        if self.best_read < self.chunk_bytes / 8 {
+            self.want = (self.want / 2).max(FIRST_CHUNK);
+        }
+        self.best_read = 0;
+        let size = (self.want / packet).max(1) * packet;
+        let fits = (size..=2 * size).contains(&self.chunk_bytes);
+        if !fits || !self.buf.try_reclaim(size - self.buf.len()) {
+            let mut next = BytesMut::with_capacity(size);
+            next.extend_from_slice(&self.buf);
+            self.buf = next;
+            self.chunk_bytes = self.buf.capacity();
+        }
+        self.chunk = fresh_chunk();
+    }
+
+    fn front(&self) -> Option<Header> {
+        self.buf.first_chunk().map(Header::decode)
+    }
+
+    /// The next item of what was read, `None` when the rest is not a whole packet. `seen` is shown every
+    /// header.
+    ///
+    /// # Errors
+    /// The magic is missing or the packet is too long: the stream cannot be read on.
+    pub fn next(&mut self, seen: &mut dyn FnMut(&Header)) -> Result<Option<Item>, Refusal> {
+        let mut len = 0;
+        let mut packets = 0;
+        let mut first: Option<(Header, Class, Scope)> = None;
+        while let Some(bytes) = self.buf.get(len..).and_then(|rest| rest.first_chunk()) {
+            let header = Header::decode(bytes);
+            let checked = match header.check(self.max_packet) {
+                // What came before it is good; the refusal is found again with the next call.
+                Err(Refusal::BadMagic(_) | Refusal::TooLong { .. }) if first.is_some() => break,
+                other => other,
+            };
+            if let Err(refusal @ (Refusal::BadMagic(_) | Refusal::TooLong { .. })) = checked {
+                return Err(refusal);
+            }
+            let size = packet_len(&header);
+            if self.buf.len() - len < size {
+                break;
+            }
+            match (checked, &first) {
+                (Ok((class, scope)), None) if !header.kind.is_heartbeat() => {
+                    first = Some((header, class, scope));
+                }
+                (Ok(way), Some((head, class, scope)))
+                    if way == (*class, *scope)
+                        && header.node_to == head.node_to
+                        && header.dev_id == head.dev_id
+                        && !header.kind.is_heartbeat() => {}
+                (_, Some(_)) => break,
+                (checked, None) => {
+                    seen(&header);
+                    self.last_packet = size;
+                    let _ = self.buf.split_to(size);
+                    return Ok(Some(match checked {
+                        Ok(_) => Item::Heartbeat(header),
+                        Err(_) => Item::Unrelayed(header),
+                    }));
+                }
+            }
+            seen(&header);
+            self.last_packet = size;
+            len += size;
+            packets += 1;
+        }
+        Ok(first.map(|(header, class, scope)| {
+            let bytes = self.buf.split_to(len).freeze();
+            let load = Load { packets, bytes: len, chunk: self.chunk, chunk_bytes: self.chunk_bytes };
+            Item::Run(Run { class, scope, dev_id: header.dev_id, node_to: header.node_to, bytes, load })
+        }))
+    }
+}
+
+fn packet_len(header: &Header) -> usize {
+    HEADER_LEN + header.len as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::PacketType;
+    use proptest::prelude::*;
+
+    fn packet(kind: u8, dev_id: u8, node_to: u32, payload: &[u8]) -> Vec<u8> {
+        let header = Header {
+            len: payload.len() as u32,
+            dev_id,
+            node_to: Mask(node_to),
+            ..Header::new(PacketType(kind))
+        };
+        [&header.encode()[..], payload].concat()
+    }
+
+    /// Feeds the bytes in pieces and gives back what came out, each run cut into its bytes.
+    fn feed(bytes: &[u8], pieces: &[usize], max: u32) -> (Vec<u8>, Vec<Header>, Option<Refusal>) {
+        let mut intake = Intake::new(max);
+        let (mut relayed, mut headers, mut at, mut piece) = (Vec::new(), Vec::new(), 0, 0);
+        loop {
+            match intake.next(&mut |header| headers.push(*header)) {
+                Err(refusal) => return (relayed, headers, Some(refusal)),
+                Ok(Some(Item::Run(run))) => {
+                    assert_eq!(run.load.bytes, run.bytes.len());
+                    relayed.extend_from_slice(&run.bytes);
+                }
+                Ok(Some(_)) => {}
+                Ok(None) if at == bytes.len() => return (relayed, headers, None),
+                Ok(None) => {
+                    let room = intake.room();
+                    let n = pieces[piece % pieces.len()]
+                        .clamp(1, room.capacity() - room.len())
+                        .min(bytes.len() - at);
+                    piece += 1;
+                    room.extend_from_slice(&bytes[at..at + n]);
+                    intake.filled(n);
+                    at += n;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn packets_for_the_same_destination_are_one_run() {
+        let mut intake = Intake::new(1000);
+        for (dev, to) in [(0, 1), (0, 1), (0, 2), (1, 2)] {
+            intake.room().extend_from_slice(&packet(36, dev, to, b"payload"));
+        }
+        let mut runs = Vec::new();
+        while let Some(Item::Run(run)) = intake.next(&mut |_| {}).unwrap() {
+            runs.push((run.load.packets, run.dev_id, run.node_to.0));
+        }
+        assert_eq!(runs, [(2, 0, 1), (1, 0, 2), (1, 1, 2)]);
+        assert_eq!(intake.pending(), 0);
+    }
+
+    /// Failure mode 21: the length is looked at before anything is allocated for it.
+    #[test]
+    fn fm21_a_length_of_4_gib_is_refused_before_any_memory_is_taken() {
+        let mut bytes = packet(36, 0, 1, b"");
+        bytes[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+        let mut intake = Intake::new(16 << 20);
+        intake.room().extend_from_slice(&bytes);
+        let refusal = intake.next(&mut |_| {}).unwrap_err();
+        assert_eq!(refusal, Refusal::TooLong { len: u32::MAX, max: 16 << 20 });
+        assert!(intake.chunk_bytes <= FIRST_CHUNK);
+    }
+
+    #[test]
+    fn what_stands_before_a_bad_packet_is_still_delivered() {
+        let good = packet(36, 0, 1, b"good");
+        let bytes = [&good[..], &[0xee; HEADER_LEN]].concat();
+        let (relayed, _, refusal) = feed(&bytes, &[bytes.len()], 1000);
+        assert_eq!(relayed, good);
+        assert!(matches!(refusal, Some(Refusal::BadMagic(_))));
+    }
+
+    #[test]
+    fn buffers_grow_under_load_and_shrink_again() {
+        let stream = packet(36, 0, 1, &[7; 4096]).repeat(200);
+        let mut intake = Intake::new(1 << 20);
+        let mut at = 0;
+        // Reads as much as there is room for, or at most one packet at a time.
+        let mut read = |most: usize| {
+            let room = intake.room();
+            let n = most.min(room.capacity() - room.len()).min(stream.len() - at);
+            room.extend_from_slice(&stream[at..at + n]);
+            at = (at + n) % stream.len();
+            intake.filled(n);
+            while intake.next(&mut |_| {}).unwrap().is_some() {}
+            intake.chunk_bytes
+        };
+        let mut most_of = |n: usize, most: usize| (0..n).map(|_| read(most)).last().unwrap();
+        assert!(most_of(40, 4224) <= 2 * FIRST_CHUNK);
+        let large = most_of(40, usize::MAX);
+        assert!(large > MAX_CHUNK / 2 && large <= MAX_CHUNK, "{large}");
+        assert!(most_of(2000, 4224) < MAX_CHUNK / 2);
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_of_a_stream_gives_the_same_packets(
+            packets in prop::collection::vec((0u8..70, 0u8..3, 1u32..4, 0usize..20_000), 1..40),
+            pieces in prop::collection::vec(1usize..30_000, 1..20),
+        ) {
+            let packets: Vec<_> = packets.iter()
+                .map(|&(kind, dev, to, len)| (kind, packet(kind, dev, to, &vec![kind; len]))).collect();
+            let stream: Vec<u8> = packets.iter().flat_map(|(_, bytes)| bytes.clone()).collect();
+            let expected: Vec<u8> = packets.iter()
+                .filter(|(kind, _)| {
+                    let kind = PacketType(*kind);
+                    kind.relayed().is_some() && !kind.is_heartbeat()
+                })
+                .flat_map(|(_, bytes)| bytes.clone()).collect();
+            let (relayed, headers, refusal) = feed(&stream, &pieces, 1 << 20);
+            prop_assert_eq!(refusal, None);
+            prop_assert!(relayed == expected);
+            prop_assert_eq!(headers.len(), packets.len());
+        }
+
+        #[test]
+        fn garbage_never_gets_through(bytes in prop::collection::vec(any::<u8>(), HEADER_LEN..1000)) {
+            prop_assume!(bytes[0] != 0xb9);
+            let (relayed, _, refusal) = feed(&bytes, &[1000], 1000);
+            prop_assert!(relayed.is_empty());
+            prop_assert!(matches!(refusal, Some(Refusal::BadMagic(_))));
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! One TCP link that carries packets: its reading end and its writing end.
+//!
+//! A link knows packets, but not where they go: a [`Sink`] takes what the reading end found. Peers and the
+//! kernel module are made of the same links, a data link and a meta link each.
+
+mod intake;
+mod outlet;
+mod pair;
+mod reader;
+
+pub use intake::{Intake, Item, Run};
+pub use outlet::{Late, Outlet};
+pub use pair::{Lost, Pair};
+pub use reader::{Closed, Sink, read_link};

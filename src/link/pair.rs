@@ -1,0 +1,92 @@
+//! The two links of a peer or of the kernel module: data and meta, each with its reading and writing end.
+
+use std::io;
+use std::net::TcpStream;
+use std::sync::Arc;
+
+use super::{Closed, Outlet, Sink, read_link};
+use crate::sys;
+use crate::wire::Class;
+
+/// Told when a link is gone; may be called more than once and by any thread, and must not block.
+pub type Lost = Arc<dyn Fn(Class, Closed) + Send + Sync>;
+
+/// Both links, by class.
+pub struct Pair {
+    outlets: [Arc<Outlet>; 2],
+    lost: Lost,
+}
+
+impl Pair {
+    /// Starts the writing ends. `name` opens the threads' names.
+    ///
+    /// # Errors
+    /// The system has no room for another thread or descriptor; nothing is left behind then.
+    pub fn start(name: &str, streams: [TcpStream; 2], lost: Lost) -> io::Result<Self> {
+        let [data, meta] = streams;
+        let outlet = |class: Class, stream| {
+            let lost = Arc::clone(&lost);
+            Outlet::new(stream, move |error| lost(class, Closed::Broken(error)))
+        };
+        let outlets = [outlet(Class::Data, data), outlet(Class::Meta, meta)];
+        let pair = Pair { outlets, lost };
+        for class in Class::BOTH {
+            if let Err(error) = pair.outlet(class).start(&format!("{name}:{class}-tx")) {
+                pair.close();
+                return Err(error);
+            }
+        }
+        Ok(pair)
+    }
+
+    /// Starts the reading ends. `title` stands before each packet header in the log, `sink` makes what takes
+    /// the packets of one link, `guard` is kept by each thread until it ends.
+    ///
+    /// # Errors
+    /// As [`Pair::start`]; the caller closes the pair then.
+    pub fn open<S: Sink + Send + 'static, G: Clone + Send + 'static>(
+        &self,
+        name: &str,
+        title: &str,
+        max_packet: u32,
+        guard: &G,
+        sink: impl Fn(Class) -> S,
+    ) -> io::Result<()> {
+        for class in Class::BOTH {
+            let stream = self.outlet(class).stream().try_clone()?;
+            let (mut sink, lost, guard) = (sink(class), Arc::clone(&self.lost), guard.clone());
+            let title = format!("{title} {class} in");
+            sys::spawn(&format!("{name}:{class}-rx"), move || {
+                let _guard = guard;
+                let closed = read_link(&stream, &title, max_packet, &mut sink);
+                drop(sink);
+                lost(class, closed);
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The writing end of one link.
+    pub fn outlet(&self, class: Class) -> &Arc<Outlet> {
+        let [data, meta] = &self.outlets;
+        match class {
+            Class::Data => data,
+            Class::Meta => meta,
+        }
+    }
+
+    /// Closes both links; what is queued is dropped. Never blocks.
+    pub fn close(&self) {
+        self.outlets.iter().for_each(|outlet| outlet.close());
+    }
+
+    /// Tells the other side that nothing more will come.
+    pub fn finish(&self) {
+        self.outlets.iter().for_each(|outlet| outlet.finish());
+    }
+
+    /// Whether the other side has closed one of the links.
+    pub fn hung_up(&self) -> bool {
+        self.outlets.iter().any(|outlet| sys::hung_up(outlet.stream()))
+    }
+}

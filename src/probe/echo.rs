@@ -1,0 +1,165 @@
+//! `hadm-probe echo`: answers requests, and counts floods.
+//!
+//! One thread reads and answers, so that nothing is handed over in a measured round trip. It must never
+//! block in a write: while the daemon takes nothing, answers wait in an outbox and reading goes on, up to a
+//! limit; then reading rests until the daemon takes something.
+
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpStream};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{SendFlags, send};
+use serde_json::json;
+
+use crate::wire::{MAX_IDS, Mask};
+
+use super::flow::Flow;
+use super::frame::{Label, Message};
+use super::link::Link;
+use super::reader::{Packet, PacketReader};
+use super::watch::Watch;
+use super::{Failure, print, say};
+
+/// Unsent answers in bytes at which reading rests.
+const OUTBOX_LIMIT: usize = 64 << 20;
+
+/// Answers until a signal comes; that is success.
+pub fn run(server: SocketAddr, json: bool) -> Result<(), Failure> {
+    let link = Link::attach(server)?;
+    let (_watch, own) = Watch::start(&link)?;
+    say(format_args!("attached to the daemon of node {own}, answering"));
+    let mut echo = Echo::new(own);
+    let why = match echo.serve(link.data()) {
+        Err(e) => link.lost(&e),
+        Ok(never) => match never {},
+    };
+    if why != Failure::Interrupted {
+        return Err(why);
+    }
+    let Echo { requests, floods, packets, bytes, .. } = echo;
+    if json {
+        print(json!({
+            "command": "echo", "node": own, "requests": requests,
+            "floods": floods, "flood_packets": packets, "flood_bytes": bytes,
+        }))
+    } else {
+        print(format_args!(
+            "{requests} requests answered; {packets} packets, {bytes} bytes in {floods} floods"
+        ))
+    }
+}
+
+struct Echo {
+    own: u8,
+    /// The flood of each node.
+    flows: [Option<Flow>; MAX_IDS as usize],
+    outbox: Outbox,
+    requests: u64,
+    floods: u64,
+    packets: u64,
+    bytes: u64,
+}
+
+impl Echo {
+    fn new(own: u8) -> Self {
+        Echo {
+            own,
+            flows: [const { None }; MAX_IDS as usize],
+            outbox: Outbox::default(),
+            requests: 0,
+            floods: 0,
+            packets: 0,
+            bytes: 0,
+        }
+    }
+
+    fn serve(&mut self, link: &TcpStream) -> io::Result<std::convert::Infallible> {
+        let mut packets = PacketReader::new(link);
+        loop {
+            while packets.is_ready()? && self.outbox.len() < OUTBOX_LIMIT {
+                self.take(&packets.next()?);
+            }
+            self.outbox.flush(link)?;
+            if self.outbox.len() == 0 {
+                packets.fill()?;
+                continue;
+            }
+            let reads = if self.outbox.len() < OUTBOX_LIMIT { PollFlags::IN } else { PollFlags::empty() };
+            let mut wait = [PollFd::new(link, PollFlags::OUT | reads)];
+            match poll(&mut wait, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+            if wait.iter().any(|fd| fd.revents().contains(PollFlags::IN)) && !reads.is_empty() {
+                packets.fill()?;
+            }
+        }
+    }
+
+    fn take(&mut self, packet: &Packet<'_>) {
+        let Some((label, message)) = packet.message() else { return };
+        let Some(flow) = self.flows.get_mut(usize::from(label.from)) else { return };
+        let answer = match (message, flow) {
+            (Message::Flood(filler), Some(flow)) if flow.transfer == label.transfer => {
+                // The byte that says what it is counts as payload too.
+                flow.count(label.seq, filler.len() + 1);
+                self.packets += 1;
+                self.bytes += filler.len() as u64 + 1;
+                return;
+            }
+            (Message::Request(filler), _) => {
+                self.requests += 1;
+                Message::Reply(filler)
+            }
+            // An offer may be repeated until its answer is known; counting begins with the first.
+            (Message::FloodOffer, flow) => {
+                if flow.as_ref().is_none_or(|flow| flow.transfer != label.transfer) {
+                    *flow = Some(Flow::new(label.transfer));
+                    self.floods += 1;
+                }
+                Message::Accept
+            }
+            (Message::FloodEnd { packets }, flow) => {
+                match flow.take_if(|flow| flow.transfer == label.transfer) {
+                    Some(flow) => Message::Receipt(flow.end(packets)),
+                    None => return,
+                }
+            }
+            _ => return,
+        };
+        let back = Label { from: self.own, to: Mask::of(label.from), ..label };
+        back.packet(&answer, &mut self.outbox.bytes);
+    }
+}
+
+/// Answers that the daemon has not taken.
+#[derive(Default)]
+struct Outbox {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Outbox {
+    fn len(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
+    /// Writes what can be written at once.
+    fn flush(&mut self, link: &TcpStream) -> io::Result<()> {
+        while let Some(rest) = self.bytes.get(self.sent..).filter(|rest| !rest.is_empty()) {
+            match send(link, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map_err(io::Error::from) {
+                Ok(n) => self.sent += n,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    self.bytes.drain(..self.sent);
+                    self.sent = 0;
+                    return Ok(());
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        self.bytes.clear();
+        self.sent = 0;
+        Ok(())
+    }
+}

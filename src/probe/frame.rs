@@ -1,0 +1,316 @@
+//! What a probe puts into packets, and how it tells its own packets from others.
+//!
+//! A probe's packets are [`ASK`] packets and the [`ANSWER`] packets to them, on the data link. They carry
+//! [`MARK`] where the kernel module has its md5, the id of the transfer as `uuid`, and a number as `bwr_seq`
+//! that counts up within the transfer from 0, the offer. The payload begins with one byte that says what it
+//! is; all integers are little-endian:
+//!
+//! | byte | message | then |
+//! |---|---|---|
+//! | 1 | Offer: may I send a file? | size u64, name |
+//! | 2 | FloodOffer: may I flood you? | |
+//! | 3 | Accept: go on, to an offer of either kind | |
+//! | 4 | Chunk of a file | bytes |
+//! | 5 | End of a file | chunks u64, SHA-256 of the whole file |
+//! | 6 | Receipt: how it went | packets u64, bytes u64, nanoseconds u64, missing u64, fault (text, empty = all well) |
+//! | 7 | Done: the receipt has come, you may leave | |
+//! | 8, 9 | Request, and the Reply to it | filler |
+//! | 10 | Flood | filler |
+//! | 11 | FloodEnd | packets u64 |
+//!
+//! Nothing here knows sockets. Packets without the mark or with a malformed payload are no messages.
+
+use std::ops::Range;
+
+use crate::wire::{HEADER_LEN, Header, Mask, NodeId, PacketType};
+
+/// Type of the packets that ask for something or carry something.
+pub const ASK: PacketType = PacketType::ND_SBIO;
+
+/// Type of the packets that answer.
+pub const ANSWER: PacketType = PacketType::ND_SBIO_ACK;
+
+/// What a probe's packets have in the header's md5 field: name and version of this framing.
+pub const MARK: [u8; 16] = *b"hadm-probe/1\0\0\0\0";
+
+/// Longest name carried in an offer, in bytes.
+const NAME_MAX: usize = 255;
+
+const UUID_AT: Range<usize> = 16..24;
+const SEQ_AT: Range<usize> = 24..32;
+const MARK_AT: Range<usize> = 58..74;
+
+/// The header fields that a probe sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// The sending node, 0..=31.
+    pub from: u8,
+    /// The nodes it is for.
+    pub to: Mask,
+    /// Resource number.
+    pub dev: u8,
+    /// Id of the transfer, random.
+    pub transfer: u64,
+    /// Number of the packet in its transfer.
+    pub seq: u64,
+}
+
+/// How a transfer went, as its receiver saw it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Receipt {
+    /// Packets with payload that came.
+    pub packets: u64,
+    /// Payload bytes in them.
+    pub bytes: u64,
+    /// Nanoseconds from the first of them to the end.
+    pub nanos: u64,
+    /// Packets that did not come.
+    pub missing: u64,
+    /// What was wrong; empty when nothing was.
+    pub fault: String,
+}
+
+/// The content of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// A file of this many bytes is to be sent.
+    Offer {
+        /// Bytes in the file.
+        size: u64,
+        /// Its name, for the user's eyes only.
+        name: String,
+    },
+    /// Numbered packets are to be sent.
+    FloodOffer,
+    /// The offer is taken.
+    Accept,
+    /// Bytes of a file.
+    Chunk(&'a [u8]),
+    /// All chunks have been sent.
+    End {
+        /// How many there were.
+        chunks: u64,
+        /// Digest of the whole file.
+        sha256: [u8; 32],
+    },
+    /// How the transfer went.
+    Receipt(Receipt),
+    /// The receipt has come.
+    Done,
+    /// To be answered with a [`Message::Reply`] of the same filler.
+    Request(&'a [u8]),
+    /// The answer.
+    Reply(&'a [u8]),
+    /// A packet to be counted.
+    Flood(&'a [u8]),
+    /// The flood is over.
+    FloodEnd {
+        /// How many packets there were.
+        packets: u64,
+    },
+}
+
+/// First payload byte of a [`Message::Chunk`], for who writes chunks in place.
+pub const CHUNK: u8 = 4;
+
+/// First payload byte of a [`Message::Flood`], for who writes floods in place.
+pub const FLOOD: u8 = 10;
+
+impl Message<'_> {
+    /// The type of the packet that carries it.
+    const fn packet_type(&self) -> PacketType {
+        match self {
+            Message::Accept | Message::Receipt(_) | Message::Reply(_) => ANSWER,
+            _ => ASK,
+        }
+    }
+
+    /// Appends the payload.
+    fn encode(&self, out: &mut Vec<u8>) {
+        let (kind, numbers, rest): (u8, &[u64], &[u8]) = match self {
+            Message::Offer { size, name } => {
+                (1, &[*size], name.as_bytes().get(..NAME_MAX).unwrap_or(name.as_bytes()))
+            }
+            Message::FloodOffer => (2, &[], &[]),
+            Message::Accept => (3, &[], &[]),
+            Message::Chunk(bytes) => (CHUNK, &[], bytes),
+            Message::End { chunks, sha256 } => (5, &[*chunks], sha256),
+            Message::Receipt(r) => (6, &[r.packets, r.bytes, r.nanos, r.missing], r.fault.as_bytes()),
+            Message::Done => (7, &[], &[]),
+            Message::Request(filler) => (8, &[], filler),
+            Message::Reply(filler) => (9, &[], filler),
+            Message::Flood(filler) => (FLOOD, &[], filler),
+            Message::FloodEnd { packets } => (11, &[*packets], &[]),
+        };
+        out.push(kind);
+        out.extend(numbers.iter().flat_map(|n| n.to_le_bytes()));
+        out.extend_from_slice(rest);
+    }
+
+    /// Reads a payload; `None` when it is none of the messages.
+    fn decode(payload: &[u8]) -> Option<Message<'_>> {
+        let (kind, mut rest) = payload.split_first()?;
+        let mut number = || -> Option<u64> {
+            let (n, tail) = rest.split_first_chunk()?;
+            rest = tail;
+            Some(u64::from_le_bytes(*n))
+        };
+        let message = match kind {
+            1 => Message::Offer { size: number()?, name: String::from_utf8_lossy(rest).into_owned() },
+            2 => Message::FloodOffer,
+            3 => Message::Accept,
+            &CHUNK => Message::Chunk(rest),
+            5 => Message::End { chunks: number()?, sha256: rest.try_into().ok()? },
+            6 => Message::Receipt(Receipt {
+                packets: number()?,
+                bytes: number()?,
+                nanos: number()?,
+                missing: number()?,
+                fault: String::from_utf8_lossy(rest).into_owned(),
+            }),
+            7 => Message::Done,
+            8 => Message::Request(rest),
+            9 => Message::Reply(rest),
+            &FLOOD => Message::Flood(rest),
+            11 => Message::FloodEnd { packets: number()? },
+            _ => return None,
+        };
+        Some(message)
+    }
+}
+
+impl Label {
+    /// The header of a packet with `len` bytes of payload.
+    pub fn header(&self, kind: PacketType, len: u32) -> [u8; HEADER_LEN] {
+        let header = Header {
+            len,
+            dev_id: self.dev,
+            node_from: self.from.into(),
+            node_to: self.to,
+            ..Header::new(kind)
+        };
+        let mut bytes = header.encode();
+        bytes[UUID_AT].copy_from_slice(&self.transfer.to_le_bytes());
+        bytes[SEQ_AT].copy_from_slice(&self.seq.to_le_bytes());
+        bytes[MARK_AT].copy_from_slice(&MARK);
+        bytes
+    }
+
+    /// Appends a whole packet with this message.
+    pub fn packet(&self, message: &Message<'_>, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend_from_slice(&[0; HEADER_LEN]);
+        message.encode(out);
+        // Nothing longer than SIZE_MAX or a chunk is ever encoded.
+        let len = (out.len() - start - HEADER_LEN) as u32;
+        out[start..start + HEADER_LEN].copy_from_slice(&self.header(message.packet_type(), len));
+    }
+
+    /// Reads what a probe has written; `None` for the packets of others.
+    pub fn read<'a>(
+        header: &Header,
+        bytes: &[u8; HEADER_LEN],
+        payload: &'a [u8],
+    ) -> Option<(Label, Message<'a>)> {
+        if bytes[MARK_AT] != MARK {
+            return None;
+        }
+        let number = |at: Range<usize>| bytes[at].try_into().map(u64::from_le_bytes).ok();
+        let label = Label {
+            from: NodeId::try_from(header.node_from).ok()?.get(),
+            to: header.node_to,
+            dev: header.dev_id,
+            transfer: number(UUID_AT)?,
+            seq: number(SEQ_AT)?,
+        };
+        let message = Message::decode(payload)?;
+        (message.packet_type() == header.kind).then_some((label, message))
+    }
+}
+
+/// Writes another number into a packet that is encoded already.
+pub fn renumber(packet: &mut [u8], seq: u64) {
+    packet[SEQ_AT].copy_from_slice(&seq.to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn message<'a>(kind: u8, n: [u64; 4], bytes: &'a [u8], text: &str) -> Message<'a> {
+        match kind % 11 {
+            0 => Message::Offer { size: n[0], name: text.to_owned() },
+            1 => Message::FloodOffer,
+            2 => Message::Accept,
+            3 => Message::Chunk(bytes),
+            4 => Message::End { chunks: n[0], sha256: [n[1] as u8; 32] },
+            5 => Message::Receipt(Receipt {
+                packets: n[0],
+                bytes: n[1],
+                nanos: n[2],
+                missing: n[3],
+                fault: text.to_owned(),
+            }),
+            6 => Message::Done,
+            7 => Message::Request(bytes),
+            8 => Message::Reply(bytes),
+            9 => Message::Flood(bytes),
+            _ => Message::FloodEnd { packets: n[0] },
+        }
+    }
+
+    fn parts(packet: &[u8]) -> (Header, [u8; HEADER_LEN], &[u8]) {
+        let (head, payload) = packet.split_first_chunk().unwrap();
+        (Header::decode(head), *head, payload)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            kind: u8, n: [u64; 4], bytes: Vec<u8>, text in "[a-z ]{0,40}",
+            from in 0..32u8, to: u32, dev: u8, transfer: u64, seq: u64, other: u64,
+        ) {
+            let label = Label { from, to: Mask(to), dev, transfer, seq };
+            let message = message(kind, n, &bytes, &text);
+            let mut packet = Vec::new();
+            label.packet(&message, &mut packet);
+            let (header, head, payload) = parts(&packet);
+            prop_assert_eq!(header.len as usize, payload.len());
+            prop_assert_eq!(Label::read(&header, &head, payload), Some((label, message.clone())));
+
+            renumber(&mut packet, other);
+            let (header, head, payload) = parts(&packet);
+            prop_assert_eq!(Label::read(&header, &head, payload), Some((Label { seq: other, ..label }, message)));
+        }
+
+        #[test]
+        fn any_payload_is_read_or_refused(payload: Vec<u8>, kind in 0..13u8) {
+            let _ = Message::decode(&payload);
+            let _ = Message::decode(&[&[kind], &payload[..]].concat());
+        }
+    }
+
+    #[test]
+    fn packets_of_others_are_no_messages() {
+        let label = Label { from: 1, to: Mask(1), dev: 0, transfer: 7, seq: 0 };
+        let mut packet = Vec::new();
+        label.packet(&Message::Accept, &mut packet);
+        let (header, head, payload) = parts(&packet);
+        let read = |header: Header| Label::read(&header, &head, payload);
+        assert!(read(header).is_some());
+        assert_eq!(read(Header { kind: ASK, ..header }), None, "an answer in a packet that asks");
+        assert_eq!(read(Header { node_from: 32, ..header }), None, "no such node");
+        let mut unmarked = head;
+        unmarked[58] = 0;
+        assert_eq!(Label::read(&header, &unmarked, payload), None);
+        assert_eq!(Label::read(&header, &head, &[]), None);
+    }
+
+    #[test]
+    fn a_long_name_is_cut() {
+        let mut payload = Vec::new();
+        Message::Offer { size: 1, name: "n".repeat(1000) }.encode(&mut payload);
+        assert_eq!(payload.len(), 1 + 8 + NAME_MAX);
+    }
+}

@@ -1,0 +1,128 @@
+//! `hadm-probe latency`: one request at a time to one node, and how long each answer takes.
+//!
+//! The calling thread writes and reads the data link itself: nothing is handed to another thread between a
+//! request and its answer.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::args::Measure;
+use super::frame::{Label, Message, renumber};
+use super::histogram::Histogram;
+use super::link::Link;
+use super::reader::PacketReader;
+use super::watch::Watch;
+use super::{Failure, deadline, nodes, print, say};
+
+/// How often the first request is repeated: it is lost where no `echo` is attached yet.
+const FIRST_REPEAT: Duration = Duration::from_secs(1);
+
+/// How long an answer may take once the node has answered.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// Measures and prints.
+pub fn run(server: SocketAddr, json: bool, options: &Measure) -> Result<(), Failure> {
+    let node = options.to.0.trailing_zeros() as u8;
+    let limit = deadline(options.timeout);
+    let link = Link::attach(server)?;
+    let (watch, own) = Watch::start(&link)?;
+    let fail = |why: String| Err(link.end(Failure::Failed(why)));
+    if node == own {
+        return fail(format!("node {node} is this node itself"));
+    }
+    let waited = options.timeout.unwrap_or_default().as_secs_f64();
+    let missing = format!("not connected after {waited} s: node {node}");
+    if !watch.connected(node, Some(Instant::now()))? {
+        say(format_args!("waiting for node {node}"));
+        if !watch.connected(node, limit)? {
+            return fail(missing);
+        }
+    }
+    let label = Label { from: own, to: options.to, dev: 0, transfer: fastrand::u64(..), seq: 0 };
+    let filler = vec![0; options.size - 1];
+    let mut round = Round { link: &link, packets: PacketReader::new(link.data()), packet: Vec::new(), label };
+    label.packet(&Message::Request(&filler), &mut round.packet);
+    round.limit(FIRST_REPEAT)?;
+    while !round.trip()? {
+        if limit.is_some_and(|limit| Instant::now() >= limit) {
+            return fail(format!(
+                "no answer from node {node} for {waited} s: does `hadm-probe echo` run there?"
+            ));
+        }
+    }
+    // Not before: its daemon reconnects when `echo` attaches where requests were lost.
+    if !watch.require(node, limit)? {
+        return fail(missing);
+    }
+    round.limit(ANSWER_LIMIT)?;
+    let (times, time) = measure(&mut round, options.time)?;
+    let micros = [0.5, 0.99, 0.999].map(|share| times.percentile(share));
+    let [p50, p99, p999] = micros;
+    let (count, max) = (times.count(), times.max());
+    if json {
+        return print(json!({
+            "command": "latency", "to": node, "size": options.size, "seconds": time.as_secs_f64(),
+            "count": count, "p50_us": p50, "p99_us": p99, "p999_us": p999, "max_us": max,
+        }));
+    }
+    print(format_args!(
+        "node {node}: {count} round trips of {} bytes in {:.1} s: p50 {p50:.1} us, p99 {p99:.1} us, \
+         p99.9 {p999:.1} us, max {max:.1} us",
+        options.size,
+        time.as_secs_f64()
+    ))
+}
+
+/// Round trips for `limit`; also gives how long it was in the end.
+fn measure(round: &mut Round<'_>, limit: Duration) -> Result<(Histogram, Duration), Failure> {
+    let mut times = Histogram::new();
+    let started = Instant::now();
+    let mut now = started;
+    while now - started < limit {
+        if !round.trip()? {
+            let why = format!("{} has not answered for {} s", nodes(round.label.to), ANSWER_LIMIT.as_secs());
+            return Err(round.link.end(Failure::Failed(why)));
+        }
+        let after = Instant::now();
+        times.add(after - now);
+        now = after;
+    }
+    Ok((times, now - started))
+}
+
+struct Round<'a> {
+    link: &'a Link,
+    packets: PacketReader<&'a TcpStream>,
+    packet: Vec<u8>,
+    label: Label,
+}
+
+impl Round<'_> {
+    /// How long an answer may take from now on.
+    fn limit(&self, limit: Duration) -> Result<(), Failure> {
+        self.link.data().set_read_timeout(Some(limit)).map_err(|e| self.link.lost(&e))
+    }
+
+    /// One request and its answer; `false` when that takes too long.
+    fn trip(&mut self) -> Result<bool, Failure> {
+        self.label.seq += 1;
+        renumber(&mut self.packet, self.label.seq);
+        self.link.send(&self.packet)?;
+        let Label { transfer, seq, .. } = self.label;
+        loop {
+            match self.packets.next().map(|packet| packet.message()) {
+                Ok(Some((label, Message::Reply(_)))) if (label.transfer, label.seq) == (transfer, seq) => {
+                    return Ok(true);
+                }
+                Ok(_) => {}
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    return Ok(false);
+                }
+                Err(e) => return Err(self.link.lost(&e)),
+            }
+        }
+    }
+}

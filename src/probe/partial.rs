@@ -1,0 +1,67 @@
+//! A file in the making: under a temporary name beside its target until it is known to be right.
+//!
+//! It must never leave anything behind that is half done: dropped without [`Partial::keep`], the temporary
+//! file is removed and the target is as before. Used by `recv`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// The temporary file.
+pub struct Partial {
+    file: File,
+    temporary: PathBuf,
+    target: PathBuf,
+    kept: bool,
+}
+
+/// Says early what would make [`Partial::create`] or [`Partial::keep`] fail.
+pub fn check(target: &Path) -> Result<(), String> {
+    if target.is_dir() || target.file_name().is_none() {
+        return Err(format!("{} is a directory: give -o the name of a file", target.display()));
+    }
+    let directory = directory(target);
+    if directory.is_dir() {
+        Ok(())
+    } else {
+        Err(format!("cannot write {}: there is no directory {}", target.display(), directory.display()))
+    }
+}
+
+fn directory(target: &Path) -> &Path {
+    target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+impl Partial {
+    /// Creates the temporary file in the target's directory, so that renaming it is one step.
+    pub fn create(target: &Path) -> io::Result<Partial> {
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let name = format!(".{name}.{:08x}.part", fastrand::u32(..));
+        let temporary = directory(target).join(name);
+        let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+        Ok(Partial { file, temporary, target: target.to_owned(), kept: false })
+    }
+
+    /// Appends bytes.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)
+    }
+
+    /// Puts the file in the target's place, whole and on disk.
+    pub fn keep(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        fs::rename(&self.temporary, &self.target)?;
+        self.kept = true;
+        // The name as well; not every file system lets a directory be synced.
+        let _ = File::open(directory(&self.target)).and_then(|d| d.sync_all());
+        Ok(())
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Packets from a peer: heartbeats end here, everything else is for the kernel module.
+
+use std::sync::Arc;
+
+use super::Switch;
+use crate::link::{Closed, Item, Sink};
+use crate::peer::Session;
+use crate::queue::DropCause;
+use crate::wire::{Header, Refusal};
+
+/// Takes what one of a peer's links brought.
+pub struct FromPeer {
+    switch: Arc<Switch>,
+    session: Arc<Session>,
+}
+
+impl FromPeer {
+    /// A sink for this session that looks up `switch`.
+    pub fn new(switch: &Arc<Switch>, session: &Arc<Session>) -> Self {
+        FromPeer { switch: Arc::clone(switch), session: Arc::clone(session) }
+    }
+}
+
+impl Sink for FromPeer {
+    fn take(&mut self, item: Item) -> Result<(), Closed> {
+        let run = match item {
+            Item::Run(run) => run,
+            Item::Heartbeat(header) => {
+                self.session.heartbeat(&header);
+                return Ok(());
+            }
+            Item::Unrelayed(Header { kind, .. }) => return Err(Refusal::UnknownType(kind).into()),
+        };
+        if self.switch.is_stopping() {
+            self.session.drop_inbound(&run, DropCause::Stopping);
+            return Ok(());
+        }
+        match &self.switch.table().device {
+            Some(device) => self.session.take(run, |run, hold| device.put(run.class, run.bytes, hold)),
+            None => {
+                self.session.drop_inbound(&run, DropCause::NoKernel);
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The few calls to the system that std has no word for. The only room where `unsafe` is allowed, each with
+//! its reason; whoever calls this room sees safe functions.
+#![allow(unsafe_code, reason = "each use is argued where it stands")]
+
+use std::io;
+use std::io::IoSlice;
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread;
+
+use bytes::BytesMut;
+use polling::{AsRawSource, AsSource, Event, Poller};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use socket2::SockRef;
+
+/// Stack of every thread. Its deepest use is writing a log line; pages that are not used cost nothing.
+const STACK: usize = 128 * 1024;
+
+/// Starts a thread. The system cuts its name after 15 bytes.
+///
+/// # Errors
+/// The system has no room for another thread.
+pub fn spawn(name: &str, job: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.into()).stack_size(STACK).spawn(job).map(drop)
+}
+
+/// Reads what is there, at most as much as the buffer has spare room, blocking for the first byte. 0 is the
+/// end of the stream, or a buffer without room.
+///
+/// # Errors
+/// What `recv(2)` says, but never `EINTR`.
+pub fn receive(stream: &TcpStream, buf: &mut BytesMut) -> io::Result<usize> {
+    loop {
+        match SockRef::from(stream).recv(buf.spare_capacity_mut()) {
+            Ok(n) => {
+                // SAFETY: recv has initialised the first n bytes of the spare room, and n is not more than
+                // that room. std has no stable way to read into uninitialised memory.
+                unsafe { buf.set_len(buf.len() + n) };
+                return Ok(n);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Writes the parts in one call, as far as the socket takes them: with `wait` it blocks until it takes
+/// some, without it says `WouldBlock`.
+///
+/// # Errors
+/// What `sendmsg(2)` says, but never `EINTR`, and no signal is raised.
+pub fn send(stream: &TcpStream, parts: &[IoSlice<'_>], wait: bool) -> io::Result<usize> {
+    let flags = if wait { SendFlags::NOSIGNAL } else { SendFlags::NOSIGNAL | SendFlags::DONTWAIT };
+    loop {
+        match sendmsg(stream, parts, &mut SendAncillaryBuffer::default(), flags) {
+            Err(Errno::INTR) => {}
+            other => return other.map_err(io::Error::from),
+        }
+    }
+}
+
+/// Whether the other side has closed its end, or the connection is broken; never blocks.
+pub fn hung_up(stream: &TcpStream) -> bool {
+    let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    let mut fds = [PollFd::new(stream, gone)];
+    poll(&mut fds, Some(&Default::default())).is_ok_and(|n| n > 0)
+}
+
+/// A socket that is registered with a poller for as long as it is in here.
+pub struct Registered<S: AsFd> {
+    // Taken out only by `release`.
+    socket: Option<S>,
+    poller: Arc<Poller>,
+}
+
+impl<S: AsFd> Registered<S>
+where
+    for<'a> &'a S: AsRawSource,
+    S: AsSource,
+{
+    /// Registers the socket for one event.
+    ///
+    /// # Errors
+    /// What the poller says.
+    pub fn new(poller: &Arc<Poller>, socket: S, interest: Event) -> io::Result<Self> {
+        // SAFETY: the source must be deleted from the poller before it is dropped. Drop and release do,
+        // and nothing else takes the socket out of here.
+        unsafe { poller.add(&socket, interest)? };
+        Ok(Registered { socket: Some(socket), poller: Arc::clone(poller) })
+    }
+}
+
+impl<S: AsSource> Registered<S> {
+    /// Arms the registration for one more event.
+    ///
+    /// # Errors
+    /// What the poller says.
+    pub fn rearm(&self, interest: Event) -> io::Result<()> {
+        self.socket.as_ref().map_or(Ok(()), |socket| self.poller.modify(socket, interest))
+    }
+
+    /// The socket.
+    pub fn get(&self) -> Option<&S> {
+        self.socket.as_ref()
+    }
+
+    /// Takes the socket out of the poller.
+    pub fn release(mut self) -> Option<S> {
+        let socket = self.socket.take()?;
+        // An error means that it is registered no longer, which is what was asked for.
+        let _ = self.poller.delete(&socket);
+        Some(socket)
+    }
+}
+
+impl<S: AsFd> Drop for Registered<S> {
+    fn drop(&mut self) {
+        if let Some(socket) = self.socket.take() {
+            let _ = self.poller.delete(socket.as_fd());
+        }
+    }
+}

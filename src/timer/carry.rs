@@ -1,0 +1,212 @@
+//! Carrying out what the core decided.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Instant;
+
+use log::{debug, error, info, warn};
+
+use super::{Timer, Waiting, hex};
+use crate::connect::{Dial, Order};
+use crate::core::{Action, AttachId, ConnId, EndCause, Event, PeerKey, SessionId};
+use crate::device::{Device, handshake_ack};
+use crate::kmod;
+use crate::limited;
+use crate::peer::Session;
+use crate::route::{FromKernel, FromPeer};
+use crate::wire::Class;
+
+impl Timer {
+    /// Carries out every action, in order. An exit code ends the daemon.
+    pub(super) fn carry_out(&mut self, actions: &mut Vec<Action>) -> Option<u8> {
+        for action in actions.drain(..) {
+            match action {
+                Action::Dial { peer, attempt } => self.dial(peer, attempt),
+                Action::CancelDial { attempt } => self.reactor.order(Order::Cancel(attempt)),
+                Action::Close { conn } => drop(self.waiting.remove(&conn)),
+                Action::StartSession { peer, session, data, meta } => {
+                    self.start_session(peer, session, data, meta);
+                }
+                Action::OpenSession { peer, session } => self.open_session(peer, session),
+                Action::EndSession { peer, session, cause } => self.end_session(peer, session, &cause),
+                Action::Ping { peer, session, unanswered } => {
+                    if unanswered > 1 {
+                        debug!(
+                            "{peer}: {} of {} pings not answered",
+                            unanswered - 1,
+                            self.config.max_ping_count
+                        );
+                    }
+                    if let Some(session) = self.session(peer, session) {
+                        session.ping();
+                    }
+                }
+                Action::Stalled => limited!(
+                    log::Level::Warn,
+                    ("stalled", 0),
+                    "this daemon did not run for a while (machine busy or stopped): heartbeats start afresh"
+                ),
+                Action::AckKernel { conn, class } => self.ack_kernel(conn, class),
+                Action::RefuseKernel { conn } => {
+                    if let Some(refused) = self.waiting.remove(&conn) {
+                        self.second_kernels.add(1);
+                        limited!(
+                            log::Level::Warn,
+                            ("second kernel", 0),
+                            "refused a second kernel module from {}: one is attached",
+                            refused.source
+                        );
+                    }
+                }
+                Action::AttachKernel { attach, data, meta } => self.attach_kernel(attach, data, meta),
+                Action::DetachKernel { attach, why } => {
+                    warn!("kernel module detached: {why}");
+                    if let Some(device) = self.attached(attach) {
+                        self.switch.set_device(None);
+                        device.close();
+                    }
+                }
+                Action::TellKernel { state } => {
+                    if let Some(device) = &self.switch.table().device {
+                        device.tell(state);
+                    }
+                }
+                Action::CheckModules => self.check_modules(),
+                Action::CheckOwnership => {}
+                Action::Stop { drain, code } => return Some(self.stop_all(Instant::now() + drain, code)),
+            }
+        }
+        None
+    }
+
+    fn dial(&mut self, peer: PeerKey, attempt: crate::core::AttemptId) {
+        let (PeerKey::Node(id), Some(from)) = (peer, self.config.local_ip()) else { return };
+        let Some(node) = self.config.local_nodes().iter().find(|node| node.id == id) else { return };
+        self.reactor.order(Order::Dial(Dial {
+            peer,
+            expected_id: id.get(),
+            attempt,
+            epoch: fastrand::u64(..),
+            to: node.addr,
+            from,
+        }));
+    }
+
+    fn session(&self, peer: PeerKey, id: SessionId) -> Option<Arc<Session>> {
+        let table = self.switch.table();
+        table.peers.get(&peer)?.session.clone().filter(|session| session.id == id)
+    }
+
+    fn start_session(&mut self, peer: PeerKey, id: SessionId, data: ConnId, meta: ConnId) {
+        let (Some(data), Some(meta)) = (self.waiting.remove(&data), self.waiting.remove(&meta)) else {
+            return;
+        };
+        for account in self.previous.remove(&peer).into_iter().flatten() {
+            account.void();
+        }
+        self.tell_connected(peer, &data);
+        let table = self.switch.table();
+        let Some(entry) = table.peers.get(&peer) else { return };
+        let streams = [data.stream, meta.stream];
+        match Session::start(&entry.record, id, streams, self.local_ids(), &self.limits, &self.events) {
+            Ok(session) => {
+                self.previous.insert(peer, session.inbound().to_vec());
+                self.switch.set_session(peer, Some(session));
+                self.since.insert(peer, Instant::now());
+                self.unreachable.remove(&peer);
+            }
+            Err(error) => self.session_failed(peer, id, &error),
+        }
+    }
+
+    fn tell_connected(&self, peer: PeerKey, link: &Waiting) {
+        let how = if link.called { "called" } else { "was called from" };
+        match &link.extension {
+            None => info!("{peer}: connected ({how} {}; without hello extension)", link.source),
+            Some(extension) => {
+                let version = extension.version.as_deref().unwrap_or("of unknown version");
+                info!("{peer}: connected ({how} {}; hadmd {version})", link.source);
+                if let Some(theirs) = extension.digest.filter(|theirs| *theirs != self.digest) {
+                    warn!(
+                        "{peer} has another configuration: its digest is {}, here it is {}; compare the files",
+                        hex(&theirs),
+                        hex(&self.digest)
+                    );
+                }
+            }
+        }
+        if let Some(expected) = link.expected {
+            warn!(
+                "{peer} calls from {}, but its configured address is {expected}: accepted, since element \
+                 peeraddr is not strict",
+                link.source
+            );
+        }
+    }
+
+    fn session_failed(&self, peer: PeerKey, session: SessionId, error: &std::io::Error) {
+        error!("{peer}: cannot start its threads: {error}");
+        let cause = EndCause::Resources(error.to_string());
+        // It comes back as an event: the core is the one to end sessions.
+        let _ = self.events.send(Event::SessionLost { peer, session, cause });
+    }
+
+    fn open_session(&mut self, peer: PeerKey, id: SessionId) {
+        let (Some(session), Some(guard)) = (self.session(peer, id), &self.guard) else { return };
+        let opened =
+            session.open(self.config.max_packet, guard, |_: Class| FromPeer::new(&self.switch, &session));
+        if let Err(error) = opened {
+            self.session_failed(peer, id, &error);
+        }
+    }
+
+    fn end_session(&mut self, peer: PeerKey, id: SessionId, cause: &EndCause) {
+        let age = self.since.remove(&peer).map_or(0.0, |since| since.elapsed().as_secs_f64());
+        warn!("{peer}: session ended after {age:.1} s: {cause}");
+        if let Some(session) = self.session(peer, id) {
+            self.switch.set_session(peer, None);
+            session.end();
+        }
+    }
+
+    fn ack_kernel(&mut self, conn: ConnId, class: Class) {
+        self.half_kernel = Some(conn);
+        if let Some(waiting) = self.waiting.get_mut(&conn) {
+            let ack = handshake_ack(class, waiting.dev_id).encode();
+            // The first bytes on this connection: they fit into the socket's buffer. If it is broken, the
+            // reading end will say so.
+            let _ = waiting.stream.write_all(&ack);
+        }
+    }
+
+    fn attach_kernel(&mut self, attach: AttachId, data: ConnId, meta: ConnId) {
+        self.half_kernel = None;
+        let (Some(data), Some(meta)) = (self.waiting.remove(&data), self.waiting.remove(&meta)) else {
+            return;
+        };
+        let events = self.events.clone();
+        let lost = move |class: Class, closed: crate::link::Closed| {
+            let _ = events.send(Event::KernelLost { attach, why: format!("{class} link: {closed}") });
+        };
+        let opened =
+            Device::start(attach, [data.stream, meta.stream], self.local_ids(), lost).and_then(|device| {
+                self.switch.set_device(Some(Arc::clone(&device)));
+                let Some(guard) = &self.guard else { return Ok(()) };
+                device.open(self.config.max_packet, guard, |_| FromKernel::new(&self.switch))
+            });
+        match opened {
+            Ok(()) => info!("kernel module attached from {}", meta.source),
+            Err(error) => {
+                error!("cannot start the kernel module's threads: {error}");
+                let _ = self.events.send(Event::KernelLost { attach, why: error.to_string() });
+            }
+        }
+    }
+
+    fn check_modules(&mut self) {
+        if let Some(missing) = self.modules.as_deref().and_then(|list| kmod::check(list).err()) {
+            error!("ending: {missing}");
+            let _ = self.events.send(Event::ModuleGone);
+        }
+    }
+}

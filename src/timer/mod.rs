@@ -1,0 +1,315 @@
+//! The timer thread: it owns the core and the one schedule.
+//!
+//! Whatever happens elsewhere reaches it as a message; it asks the core, carries out the answer in order, and
+//! sleeps until the next message or the core's next deadline. It never blocks on a peer, a client or a
+//! disk: writing to a link goes as far as the socket takes it, everything else is handed to other threads.
+
+mod carry;
+mod stop;
+
+use std::collections::HashMap;
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, never, select, unbounded};
+use log::info;
+
+use crate::config::{Config, PeerAddr};
+use crate::connect::{Offer, Plan, Reactor};
+use crate::core::{
+    Action, Admission, AttachId, ConnId, Core, Event, Moment, NodeEntry, PeerKey, Role, Settings, Via,
+};
+use crate::kmod;
+use crate::log as logging;
+use crate::peer::{Limits, Record, Session};
+use crate::queue::{Account, Counter};
+use crate::route::Switch;
+use crate::wire::{Extension, NodeId, SiteId};
+
+/// Ceiling of each data queue: enough for the receive buffers in flight at full speed, and a second of a
+/// 40 Mbit/s line.
+const DATA_CEILING: usize = 4 << 20;
+/// Ceiling of each meta queue: some four thousand packets.
+const META_CEILING: usize = 1 << 20;
+/// How often left-out log lines are told while there are any.
+const LOG_TICK: Duration = Duration::from_millis(500);
+
+/// What a daemon is started with.
+pub struct Setup {
+    /// The checked configuration.
+    pub config: Config,
+    /// The module list to look at, `None` to serve whatever attaches.
+    pub modules: Option<PathBuf>,
+    /// Something that asks the daemon to end: a message, in words, why.
+    pub stop: Receiver<String>,
+}
+
+/// A connection that is through its handshake and waits for the core.
+struct Waiting {
+    stream: TcpStream,
+    source: std::net::SocketAddr,
+    /// To be repeated to a kernel module.
+    dev_id: u8,
+    called: bool,
+    extension: Option<Extension>,
+    expected: Option<std::net::IpAddr>,
+    /// Counts against the reactor's limit.
+    _ticket: Arc<()>,
+}
+
+/// The timer thread's own.
+pub struct Timer {
+    born: Instant,
+    config: Config,
+    modules: Option<PathBuf>,
+    core: Core,
+    switch: Arc<Switch>,
+    reactor: Reactor,
+    limits: Limits,
+    waiting: HashMap<ConnId, Waiting>,
+    last_conn: u64,
+    /// The kernel link that waits for its other half.
+    half_kernel: Option<ConnId>,
+    /// What the last session of each peer may still have queued for the kernel module.
+    previous: HashMap<PeerKey, Vec<Arc<Account>>>,
+    /// Since when each session is up, for the log.
+    since: HashMap<PeerKey, Instant>,
+    /// Peers whose last call failed: the next failure is no news.
+    unreachable: std::collections::HashSet<PeerKey>,
+    /// Kernel modules turned away because one is attached.
+    second_kernels: Counter,
+    digest: [u8; 8],
+    events: Sender<Event>,
+    incoming: Receiver<Event>,
+    offers: Receiver<(Offer, Arc<()>)>,
+    stop: Receiver<String>,
+    /// Kept by every reading thread: gone when all of them are.
+    guard: Option<Sender<()>>,
+    guarded: Receiver<()>,
+}
+
+impl Timer {
+    /// Looks for the kernel module, binds the listeners and gets everything ready.
+    ///
+    /// # Errors
+    /// A sentence for the operator: what is missing, where, and what helps.
+    pub fn new(setup: Setup) -> Result<Self, String> {
+        let Setup { config, modules, stop } = setup;
+        if let Some(list) = &modules {
+            kmod::check(list).map_err(|missing| missing.to_string())?;
+        }
+        let born = Instant::now();
+        let local = config.local_node().ok_or("the configuration has no local node")?.clone();
+        let others = || config.local_nodes().iter().filter(|node| node.id != local.id);
+        let peers: Vec<_> = others()
+            .map(|node| {
+                let role = if node.id < local.id { Role::Caller } else { Role::Acceptor };
+                (PeerKey::Node(node.id), role)
+            })
+            .collect();
+        let here = |resource: &&crate::config::Resource| {
+            resource.runsites.iter().any(|runsite| runsite.site == config.site)
+        };
+        let settings = Settings {
+            resources: config.resources.iter().filter(here).map(|resource| resource.id).collect(),
+            ping_interval: config.ping_interval,
+            max_ping_count: config.max_ping_count,
+            check_modules: modules.is_some(),
+            seed: fastrand::u64(..),
+            peers,
+        };
+        let digest = config.digest();
+        let plan = Plan {
+            server: config.server,
+            node: local.addr,
+            admission: Admission {
+                local: local.id,
+                nodes: others().map(|node| NodeEntry { id: node.id, addr: node.addr.ip() }).collect(),
+                strict: config.peer_addr == PeerAddr::Strict,
+            },
+            local_id: local.id.get(),
+            extension: Extension {
+                version: Some(env!("CARGO_PKG_VERSION").into()),
+                digest: Some(digest),
+                ..Default::default()
+            },
+        };
+        let (offer, offers) = unbounded();
+        let reactor = Reactor::start(
+            plan,
+            // Once the timer is gone the process ends.
+            Box::new(move |offered, ticket| drop(offer.send((offered, ticket)))),
+        )?;
+        let records = settings.peers.iter().map(|&(key, _)| Record::new(key));
+        let switch = Switch::new(local.id, records);
+        let (events, incoming) = unbounded();
+        let (guard, guarded) = unbounded();
+        info!(
+            "hadmd {} ready: {} ({}), kernel module at {}, nodes at {}, {} peers, configuration {}",
+            env!("CARGO_PKG_VERSION"),
+            local.id,
+            local.hostname,
+            config.server,
+            local.addr,
+            settings.peers.len(),
+            hex(&digest),
+        );
+        Ok(Timer {
+            born,
+            core: Core::new(settings, Moment::ZERO),
+            limits: Limits { data: DATA_CEILING, meta: META_CEILING, slow: config.slow_timeout },
+            config,
+            modules,
+            switch,
+            reactor,
+            waiting: HashMap::new(),
+            last_conn: 0,
+            half_kernel: None,
+            previous: HashMap::new(),
+            since: HashMap::new(),
+            unreachable: Default::default(),
+            second_kernels: Counter::default(),
+            digest,
+            events,
+            incoming,
+            offers,
+            stop,
+            guard: Some(guard),
+            guarded,
+        })
+    }
+
+    /// Runs until the daemon ends; its exit code.
+    pub fn run(mut self) -> u8 {
+        let mut actions = Vec::new();
+        let mut stop = self.stop.clone();
+        loop {
+            let mut left = self.core.deadline().saturating_sub(self.now());
+            if logging::left_out_pending() {
+                left = left.min(LOG_TICK);
+            }
+            select! {
+                recv(self.incoming) -> event => {
+                    if let Ok(event) = event {
+                        self.core.handle(self.now(), event, &mut actions);
+                    }
+                }
+                recv(self.offers) -> offer => {
+                    if let Ok((offer, ticket)) = offer {
+                        self.offered(offer, ticket, &mut actions);
+                    }
+                }
+                recv(stop) -> why => match why {
+                    Ok(why) => {
+                        info!("ending: {why}");
+                        self.core.handle(self.now(), Event::Stop, &mut actions);
+                    }
+                    Err(_) => stop = never(),
+                },
+                default(left) => {}
+            }
+            let now = self.now();
+            if self.core.deadline() <= now {
+                self.count_acks(now, &mut actions);
+                self.core.tick(now, &mut actions);
+            }
+            if let Some(code) = self.carry_out(&mut actions) {
+                return code;
+            }
+            if logging::left_out_pending() {
+                logging::tell_left_out();
+            }
+        }
+    }
+
+    fn now(&self) -> Moment {
+        self.born.elapsed()
+    }
+
+    /// Tells the core of the ping ACKs that came in since the last tick.
+    fn count_acks(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        for session in self.sessions() {
+            let count = session.take_acks();
+            if count > 0 {
+                let (peer, session) = (session.record.key, session.id);
+                self.core.handle(now, Event::PingAcks { peer, session, count }, actions);
+            }
+        }
+    }
+
+    fn sessions(&self) -> Vec<Arc<Session>> {
+        self.switch.table().peers.values().filter_map(|entry| entry.session.clone()).collect()
+    }
+
+    /// Ids as the packets of this node carry them.
+    fn local_ids(&self) -> (NodeId, SiteId) {
+        (self.config.node, self.config.site)
+    }
+
+    /// A connection came through its handshake, or a call did not.
+    fn offered(&mut self, offer: Offer, ticket: Arc<()>, actions: &mut Vec<Action>) {
+        self.last_conn += 1;
+        let conn = ConnId(self.last_conn);
+        let now = self.now();
+        let event = match offer {
+            Offer::Kernel { class, dev_id, stream, source } => {
+                self.notice_lost_kernel(now, actions);
+                let waiting = Waiting {
+                    stream,
+                    source,
+                    dev_id,
+                    called: false,
+                    extension: None,
+                    expected: None,
+                    _ticket: ticket,
+                };
+                self.waiting.insert(conn, waiting);
+                Event::KernelHello { class, conn }
+            }
+            Offer::Link { peer, class, stream, attempt, extension, source, expected } => {
+                let via = match attempt {
+                    Some(attempt) => Via::Dialed(attempt),
+                    None => Via::Accepted(extension.as_ref().and_then(|extension| extension.epoch)),
+                };
+                let called = attempt.is_some();
+                let waiting =
+                    Waiting { stream, source, dev_id: 0, called, extension, expected, _ticket: ticket };
+                self.waiting.insert(conn, waiting);
+                Event::LinkReady { peer, class, conn, via }
+            }
+            Offer::DialFailed { peer, attempt, why } => {
+                let level = if self.unreachable.insert(peer) { log::Level::Info } else { log::Level::Debug };
+                log::log!(level, "{peer} cannot be reached: {why}; trying again");
+                Event::DialFailed { peer, attempt }
+            }
+            Offer::Knock(peer) => Event::Knock { peer },
+        };
+        self.core.handle(now, event, actions);
+    }
+
+    /// A kernel module that comes back must not be refused because nobody has looked yet whether its
+    /// predecessor is still there: a reader that waits for a queue sees no end of its link.
+    fn notice_lost_kernel(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        if let Some(device) = &self.switch.table().device
+            && device.hung_up()
+        {
+            let why = "closed by the other side".into();
+            self.core.handle(now, Event::KernelLost { attach: device.id, why }, actions);
+        }
+        if let Some(conn) = self.half_kernel
+            && self.waiting.get(&conn).is_none_or(|half| crate::sys::hung_up(&half.stream))
+        {
+            self.core.handle(now, Event::KernelHalfLost { conn }, actions);
+        }
+    }
+
+    fn attached(&self, attach: AttachId) -> Option<Arc<crate::device::Device>> {
+        self.switch.table().device.clone().filter(|device| device.id == attach)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
