@@ -289,7 +289,7 @@ prop_compose! {
         kmod_port in any::<u16>(),
         ping_millis in 10..=3_600_000u64,
         max_ping_count in 1..=1_000_000u32,
-        max_packet in 65536..=268_435_456u32,
+        max_packet in 1024..=1_073_741_824u32,
         slow_millis in 100..=3_600_000u64,
         strict in any::<bool>(),
         sites in prop::collection::btree_map(0..32u32, site(), 1..4),

@@ -40,7 +40,7 @@ pub(super) fn read(global: Element<'_>, resolve: &Resolver<'_>) -> Option<Global
     let server_port = global.get("serverport", port);
     let kmod_port = global.get_or("kmodport", 0, port);
     let heartbeat = heartbeat(global);
-    let max_packet = global.get_or("maxpacket", MAX_PACKET, whole(64 << 10..=256 << 20));
+    let max_packet = global.get_or("maxpacket", MAX_PACKET, whole(1 << 10..=1 << 30));
     let slow_timeout = global.get_or("slowtimeout", SLOW_TIMEOUT, seconds(0.1..=3600.0));
     let words = [("strict", PeerAddr::Strict), ("any", PeerAddr::Any)];
     let peer_addr = global.get_or("peeraddr", PeerAddr::default(), choice(words, "strict or any"));

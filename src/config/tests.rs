@@ -150,9 +150,9 @@ fn numbers_keep_to_their_ranges() {
         let message = format!("14:82: <port> is {text:?}: it must be a port from 1 to 65535");
         refused("7000", text, &[&message]);
     }
-    for text in ["0", "65535", "268435457", "16M"] {
+    for text in ["0", "1023", "1073741825", "16M"] {
         let message =
-            format!("8:14: <maxpacket> is {text:?}: it must be a whole number from 65536 to 268435456");
+            format!("8:14: <maxpacket> is {text:?}: it must be a whole number from 1024 to 1073741824");
         refused("</global>", &format!("<maxpacket>{text}</maxpacket></global>"), &[&message]);
     }
     refused(

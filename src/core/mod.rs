@@ -153,9 +153,13 @@ impl Core {
                 }
             }
             Event::KernelHello { class, conn } => self.kernel_hello(now, class, conn, out),
-            Event::KernelHalfLost { conn } => {
+            Event::ConnLost { conn } => {
                 if self.kernel.half_lost(conn) {
                     out.push(Action::Close { conn });
+                }
+                let mut rng = self.rng.fork();
+                for peer in &mut self.peers {
+                    peer.conn_lost(now, conn, &mut rng, out);
                 }
             }
             Event::KernelLost { attach, why } => {

@@ -174,6 +174,21 @@ impl Peer {
         }
     }
 
+    /// A link that waits for its other half is gone.
+    pub fn conn_lost(&mut self, now: Moment, lost: ConnId, rng: &mut fastrand::Rng, out: &mut Vec<Action>) {
+        match self.state {
+            State::Half { conn, .. } if conn == lost => {
+                out.push(Action::Close { conn });
+                self.state = State::Idle;
+            }
+            State::Dialing { attempt, ready: Some((_, conn)), .. } if conn == lost => {
+                out.push(Action::CancelDial { attempt });
+                self.dial_failed(now, attempt, rng, out);
+            }
+            _ => {}
+        }
+    }
+
     /// The peer is alive: call it now, but not more often than once a second.
     pub fn knock(&mut self, now: Moment) {
         let soon = self.last_dial.map_or(now, |last| now.max(last + Duration::from_secs(1)));

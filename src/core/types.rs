@@ -162,8 +162,8 @@ pub enum Event {
         /// The connection.
         conn: ConnId,
     },
-    /// The kernel link that waits for its other half is gone.
-    KernelHalfLost {
+    /// A connection that waits for its other half is gone. Nobody reads it, so somebody has to look.
+    ConnLost {
         /// The connection.
         conn: ConnId,
     },

@@ -165,7 +165,6 @@ impl Timer {
     }
 
     fn ack_kernel(&mut self, conn: ConnId, class: Class) {
-        self.half_kernel = Some(conn);
         if let Some(waiting) = self.waiting.get_mut(&conn) {
             let ack = handshake_ack(class, waiting.dev_id).encode();
             // The first bytes on this connection: they fit into the socket's buffer. If it is broken, the
@@ -175,7 +174,6 @@ impl Timer {
     }
 
     fn attach_kernel(&mut self, attach: AttachId, data: ConnId, meta: ConnId) {
-        self.half_kernel = None;
         let (Some(data), Some(meta)) = (self.waiting.remove(&data), self.waiting.remove(&meta)) else {
             return;
         };

@@ -71,8 +71,6 @@ pub struct Timer {
     limits: Limits,
     waiting: HashMap<ConnId, Waiting>,
     last_conn: u64,
-    /// The kernel link that waits for its other half.
-    half_kernel: Option<ConnId>,
     /// What the last session of each peer may still have queued for the kernel module.
     previous: HashMap<PeerKey, Vec<Arc<Account>>>,
     /// Since when each session is up, for the log.
@@ -162,7 +160,6 @@ impl Timer {
             reactor,
             waiting: HashMap::new(),
             last_conn: 0,
-            half_kernel: None,
             previous: HashMap::new(),
             since: HashMap::new(),
             unreachable: Default::default(),
@@ -251,6 +248,7 @@ impl Timer {
         self.last_conn += 1;
         let conn = ConnId(self.last_conn);
         let now = self.now();
+        self.notice_lost_halves(now, actions);
         let event = match offer {
             Offer::Kernel { class, dev_id, stream, source } => {
                 self.notice_lost_kernel(now, actions);
@@ -297,10 +295,13 @@ impl Timer {
             let why = "closed by the other side".into();
             self.core.handle(now, Event::KernelLost { attach: device.id, why }, actions);
         }
-        if let Some(conn) = self.half_kernel
-            && self.waiting.get(&conn).is_none_or(|half| crate::sys::hung_up(&half.stream))
-        {
-            self.core.handle(now, Event::KernelHalfLost { conn }, actions);
+    }
+
+    /// Nobody reads a link that waits for its other half: a new one must not be paired with a dead one.
+    fn notice_lost_halves(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        let lost = self.waiting.iter().filter(|(_, waiting)| crate::sys::hung_up(&waiting.stream));
+        for conn in lost.map(|(&conn, _)| conn).collect::<Vec<_>>() {
+            self.core.handle(now, Event::ConnLost { conn }, actions);
         }
     }
 

@@ -8,6 +8,8 @@ use super::Timer;
 use crate::peer::Direction;
 use crate::wire::Class;
 
+/// How long the other sides may take to close their ends once nothing more will come.
+const LINGER: Duration = Duration::from_millis(250);
 /// How long the writing threads may take to drop what was left after the links were closed.
 const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
@@ -29,7 +31,7 @@ impl Timer {
         sessions.iter().for_each(|session| session.finish());
         device.iter().for_each(|device| device.finish());
         self.guard = None;
-        let _ = self.guarded.recv_deadline(deadline);
+        let _ = self.guarded.recv_deadline(deadline.min(Instant::now() + LINGER));
         sessions.iter().for_each(|session| session.end());
         device.iter().for_each(|device| device.close());
         let limit = Instant::now() + CLOSE_LIMIT;
