@@ -19,7 +19,7 @@ fn a_node_calls_smaller_ids_only() {
     let config = ConfigBuilder::new(&net, 3).build();
     let daemon = Daemon::start(&net, &config, 1);
     let kernel = FakeKernel::attach(&net, 1);
-    let rig = Rig { daemon, kernel, node: 1, config, net };
+    let rig = Rig::of(daemon, kernel, 1, config, net);
     let peer = below.accept(&rig.net, 1);
     rig.kernel.wait_state(bit(0), PATIENCE);
     rig.assert_carries(&peer);
@@ -195,7 +195,7 @@ fn fm15_a_refusing_peer_keeps_no_other_from_linking() {
     let config = ConfigBuilder::new(&net, 3).build();
     let daemon = Daemon::start(&net, &config, 2);
     let kernel = FakeKernel::attach(&net, 2);
-    let rig = Rig { daemon, kernel, node: 2, config, net };
+    let rig = Rig::of(daemon, kernel, 2, config, net);
     let start = Instant::now();
     let peer = one.accept(&rig.net, 2);
     rig.kernel.wait_state(bit(1), PATIENCE);
@@ -222,7 +222,7 @@ fn a_call_that_is_answered_wrongly_is_made_again() {
     let config = ConfigBuilder::new(&net, 2).build();
     let daemon = Daemon::start(&net, &config, 1);
     let kernel = FakeKernel::attach(&net, 1);
-    let rig = Rig { daemon, kernel, node: 1, config, net };
+    let rig = Rig::of(daemon, kernel, 1, config, net);
     let answers: [fn(u8) -> Vec<u8>; 3] = [
         |_| Vec::new(),
         |kind| hello(7, kind + 1, 0, "", false).to_vec(),
@@ -324,7 +324,7 @@ fn thirty_one_peers_at_once() {
     let below: Vec<Acceptor> = (0..15).map(|id| Acceptor::listen(&net, id)).collect();
     let daemon = Daemon::start(&net, &config, 15);
     let kernel = FakeKernel::attach(&net, 15);
-    let rig = Rig { daemon, kernel, node: 15, config, net };
+    let rig = Rig::of(daemon, kernel, 15, config, net);
     let mut peers: Vec<FakePeer> = Vec::new();
     std::thread::scope(|scope| {
         let callers: Vec<_> = (16..32)
@@ -440,7 +440,7 @@ fn extended_and_c_peers_mix() {
     let below = [Acceptor::listen(&net, 0), Acceptor::listen(&net, 1).extended(&[200, 2, 7, 7])];
     let daemon = Daemon::start(&net, &config, 2);
     let kernel = FakeKernel::attach(&net, 2);
-    let rig = Rig { daemon, kernel, node: 2, config, net };
+    let rig = Rig::of(daemon, kernel, 2, config, net);
     let mut peers: Vec<FakePeer> = below.iter().map(|acceptor| acceptor.accept(&rig.net, 2)).collect();
     peers.push(rig.call(3));
     peers.push(rig.connect(&rig.caller(4).extended(&[])));

@@ -44,14 +44,13 @@ fn parse(line: &str) -> Option<Entry> {
 }
 
 impl Books {
-    /// Reads the books off a whole log and checks every sum.
+    /// Reads the books off a whole log and checks every sum. Lines without any packet may be missing.
     #[track_caller]
     pub fn assert_balance(log: &[String]) -> Self {
         let lines = log.iter().filter_map(|line| line.split_once("books: "));
         let entries =
             lines.map(|(_, line)| parse(line).unwrap_or_else(|| panic!("not a line of books: {line}")));
         let books = Books(entries.collect());
-        assert!(!books.0.is_empty(), "no books at the end of the log");
         for entry in &books.0 {
             let out = entry.forwarded + entry.queued + entry.dropped;
             assert_eq!(entry.received, out, "books do not balance: {entry:?}");

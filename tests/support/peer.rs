@@ -282,15 +282,21 @@ impl Acceptor {
         self
     }
 
-    /// The next connection and its hello; `None` when none comes in time.
+    /// The next connection that says a hello, with it; `None` when none comes in time.
     pub fn accept_one(&self, limit: Duration) -> Option<(TcpStream, [u8; HELLO], IpAddr)> {
-        // A receive time-out ends accept as well.
-        SockRef::from(&self.listener).set_read_timeout(Some(limit)).unwrap();
-        let (mut stream, from) = self.listener.accept().ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut hello = [0; HELLO];
-        stream.read_exact(&mut hello).ok()?;
-        Some((stream, hello, from.ip()))
+        let end = Instant::now() + limit;
+        loop {
+            // A receive time-out ends accept as well.
+            let left = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+            SockRef::from(&self.listener).set_read_timeout(Some(left)).unwrap();
+            let Ok((mut stream, from)) = self.listener.accept() else { continue };
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut hello = [0; HELLO];
+            // A call may have been given up while it waited here.
+            if stream.read_exact(&mut hello).is_ok() {
+                return Some((stream, hello, from.ip()));
+            }
+        }
     }
 
     /// Takes both links of a call from node `from`: no answer goes out before both hellos are in.
