@@ -13,8 +13,11 @@ use bytes::BytesMut;
 use polling::{AsRawSource, AsSource, Event, Poller};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
-use socket2::SockRef;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, bind, sendmsg, socket_with,
+};
+use socket2::{SockRef, Socket};
 
 /// Stack of every thread. Its deepest use is writing a log line; pages that are not used cost nothing.
 const STACK: usize = 128 * 1024;
@@ -25,6 +28,15 @@ const STACK: usize = 128 * 1024;
 /// The system has no room for another thread.
 pub fn spawn(name: &str, job: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name(name.into()).stack_size(STACK).spawn(job).map(drop)
+}
+
+/// Runs a job on a thread of its own and waits for what it gives back.
+///
+/// # Errors
+/// The system has no room for another thread, or the job panicked.
+pub fn run<T: Send + 'static>(name: &str, job: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    let thread = thread::Builder::new().name(name.into()).stack_size(STACK).spawn(job)?;
+    thread.join().map_err(|_| io::Error::other("it panicked"))
 }
 
 /// Reads what is there, at most as much as the buffer has spare room, blocking for the first byte. 0 is the
@@ -67,6 +79,20 @@ pub fn hung_up(stream: &TcpStream) -> bool {
     let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
     let mut fds = [PollFd::new(stream, gone)];
     poll(&mut fds, Some(&Default::default())).is_ok_and(|n| n > 0)
+}
+
+/// A socket that becomes readable when an address appears at one of this machine's interfaces, or goes.
+///
+/// # Errors
+/// What the system says; a kernel without netlink.
+pub fn watch_addresses() -> io::Result<Socket> {
+    /// `RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR` of rtnetlink(7).
+    const GROUPS: u32 = 0x10 | 0x100;
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    // No protocol given is protocol 0, NETLINK_ROUTE.
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
+    bind(&socket, &SocketAddrNetlink::new(0, GROUPS))?;
+    Ok(socket.into())
 }
 
 /// A socket that is registered with a poller for as long as it is in here.

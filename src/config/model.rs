@@ -132,3 +132,10 @@ impl Config {
         self.local_node().map(|node| node.addr.ip())
     }
 }
+
+impl Resource {
+    /// The resource's runsite at this site.
+    pub fn runsite(&self, site: SiteId) -> Option<&RunSite> {
+        self.runsites.iter().find(|runsite| runsite.site == site)
+    }
+}

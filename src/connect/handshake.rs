@@ -10,17 +10,18 @@
 //! Reads ask for exactly what is missing, since packets may follow at once.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 
 use super::{Dial, Plan};
-use crate::core::{Admitted, Refused};
-use crate::wire::{Class, Extension, HEADER_LEN, HELLO_LEN, Header, Hello, PacketType};
+use crate::core::{Admitted, Door, Refused};
+use crate::wire::{Class, Extension, HEADER_LEN, HELLO_LEN, Header, Hello, PacketType, Scope};
 
 /// Whose handshake it is.
 #[derive(Debug)]
 pub(super) enum Party {
     Kernel,
-    Caller(Option<(Admitted, Class)>),
+    /// Someone who came in at this door; who, once that is clear.
+    Caller(Door, Option<(Admitted, Class)>),
     Callee(Dial, Class),
 }
 
@@ -39,6 +40,8 @@ enum Phase {
 pub(super) struct Handshake {
     pub party: Party,
     phase: Phase,
+    /// The caller's hello, where its record is needed to judge it.
+    unjudged: Option<Hello>,
     buf: Vec<u8>,
     need: usize,
     pub extension: Option<Extension>,
@@ -86,10 +89,10 @@ impl Handshake {
     pub fn new(party: Party) -> Self {
         let (phase, need) = match party {
             Party::Kernel => (Phase::Packet, HEADER_LEN),
-            Party::Caller(_) => (Phase::Hello, HELLO_LEN),
+            Party::Caller(..) => (Phase::Hello, HELLO_LEN),
             Party::Callee(..) => (Phase::Connect, 0),
         };
-        Handshake { party, phase, buf: Vec::new(), need, extension: None }
+        Handshake { party, phase, unjudged: None, buf: Vec::new(), need, extension: None }
     }
 
     /// Whether the socket is waited for to become writable, not readable.
@@ -104,11 +107,11 @@ impl Handshake {
 
     /// Goes as far as it can without blocking.
     pub fn step(&mut self, stream: &TcpStream, plan: &Plan) -> Result<Step, Failure> {
-        if let (Phase::Connect, Party::Callee(_, class)) = (&self.phase, &self.party) {
+        if let (Phase::Connect, Party::Callee(dial, class)) = (&self.phase, &self.party) {
             if let Some(error) = stream.take_error()? {
                 return Err(error.into());
             }
-            say(stream, &plan.hello(*class, false, true).encode())?;
+            say(stream, &plan.hello(dial.peer.scope(), *class, Some(dial.from), true).encode())?;
             self.expect(Phase::Ack, HELLO_LEN);
         }
         loop {
@@ -168,10 +171,17 @@ impl Handshake {
             }
             Phase::Hello => {
                 let hello = self.hello()?;
-                let source = stream.peer_addr()?.ip();
-                let admitted = plan.admission.admit(&hello, source).map_err(Failure::Refused)?;
-                self.party = Party::Caller(Some((admitted, hello.class)));
-                say(stream, &plan.hello(hello.class, true, hello.extended).encode())?;
+                let Party::Caller(door, _) = self.party else { return Ok(None) };
+                // Where the address is not in the hello it is in the record, and that follows the ACK.
+                if hello.scope == Scope::Site && hello.addr.is_none() && hello.extended {
+                    plan.admission.check_claim(&hello, door).map_err(Failure::Refused)?;
+                    self.unjudged = Some(hello);
+                } else {
+                    self.judge(stream, plan, &hello, None)?;
+                }
+                let ack = plan.hello(hello.scope, hello.class, None, hello.extended);
+                // C daemons leave the node type of an ACK zero, whatever the link.
+                say(stream, &Hello { ack: true, scope: Scope::Node, ..ack }.encode())?;
                 if !hello.extended {
                     return Ok(Some(Step::Ready));
                 }
@@ -183,13 +193,14 @@ impl Handshake {
                 if !hello.ack || hello.class != *class {
                     return Err(malformed(&"the other side answered with something else than the ACK"));
                 }
-                if hello.id != dial.expected_id {
+                if hello.id != dial.peer.id() {
                     return Err(malformed(&format_args!("{} answers as id {}", dial.to, hello.id)));
                 }
                 if !hello.extended {
                     return Ok(Some(Step::Ready));
                 }
-                let record = Extension { epoch: Some(dial.epoch), ..plan.extension.clone() };
+                let runsite = (dial.peer.scope() == Scope::Site).then_some(dial.from);
+                let record = Extension { epoch: Some(dial.epoch), addr: runsite, ..plan.extension.clone() };
                 say(stream, &record.encode())?;
                 self.expect(Phase::RecordLen, 2);
             }
@@ -200,7 +211,10 @@ impl Handshake {
             }
             Phase::Record => {
                 let record = Extension::decode(&self.buf).map_err(|error| malformed(&error))?;
-                if let Party::Caller(_) = self.party {
+                if let Some(hello) = self.unjudged.take() {
+                    self.judge(stream, plan, &hello, record.addr)?;
+                }
+                if let Party::Caller(..) = self.party {
                     let own = Extension { epoch: record.epoch, ..plan.extension.clone() };
                     say(stream, &own.encode())?;
                 }
@@ -209,6 +223,22 @@ impl Handshake {
             }
         }
         Ok(None)
+    }
+
+    /// Whether the caller is let in.
+    fn judge(
+        &mut self,
+        stream: &TcpStream,
+        plan: &Plan,
+        hello: &Hello,
+        named: Option<IpAddr>,
+    ) -> Result<(), Failure> {
+        if let Party::Caller(door, who) = &mut self.party {
+            let source = stream.peer_addr()?.ip();
+            let admitted = plan.admission.admit(hello, named, source, *door).map_err(Failure::Refused)?;
+            *who = Some((admitted, hello.class));
+        }
+        Ok(())
     }
 
     fn hello(&self) -> Result<Hello, Failure> {

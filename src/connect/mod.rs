@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::core::{Admission, AttemptId, PeerKey};
 use crate::queue::Counter;
-use crate::wire::{Class, Extension, Hello};
+use crate::wire::{Class, Extension, Hello, Scope};
 
 /// How long a caller may take from its connection to the end of its hello.
 pub const HELLO_LIMIT: Duration = Duration::from_secs(3);
@@ -34,10 +34,10 @@ pub struct Plan {
     pub server: SocketAddr,
     /// Where nodes with larger ids connect.
     pub node: SocketAddr,
+    /// Where other sites connect: one wildcard address for each port.
+    pub sites: Vec<SocketAddr>,
     /// Who may.
     pub admission: Admission,
-    /// The local node's id.
-    pub local_id: u8,
     /// What is told to speakers of the hello extension.
     pub extension: Extension,
 }
@@ -49,6 +49,8 @@ pub enum Order {
     Dial(Dial),
     /// Give an attempt up and report nothing of it.
     Cancel(AttemptId),
+    /// Who may connect has changed.
+    Admit(Admission),
     /// Accept no more, and drop every handshake in flight.
     Stop,
 }
@@ -58,8 +60,6 @@ pub enum Order {
 pub struct Dial {
     /// Whom.
     pub peer: PeerKey,
-    /// The id that the other side must answer with.
-    pub expected_id: u8,
     /// Which attempt; also the epoch told to the other side.
     pub attempt: AttemptId,
     /// Drawn for each attempt, the same on both its links.
@@ -112,6 +112,8 @@ pub enum Offer {
     },
     /// A peer that this side has to call has called.
     Knock(PeerKey),
+    /// An address appeared at one of this machine's interfaces, or went.
+    Addresses,
 }
 
 /// Calls from outside that were turned away, by cause.
@@ -125,7 +127,8 @@ pub struct Refusals {
     pub unknown: Counter,
     /// Came from an address that is not the configured one.
     pub address: Counter,
-    /// Had the smaller id, or spoke of a site on a node's port.
+    /// Had the smaller id, spoke of a site at the port for nodes, or wanted a resource whose log this node does
+    /// not own.
     pub direction: Counter,
     /// Were too many at once.
     pub crowd: Counter,
@@ -150,15 +153,12 @@ impl Refusals {
 pub type Deliver = Box<dyn Fn(Offer, Arc<()>) + Send>;
 
 impl Plan {
-    fn hello(&self, class: Class, ack: bool, extended: bool) -> Hello {
-        Hello {
-            id: self.local_id,
-            class,
-            ack,
-            scope: crate::wire::Scope::Node,
-            // C daemons leave it empty in an ACK.
-            addr: (!ack).then_some(self.server.ip()),
-            extended,
-        }
+    /// This side's hello. `addr` is the local runsite's on site links; nobody reads it on node links.
+    fn hello(&self, scope: Scope, class: Class, addr: Option<IpAddr>, extended: bool) -> Hello {
+        let id = match scope {
+            Scope::Node => self.admission.node.get(),
+            Scope::Site => self.admission.site.get(),
+        };
+        Hello { id, class, ack: false, scope, addr, extended }
     }
 }

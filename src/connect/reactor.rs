@@ -2,18 +2,19 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use log::{Level, debug};
+use log::{Level, debug, warn};
 use polling::{Event, Events, Poller};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::handshake::{Failure, Handshake, Party, Step};
 use super::{DIAL_LIMIT, Deliver, Dial, HELLO_LIMIT, MAX_OFFERED, MAX_PENDING, Offer, Order, Plan, Refusals};
-use crate::core::{AttemptId, PeerKey, Refused};
+use crate::core::{AttemptId, Door, PeerKey, Refused};
 use crate::limited;
 use crate::sys::{self, Registered};
 use crate::wire::Class;
@@ -22,10 +23,10 @@ use crate::wire::Class;
 const BACKLOG: i32 = 1024;
 /// How long no connection is accepted after the system had no descriptor for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Keys of listeners; handshakes follow.
-const KERNEL: usize = 0;
-const NODE: usize = 1;
-const FIRST_HANDSHAKE: usize = 2;
+/// Keys in the poller: the address watch, the listeners in the order of their making, then handshakes.
+const WATCH: usize = 0;
+const FIRST_LISTENER: usize = 1;
+const FIRST_HANDSHAKE: usize = 1000;
 
 /// The way to give orders to the reactor thread.
 pub struct Reactor {
@@ -45,20 +46,31 @@ impl Reactor {
         let poller = Arc::new(Poller::new().map_err(system)?);
         let refusals = Arc::new(Refusals::default());
         let mut listeners = Vec::new();
-        for (key, what, addr, element) in [
-            (KERNEL, "the kernel module", plan.server, "serverip and serverport, or option --server"),
-            (NODE, "the other nodes", plan.node, "ipaddr and port of this node"),
-        ] {
+        let kernel = "serverip and serverport, or option --server";
+        let sites = plan.sites.iter().map(|&addr| {
+            ("other sites", addr, Some(Door::Site(addr.port())), "ip and port of this site's runsites")
+        });
+        let all = [
+            ("the kernel module", plan.server, None, kernel),
+            ("the other nodes", plan.node, Some(Door::Node), "ipaddr and port of this node"),
+        ];
+        for (key, (what, addr, door, element)) in (FIRST_LISTENER..).zip(all.into_iter().chain(sites)) {
             let listener = listen(addr)
                 .map_err(|error| format!("cannot listen for {what} at {addr}: {error}; check {element}"))?;
             let socket = Registered::new(&poller, listener, Event::readable(key)).map_err(system)?;
-            listeners.push(Listener { key, socket, paused: None });
+            listeners.push(Listener { key, door, socket, paused: None });
         }
+        // Without the watch, ownership is still looked at with every tick.
+        let watch = sys::watch_addresses()
+            .and_then(|watch| Registered::new(&poller, watch, Event::readable(WATCH)))
+            .inspect_err(|error| warn!("cannot watch for changes of addresses: {error}"))
+            .ok();
         let (sender, orders) = unbounded();
         let thread = Thread {
             poller: Arc::clone(&poller),
             plan,
             listeners,
+            watch,
             flights: HashMap::new(),
             next_key: FIRST_HANDSHAKE,
             orders,
@@ -83,7 +95,8 @@ fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     // A daemon that comes back must not wait for the connections of its predecessor to time out.
     socket.set_reuse_address(true)?;
     if addr.is_ipv6() {
-        socket.set_only_v6(true)?;
+        // The wildcard address serves sites of both families.
+        socket.set_only_v6(!addr.ip().is_unspecified())?;
     }
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
@@ -109,6 +122,8 @@ fn dial(to: SocketAddr, from: std::net::IpAddr) -> io::Result<TcpStream> {
 
 struct Listener {
     key: usize,
+    /// For whom, if not for the kernel module.
+    door: Option<Door>,
     socket: Registered<TcpListener>,
     /// Until when nothing is accepted.
     paused: Option<Instant>,
@@ -126,6 +141,7 @@ struct Thread {
     poller: Arc<Poller>,
     plan: Plan,
     listeners: Vec<Listener>,
+    watch: Option<Registered<Socket>>,
     flights: HashMap<usize, Flight>,
     next_key: usize,
     orders: Receiver<Order>,
@@ -148,11 +164,24 @@ impl Thread {
             }
             for event in events.iter() {
                 match event.key {
+                    WATCH => self.addresses_changed(),
                     key if key < FIRST_HANDSHAKE => self.accept(key),
                     key => self.go_on(key),
                 }
             }
             self.expire(Instant::now());
+        }
+    }
+
+    fn addresses_changed(&mut self) {
+        if let Some(watch) = &self.watch {
+            // What changed is looked up: here it only matters that something did.
+            if let Some(socket) = watch.get() {
+                while matches!(socket.recv(&mut [MaybeUninit::uninit(); 4096]), Ok(1..)) {}
+            }
+            if watch.rearm(Event::readable(WATCH)).is_ok() {
+                (self.deliver)(Offer::Addresses, Arc::default());
+            }
         }
     }
 
@@ -166,6 +195,7 @@ impl Thread {
         match order {
             Order::Dial(order) => self.dial(&order),
             Order::Cancel(attempt) => self.drop_attempt(attempt),
+            Order::Admit(admission) => self.plan.admission = admission,
             Order::Stop => {
                 self.listeners.clear();
                 self.flights.clear();
@@ -197,7 +227,7 @@ impl Thread {
     fn start(&mut self, stream: TcpStream, party: Party, source: SocketAddr) -> io::Result<()> {
         let limit = match party {
             Party::Callee(..) => DIAL_LIMIT,
-            Party::Kernel | Party::Caller(_) => HELLO_LIMIT,
+            Party::Kernel | Party::Caller(..) => HELLO_LIMIT,
         };
         // Packets are small and urgent; and a host that vanished while nothing is sent is noticed some day.
         stream.set_nodelay(true)?;
@@ -218,7 +248,7 @@ impl Thread {
             let Some(accepted) = listener.socket.get().map(TcpListener::accept) else { return };
             match accepted {
                 Ok((stream, source)) => {
-                    let party = if key == KERNEL { Party::Kernel } else { Party::Caller(None) };
+                    let party = listener.door.map_or(Party::Kernel, |door| Party::Caller(door, None));
                     self.make_room();
                     let started =
                         stream.set_nonblocking(true).and_then(|()| self.start(stream, party, source));
@@ -293,7 +323,7 @@ impl Thread {
         }
         let offer = match (handshake.party, kernel) {
             (Party::Kernel, Some((class, dev_id))) => Offer::Kernel { class, dev_id, stream, source },
-            (Party::Caller(Some((admitted, class))), None) => Offer::Link {
+            (Party::Caller(_, Some((admitted, class))), None) => Offer::Link {
                 peer: admitted.peer,
                 class,
                 stream,
@@ -331,7 +361,9 @@ impl Thread {
             (_, Failure::Io(_)) => (2, &self.refusals.silent),
             (_, Failure::Malformed(_) | Failure::Refused(Refused::Ack)) => (3, &self.refusals.malformed),
             (_, Failure::Refused(Refused::UnknownId(_) | Refused::OwnId(_))) => (4, &self.refusals.unknown),
+            (_, Failure::Refused(Refused::UnknownRunsite(..))) => (7, &self.refusals.unknown),
             (_, Failure::Refused(Refused::Address { .. })) => (5, &self.refusals.address),
+            (_, Failure::Refused(Refused::NotOwner(_))) => (8, &self.refusals.direction),
             (_, Failure::Refused(Refused::Direction(_) | Refused::Scope)) => (6, &self.refusals.direction),
         };
         counter.add(1);
@@ -341,6 +373,7 @@ impl Thread {
         }
         let whom = match handshake.party {
             Party::Kernel => "kernel module's",
+            Party::Caller(Door::Site(_), _) => "site",
             _ => "node",
         };
         limited!(

@@ -4,26 +4,41 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::types::PeerKey;
-use crate::wire::{Hello, NodeId, Scope};
+use crate::wire::{Hello, NodeId, Scope, SiteId};
 
-/// One node of the local site.
+/// One peer that may call, or that this side calls.
 #[derive(Clone, Copy, Debug)]
-pub struct NodeEntry {
-    /// Its id.
-    pub id: NodeId,
-    /// Its configured address.
+pub struct Known {
+    /// Which peer.
+    pub key: PeerKey,
+    /// Its configured address: the node's, or its runsite's.
     pub addr: IpAddr,
+    /// Site links: the port at which this side listens for them. Node links come in at one port only.
+    pub port: u16,
+    /// Whether it may be linked now: a site only while this node owns the resource's log.
+    pub wanted: bool,
 }
 
 /// What the check needs to know of the configuration.
 #[derive(Clone, Debug)]
 pub struct Admission {
     /// The local node.
-    pub local: NodeId,
-    /// Every other node of the local site.
-    pub nodes: Vec<NodeEntry>,
+    pub node: NodeId,
+    /// The local site.
+    pub site: SiteId,
+    /// Every peer.
+    pub known: Vec<Known>,
     /// Whether a caller must come from its configured address.
     pub strict: bool,
+}
+
+/// Where a hello came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// The listener for nodes.
+    Node,
+    /// The listener for sites at this port.
+    Site(u16),
 }
 
 /// A hello that is let in.
@@ -40,12 +55,16 @@ pub struct Admitted {
 pub enum Refused {
     /// An ACK where a hello has to be.
     Ack,
-    /// A site hello on a node port, or the other way round.
+    /// A site hello at the node port, or the other way round.
     Scope,
-    /// The caller claims the local node's own id.
-    OwnId(NodeId),
+    /// The caller claims the local node's or site's own id.
+    OwnId(u8),
     /// No such peer is configured.
     UnknownId(u8),
+    /// The site is configured, but none of its runsites has the address that the hello names.
+    UnknownRunsite(SiteId, Option<IpAddr>),
+    /// This node does not own the log of the resource.
+    NotOwner(PeerKey),
     /// The caller's id is smaller than the local one: this side calls that peer.
     Direction(PeerKey),
     /// The caller did not come from its configured address.
@@ -61,15 +80,22 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Refused::Ack => f.write_str("an ACK instead of a hello"),
-            Refused::Scope => f.write_str("a hello for a site on a node's port, or the other way round"),
-            Refused::OwnId(id) => {
-                write!(
-                    f,
-                    "the caller claims to be {id}, which is this node: is one hostname or id used twice?"
-                )
-            }
+            Refused::Scope => f.write_str("a hello for a site at the port for nodes, or the other way round"),
+            Refused::OwnId(id) => write!(
+                f,
+                "the caller claims id {id}, which is this side's own: is one hostname or id used twice?"
+            ),
             Refused::UnknownId(id) => {
                 write!(f, "the caller claims id {id}, which is not configured here")
+            }
+            Refused::UnknownRunsite(site, Some(addr)) => {
+                write!(f, "the caller claims to be {site} at {addr}, but no resource has that runsite here")
+            }
+            Refused::UnknownRunsite(site, None) => {
+                write!(f, "the caller claims to be {site}, but does not name its runsite's address")
+            }
+            Refused::NotOwner(peer) => {
+                write!(f, "{peer} calls, but this node does not own that log now")
             }
             Refused::Direction(peer) => {
                 write!(f, "{peer} called, but the side with the larger id calls; calling it")
@@ -85,45 +111,106 @@ impl fmt::Display for Refused {
 impl std::error::Error for Refused {}
 
 impl Admission {
-    /// Whether this hello may open a link, and whose link it is.
+    /// Whether this hello may open a link, and whose link it is. `named` is the runsite's address where the
+    /// hello itself had no room for it.
     ///
     /// # Errors
     /// Every reason for which a caller is turned away.
-    pub fn admit(&self, hello: &Hello, source: IpAddr) -> Result<Admitted, Refused> {
-        if hello.ack {
-            return Err(Refused::Ack);
-        }
-        if hello.scope != Scope::Node {
-            return Err(Refused::Scope);
-        }
-        if hello.id == self.local.get() {
-            return Err(Refused::OwnId(self.local));
-        }
-        let node = self.nodes.iter().find(|node| node.id.get() == hello.id);
-        let node = node.ok_or(Refused::UnknownId(hello.id))?;
-        let peer = PeerKey::Node(node.id);
-        let expected = (source.to_canonical() != node.addr.to_canonical()).then_some(node.addr);
+    pub fn admit(
+        &self,
+        hello: &Hello,
+        named: Option<IpAddr>,
+        source: IpAddr,
+        door: Door,
+    ) -> Result<Admitted, Refused> {
+        self.check_claim(hello, door)?;
+        let named = hello.addr.or(named).map(|addr| addr.to_canonical());
+        let known = self.known.iter().find(|known| match (known.key, door) {
+            (PeerKey::Node(node), Door::Node) => node.get() == hello.id,
+            (PeerKey::Site(_, site), Door::Site(port)) => {
+                site.get() == hello.id && known.port == port && named == Some(known.addr.to_canonical())
+            }
+            _ => false,
+        });
+        let unknown = || match SiteId::try_from(u32::from(hello.id)) {
+            Ok(site) if hello.scope == Scope::Site => Refused::UnknownRunsite(site, named),
+            _ => Refused::UnknownId(hello.id),
+        };
+        let &Known { key: peer, addr, wanted, .. } = known.ok_or_else(unknown)?;
+        let expected = (source.to_canonical() != addr.to_canonical()).then_some(addr);
         if let Some(expected) = expected.filter(|_| self.strict) {
             return Err(Refused::Address { peer, expected });
         }
-        if node.id < self.local {
+        if hello.id < self.own_id(door) {
             return Err(Refused::Direction(peer));
         }
+        if !wanted {
+            return Err(Refused::NotOwner(peer));
+        }
         Ok(Admitted { peer, expected })
+    }
+
+    /// The part of the check that does not need the runsite's address.
+    ///
+    /// # Errors
+    /// As [`Admission::admit`].
+    pub fn check_claim(&self, hello: &Hello, door: Door) -> Result<(), Refused> {
+        if hello.ack {
+            return Err(Refused::Ack);
+        }
+        if (hello.scope == Scope::Node) != (door == Door::Node) {
+            return Err(Refused::Scope);
+        }
+        if hello.id == self.own_id(door) {
+            return Err(Refused::OwnId(hello.id));
+        }
+        let configured = self.known.iter().any(|known| match known.key {
+            PeerKey::Node(node) => hello.scope == Scope::Node && node.get() == hello.id,
+            PeerKey::Site(_, site) => hello.scope == Scope::Site && site.get() == hello.id,
+        });
+        if configured { Ok(()) } else { Err(Refused::UnknownId(hello.id)) }
+    }
+
+    fn own_id(&self, door: Door) -> u8 {
+        match door {
+            Door::Node => self.node.get(),
+            Door::Site(_) => self.site.get(),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Class;
+    use crate::wire::{Class, ResourceId};
+
+    fn ip(last: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, last])
+    }
+
+    fn node(id: u32) -> PeerKey {
+        PeerKey::Node(NodeId::try_from(id).unwrap())
+    }
+
+    fn site(resource: u32, id: u32) -> PeerKey {
+        PeerKey::Site(ResourceId::try_from(resource).unwrap(), SiteId::try_from(id).unwrap())
+    }
 
     fn admission(strict: bool) -> Admission {
-        let node = |id: u32| NodeEntry {
-            id: NodeId::try_from(id).unwrap(),
-            addr: IpAddr::from([10, 0, 0, id as u8]),
-        };
-        Admission { local: node(2).id, nodes: vec![node(1), node(3)], strict }
+        let known = |key, last, port| Known { key, addr: ip(last), port, wanted: true };
+        Admission {
+            node: NodeId::try_from(2).unwrap(),
+            site: SiteId::try_from(1).unwrap(),
+            known: vec![
+                known(node(1), 1, 0),
+                known(node(3), 3, 0),
+                known(site(0, 3), 103, 7100),
+                known(site(1, 3), 113, 7100),
+                Known { wanted: false, ..known(site(2, 3), 123, 7200) },
+                known(site(0, 0), 100, 7100),
+            ],
+            strict,
+        }
     }
 
     fn hello(id: u8) -> Hello {
@@ -133,19 +220,47 @@ mod tests {
     /// Failure mode 19: who connects is checked.
     #[test]
     fn fm19_only_configured_larger_ids_from_their_own_address_get_in() {
-        let ip = |last| IpAddr::from([10, 0, 0, last]);
         let strict = admission(true);
-        let key = |id: u32| PeerKey::Node(NodeId::try_from(id).unwrap());
-        assert_eq!(strict.admit(&hello(3), ip(3)), Ok(Admitted { peer: key(3), expected: None }));
-        assert_eq!(strict.admit(&hello(3), ip(30)), Err(Refused::Address { peer: key(3), expected: ip(3) }));
-        assert_eq!(strict.admit(&hello(1), ip(1)), Err(Refused::Direction(key(1))));
-        assert_eq!(strict.admit(&hello(2), ip(2)), Err(Refused::OwnId(strict.local)));
-        assert_eq!(strict.admit(&hello(7), ip(7)), Err(Refused::UnknownId(7)));
-        assert_eq!(strict.admit(&Hello { ack: true, ..hello(3) }, ip(3)), Err(Refused::Ack));
-        assert_eq!(strict.admit(&Hello { scope: Scope::Site, ..hello(3) }, ip(3)), Err(Refused::Scope));
-        let any = admission(false);
-        assert_eq!(any.admit(&hello(3), ip(30)), Ok(Admitted { peer: key(3), expected: Some(ip(3)) }));
+        let admit = |hello: Hello, source| strict.admit(&hello, None, source, Door::Node);
+        assert_eq!(admit(hello(3), ip(3)), Ok(Admitted { peer: node(3), expected: None }));
+        assert_eq!(admit(hello(3), ip(30)), Err(Refused::Address { peer: node(3), expected: ip(3) }));
+        assert_eq!(admit(hello(1), ip(1)), Err(Refused::Direction(node(1))));
+        assert_eq!(admit(hello(2), ip(2)), Err(Refused::OwnId(2)));
+        assert_eq!(admit(hello(7), ip(7)), Err(Refused::UnknownId(7)));
+        assert_eq!(admit(Hello { ack: true, ..hello(3) }, ip(3)), Err(Refused::Ack));
+        assert_eq!(admit(Hello { scope: Scope::Site, ..hello(3) }, ip(3)), Err(Refused::Scope));
+        let any = admission(false).admit(&hello(3), None, ip(30), Door::Node);
+        assert_eq!(any, Ok(Admitted { peer: node(3), expected: Some(ip(3)) }));
         let mapped = IpAddr::from(std::net::Ipv4Addr::new(10, 0, 0, 3).to_ipv6_mapped());
-        assert_eq!(strict.admit(&hello(3), mapped), Ok(Admitted { peer: key(3), expected: None }));
+        assert_eq!(admit(hello(3), mapped), Ok(Admitted { peer: node(3), expected: None }));
+    }
+
+    /// Failure modes 19 and 31: a site is found by its id and its runsite's whole address.
+    #[test]
+    fn fm19_fm31_a_site_is_found_by_id_address_and_port() {
+        let strict = admission(true);
+        let call = |id, last: u8, port| {
+            let hello = Hello { scope: Scope::Site, addr: Some(ip(last)), ..hello(id) };
+            strict.admit(&hello, None, ip(last), Door::Site(port)).map(|admitted| admitted.peer)
+        };
+        assert_eq!(call(3, 103, 7100), Ok(site(0, 3)));
+        assert_eq!(call(3, 113, 7100), Ok(site(1, 3)));
+        assert_eq!(call(3, 123, 7200), Err(Refused::NotOwner(site(2, 3))));
+        let unknown = |last| Err(Refused::UnknownRunsite(SiteId::try_from(3).unwrap(), Some(ip(last))));
+        assert_eq!(call(3, 103, 7200), unknown(103));
+        assert_eq!(call(3, 10, 7100), unknown(10));
+        assert_eq!(call(0, 100, 7100), Err(Refused::Direction(site(0, 0))));
+        assert_eq!(call(1, 100, 7100), Err(Refused::OwnId(1)));
+        assert_eq!(call(9, 100, 7100), Err(Refused::UnknownId(9)));
+        // A node's id is no site's id.
+        assert_eq!(call(2, 103, 7100), Err(Refused::UnknownId(2)));
+        // The address may follow in the record instead.
+        let bare = Hello { scope: Scope::Site, ..hello(3) };
+        let admitted = strict.admit(&bare, Some(ip(113)), ip(113), Door::Site(7100));
+        assert_eq!(admitted.map(|admitted| admitted.peer), Ok(site(1, 3)));
+        assert!(matches!(
+            strict.admit(&bare, None, ip(113), Door::Site(7100)),
+            Err(Refused::UnknownRunsite(_, None))
+        ));
     }
 }

@@ -12,7 +12,7 @@ mod kernel;
 mod peer;
 mod types;
 
-pub use admit::{Admission, Admitted, NodeEntry, Refused};
+pub use admit::{Admission, Admitted, Door, Known, Refused};
 pub use types::{
     Action, AttachId, AttemptId, ConnId, ConnState, EndCause, Event, Moment, PeerKey, Role, SessionId,
     Settings, Via,
@@ -28,8 +28,8 @@ use crate::wire::Class;
 /// Time between two connect ticks: what the C daemon has, and what the kernel module expects, since it uses
 /// each connection state to retry its own handshakes.
 pub const CONNECT_TICK: Duration = Duration::from_secs(5);
-/// Time between two looks for the kernel module.
-pub const MODULE_TICK: Duration = Duration::from_secs(1);
+/// Time between two looks for the kernel module, and for who owns which log.
+pub const LOOK_TICK: Duration = Duration::from_secs(1);
 /// Waits between the attempts of a connect round are 1, 2, 4, 8 and 16 s: the first, doubled so often.
 pub const ROUND_WAITS: u32 = 5;
 /// How long an attempt may take before the core gives it up, whatever became of its report. Longer than
@@ -50,7 +50,7 @@ pub struct Core {
     kernel: Kernel,
     rng: fastrand::Rng,
     connect_tick: Moment,
-    module_tick: Option<Moment>,
+    look_tick: Option<Moment>,
     stopping: bool,
     next_id: u64,
     stalls: u64,
@@ -64,7 +64,7 @@ impl Core {
             kernel: Kernel::Detached,
             rng: fastrand::Rng::with_seed(settings.seed),
             connect_tick: now,
-            module_tick: settings.check_modules.then_some(now + MODULE_TICK),
+            look_tick: (settings.check_modules || !settings.resources.is_empty()).then_some(now),
             stopping: false,
             next_id: 0,
             stalls: 0,
@@ -75,7 +75,7 @@ impl Core {
     /// When [`Core::tick`] wants to be called next, at the latest.
     pub fn deadline(&self) -> Moment {
         let peers = self.peers.iter().filter_map(|peer| peer.state.deadline());
-        let others = self.module_tick.into_iter().chain(self.kernel.deadline());
+        let others = self.look_tick.into_iter().chain(self.kernel.deadline());
         peers.chain(others).fold(self.connect_tick, Moment::min)
     }
 
@@ -175,9 +175,14 @@ impl Core {
         if self.stopping {
             return;
         }
-        if self.module_tick.is_some_and(|due| due <= now) {
-            self.module_tick = Some(now + MODULE_TICK);
-            out.push(Action::CheckModules);
+        if self.look_tick.is_some_and(|due| due <= now) {
+            self.look_tick = Some(now + LOOK_TICK);
+            if self.settings.check_modules {
+                out.push(Action::CheckModules);
+            }
+            if !self.settings.resources.is_empty() {
+                out.push(Action::CheckOwnership);
+            }
         }
         if let Some(conn) = self.kernel.expire(now) {
             out.push(Action::Close { conn });
@@ -187,7 +192,6 @@ impl Core {
             for peer in &mut self.peers {
                 peer.connect_tick(now);
             }
-            out.push(Action::CheckOwnership);
             self.tell_kernel(out);
         }
         self.heartbeats(now, out);

@@ -27,12 +27,17 @@ impl PeerKey {
         }
     }
 
+    /// The peer's id in its scope.
+    pub const fn id(self) -> u8 {
+        match self {
+            PeerKey::Node(node) => node.get(),
+            PeerKey::Site(_, site) => site.get(),
+        }
+    }
+
     /// The peer's bit in `node_to` of its scope.
     pub const fn mask(self) -> Mask {
-        match self {
-            PeerKey::Node(node) => Mask::of(node.get()),
-            PeerKey::Site(_, site) => Mask::of(site.get()),
-        }
+        Mask::of(self.id())
     }
 }
 

@@ -9,16 +9,19 @@ mod from_peer;
 pub use from_kernel::FromKernel;
 pub use from_peer::FromPeer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use log::Level;
+
 use crate::core::PeerKey;
 use crate::device::Device;
+use crate::limited;
 use crate::link::Run;
 use crate::peer::{Record, Session};
 use crate::queue::Counter;
-use crate::wire::{MAX_IDS, NodeId, Scope};
+use crate::wire::{NodeId, ResourceId, Scope, SiteId};
 
 /// One configured peer and its session, if it has one.
 #[derive(Clone)]
@@ -36,25 +39,28 @@ pub struct Table {
     pub device: Option<Arc<Device>>,
     /// Every configured peer.
     pub peers: BTreeMap<PeerKey, Entry>,
-    /// The nodes of `peers` by id, so that a packet costs no search.
-    nodes: [Option<Entry>; MAX_IDS as usize],
+    /// Resources whose log this node owns.
+    pub owned: BTreeSet<ResourceId>,
 }
 
 impl Table {
-    /// Sets or removes a peer's session.
-    fn set_session(&mut self, key: PeerKey, session: Option<Arc<Session>>) {
-        if let Some(entry) = self.peers.get_mut(&key) {
-            entry.session = session;
-            if let PeerKey::Node(node) = key
-                && let Some(place) = self.nodes.get_mut(usize::from(node.get()))
-            {
-                *place = Some(entry.clone());
-            }
+    /// The links to a site that are for packets of this resource. A packet for all resources takes one of
+    /// the links to the site, the first that is up.
+    fn site(&self, dev_id: u8, site: SiteId) -> Option<&Entry> {
+        if let Ok(resource) = ResourceId::try_from(u32::from(dev_id)) {
+            return self.peers.get(&PeerKey::Site(resource, site));
         }
+        let mut entries = self.owned.iter().filter_map(|&id| self.peers.get(&PeerKey::Site(id, site)));
+        let first = entries.clone().next();
+        entries.find(|entry| entry.session.is_some()).or(first)
     }
 
-    fn node(&self, id: u8) -> Option<&Entry> {
-        self.nodes.get(usize::from(id))?.as_ref()
+    /// Whether site packets with this device number can go anywhere from here.
+    fn owns(&self, dev_id: u8) -> bool {
+        match ResourceId::try_from(u32::from(dev_id)) {
+            Ok(resource) => self.owned.contains(&resource),
+            Err(_) => !self.owned.is_empty(),
+        }
     }
 }
 
@@ -91,8 +97,8 @@ impl Strays {
 
 /// The table, shared by every reader.
 pub struct Switch {
-    /// The local node.
-    pub local: NodeId,
+    node: NodeId,
+    site: SiteId,
     /// What the kernel module sent in vain.
     pub strays: Strays,
     // Held only to take or replace the reference.
@@ -101,16 +107,15 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// A table of these peers, none connected.
-    pub fn new(local: NodeId, records: impl IntoIterator<Item = Arc<Record>>) -> Arc<Self> {
+    /// A table of these peers, none connected, seen from the local node and site.
+    pub fn new((node, site): (NodeId, SiteId), records: impl IntoIterator<Item = Arc<Record>>) -> Arc<Self> {
         let mut table = Table::default();
         for record in records {
-            let key = record.key;
-            table.peers.insert(key, Entry { record, session: None });
-            table.set_session(key, None);
+            table.peers.insert(record.key, Entry { record, session: None });
         }
         Arc::new(Switch {
-            local,
+            node,
+            site,
             strays: Strays::default(),
             table: RwLock::new(Arc::new(table)),
             stopping: AtomicBool::new(false),
@@ -131,12 +136,21 @@ impl Switch {
 
     /// Sets or removes a peer's session.
     pub fn set_session(&self, key: PeerKey, session: Option<Arc<Session>>) {
-        self.update(|table| table.set_session(key, session));
+        self.update(|table| {
+            if let Some(entry) = table.peers.get_mut(&key) {
+                entry.session = session;
+            }
+        });
     }
 
     /// Sets or removes the kernel module.
     pub fn set_device(&self, device: Option<Arc<Device>>) {
         self.update(|table| table.device = device);
+    }
+
+    /// Sets the resources whose log this node owns.
+    pub fn set_owned(&self, owned: BTreeSet<ResourceId>) {
+        self.update(|table| table.owned = owned);
     }
 
     /// From now on what is read is dropped and counted; what is queued still leaves.
@@ -152,17 +166,33 @@ impl Switch {
     /// ignored and counted.
     fn addressees<'t>(&self, table: &'t Table, run: &Run, mut each: impl FnMut(&'t Entry)) {
         let packets = u64::from(run.load.packets);
-        match run.scope {
-            Scope::Site => self.strays.no_resource.add(packets),
-            Scope::Node if run.node_to.is_empty() => self.strays.nobody.add(packets),
-            Scope::Node => {
-                for id in run.node_to.ids() {
-                    match table.node(id) {
-                        Some(entry) => each(entry),
-                        None if id == self.local.get() => self.strays.own_bit.add(packets),
-                        None => self.strays.unknown_id.add(packets),
-                    }
+        if run.scope == Scope::Site && !table.owns(run.dev_id) {
+            self.strays.no_resource.add(packets);
+            return limited!(
+                Level::Warn,
+                ("no resource", u64::from(run.dev_id)),
+                "dropped site packets of the kernel module: this node does not own the log of resource {}",
+                run.dev_id
+            );
+        }
+        if run.node_to.is_empty() {
+            self.strays.nobody.add(packets);
+        }
+        for id in run.node_to.ids() {
+            let (entry, own) = match run.scope {
+                Scope::Node => {
+                    let node = NodeId::try_from(u32::from(id)).ok();
+                    (node.and_then(|node| table.peers.get(&PeerKey::Node(node))), self.node.get())
                 }
+                Scope::Site => {
+                    let site = SiteId::try_from(u32::from(id)).ok();
+                    (site.and_then(|site| table.site(run.dev_id, site)), self.site.get())
+                }
+            };
+            match entry {
+                Some(entry) => each(entry),
+                None if id == own => self.strays.own_bit.add(packets),
+                None => self.strays.unknown_id.add(packets),
             }
         }
     }

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use log::{debug, error, info, warn};
 
-use super::{Timer, Waiting, hex};
+use super::{Timer, Waiting, hex, owner};
 use crate::connect::{Dial, Order};
-use crate::core::{Action, AttachId, ConnId, EndCause, Event, PeerKey, SessionId};
+use crate::core::{Action, AttachId, AttemptId, ConnId, EndCause, Event, PeerKey, SessionId};
 use crate::device::{Device, handshake_ack};
 use crate::kmod;
 use crate::limited;
@@ -18,8 +18,9 @@ use crate::wire::Class;
 
 impl Timer {
     /// Carries out every action, in order. An exit code ends the daemon.
+    /// What follows from carrying them out is left in `actions`.
     pub(super) fn carry_out(&mut self, actions: &mut Vec<Action>) -> Option<u8> {
-        for action in actions.drain(..) {
+        for action in std::mem::take(actions) {
             match action {
                 Action::Dial { peer, attempt } => self.dial(peer, attempt),
                 Action::CancelDial { attempt } => self.reactor.order(Order::Cancel(attempt)),
@@ -72,24 +73,18 @@ impl Timer {
                     }
                 }
                 Action::CheckModules => self.check_modules(),
-                Action::CheckOwnership => {}
+                Action::CheckOwnership => self.check_ownership(actions),
                 Action::Stop { drain, code } => return Some(self.stop_all(Instant::now() + drain, code)),
             }
         }
         None
     }
 
-    fn dial(&mut self, peer: PeerKey, attempt: crate::core::AttemptId) {
-        let (PeerKey::Node(id), Some(from)) = (peer, self.config.local_ip()) else { return };
-        let Some(node) = self.config.local_nodes().iter().find(|node| node.id == id) else { return };
-        self.reactor.order(Order::Dial(Dial {
-            peer,
-            expected_id: id.get(),
-            attempt,
-            epoch: fastrand::u64(..),
-            to: node.addr,
-            from,
-        }));
+    fn dial(&mut self, peer: PeerKey, attempt: AttemptId) {
+        if let Some((to, from)) = owner::call(&self.config, peer) {
+            let epoch = fastrand::u64(..);
+            self.reactor.order(Order::Dial(Dial { peer, attempt, epoch, to, from }));
+        }
     }
 
     fn session(&self, peer: PeerKey, id: SessionId) -> Option<Arc<Session>> {
@@ -205,7 +200,7 @@ impl Timer {
 
     fn check_modules(&mut self) {
         if let Some(missing) = self.modules.as_deref().and_then(|list| kmod::check(list).err()) {
-            error!("ending: {missing}");
+            error!("ending, the kernel module is gone: {missing}");
             let _ = self.events.send(Event::ModuleGone);
         }
     }

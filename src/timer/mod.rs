@@ -5,6 +5,7 @@
 //! disk: writing to a link goes as far as the socket takes it, everything else is handed to other threads.
 
 mod carry;
+mod owner;
 mod stop;
 
 use std::collections::HashMap;
@@ -18,9 +19,7 @@ use log::info;
 
 use crate::config::{Config, PeerAddr};
 use crate::connect::{Offer, Plan, Reactor};
-use crate::core::{
-    Action, Admission, AttachId, ConnId, Core, Event, Moment, NodeEntry, PeerKey, Role, Settings, Via,
-};
+use crate::core::{Action, Admission, AttachId, ConnId, Core, Event, Moment, PeerKey, Settings, Via};
 use crate::kmod;
 use crate::log as logging;
 use crate::peer::{Limits, Record, Session};
@@ -66,6 +65,8 @@ pub struct Timer {
     modules: Option<PathBuf>,
     core: Core,
     switch: Arc<Switch>,
+    /// Who may connect, as the reactor has it.
+    admission: Admission,
     reactor: Reactor,
     limits: Limits,
     waiting: HashMap<ConnId, Waiting>,
@@ -102,18 +103,10 @@ impl Timer {
         }
         let born = Instant::now();
         let local = config.local_node().ok_or("the configuration has no local node")?.clone();
-        let others = || config.local_nodes().iter().filter(|node| node.id != local.id);
-        let peers: Vec<_> = others()
-            .map(|node| {
-                let role = if node.id < local.id { Role::Caller } else { Role::Acceptor };
-                (PeerKey::Node(node.id), role)
-            })
-            .collect();
-        let here = |resource: &&crate::config::Resource| {
-            resource.runsites.iter().any(|runsite| runsite.site == config.site)
-        };
+        let known = owner::known(&config);
+        let peers = known.iter().map(|known| (known.key, owner::role(&config, known.key))).collect();
         let settings = Settings {
-            resources: config.resources.iter().filter(here).map(|resource| resource.id).collect(),
+            resources: owner::runsites_here(&config).map(|(resource, _)| resource.id).collect(),
             ping_interval: config.ping_interval,
             max_ping_count: config.max_ping_count,
             check_modules: modules.is_some(),
@@ -124,18 +117,20 @@ impl Timer {
         let plan = Plan {
             server: config.server,
             node: local.addr,
+            sites: owner::listeners(&config),
             admission: Admission {
-                local: local.id,
-                nodes: others().map(|node| NodeEntry { id: node.id, addr: node.addr.ip() }).collect(),
+                node: config.node,
+                site: config.site,
+                known,
                 strict: config.peer_addr == PeerAddr::Strict,
             },
-            local_id: local.id.get(),
             extension: Extension {
                 version: Some(env!("CARGO_PKG_VERSION").into()),
                 digest: Some(digest),
                 ..Default::default()
             },
         };
+        let admission = plan.admission.clone();
         let (offer, offers) = unbounded();
         let reactor = Reactor::start(
             plan,
@@ -143,7 +138,7 @@ impl Timer {
             Box::new(move |offered, ticket| drop(offer.send((offered, ticket)))),
         )?;
         let records = settings.peers.iter().map(|&(key, _)| Record::new(key));
-        let switch = Switch::new(local.id, records);
+        let switch = Switch::new((config.node, config.site), records);
         let (events, incoming) = unbounded();
         let (guard, guarded) = unbounded();
         info!(
@@ -163,6 +158,7 @@ impl Timer {
             config,
             modules,
             switch,
+            admission,
             reactor,
             waiting: HashMap::new(),
             last_conn: 0,
@@ -215,8 +211,10 @@ impl Timer {
                 self.count_acks(now, &mut actions);
                 self.core.tick(now, &mut actions);
             }
-            if let Some(code) = self.carry_out(&mut actions) {
-                return code;
+            while !actions.is_empty() {
+                if let Some(code) = self.carry_out(&mut actions) {
+                    return code;
+                }
             }
             if logging::left_out_pending() {
                 logging::tell_left_out();
@@ -285,6 +283,7 @@ impl Timer {
                 Event::DialFailed { peer, attempt }
             }
             Offer::Knock(peer) => Event::Knock { peer },
+            Offer::Addresses => return self.check_ownership(actions),
         };
         self.core.handle(now, event, actions);
     }

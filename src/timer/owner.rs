@@ -1,0 +1,132 @@
+//! Peers as the configuration has them, and which resources' logs this node owns.
+//!
+//! A node is the log owner of a resource while one of its interfaces holds the floating address of the
+//! resource's local runsite. Only then does it call, and accept, the other runsites of that resource.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use log::{Level, info};
+
+use super::Timer;
+use crate::config::{Config, Resource, RunSite};
+use crate::connect::Order;
+use crate::core::{Action, Event, Known, PeerKey, Role};
+use crate::limited;
+use crate::wire::ResourceId;
+
+/// The resources that have a runsite at the local site, each with it.
+pub(super) fn runsites_here(config: &Config) -> impl Iterator<Item = (&Resource, &RunSite)> {
+    config.resources.iter().filter_map(|resource| Some((resource, resource.runsite(config.site)?)))
+}
+
+/// Every peer: the other nodes of the local site, and the other sites of each resource that is here.
+pub(super) fn known(config: &Config) -> Vec<Known> {
+    let others = config.local_nodes().iter().filter(|node| node.id != config.node);
+    let nodes =
+        others.map(|node| Known { key: PeerKey::Node(node.id), addr: node.addr.ip(), port: 0, wanted: true });
+    let sites = runsites_here(config).flat_map(|(resource, here)| {
+        let others = resource.runsites.iter().filter(|runsite| runsite.site != config.site);
+        others.map(|there| Known {
+            key: PeerKey::Site(resource.id, there.site),
+            addr: there.addr.ip(),
+            port: here.addr.port(),
+            wanted: false,
+        })
+    });
+    nodes.chain(sites).collect()
+}
+
+/// Who calls: the larger id of the two.
+pub(super) fn role(config: &Config, peer: PeerKey) -> Role {
+    let calls = match peer {
+        PeerKey::Node(node) => node < config.node,
+        PeerKey::Site(_, site) => site < config.site,
+    };
+    if calls { Role::Caller } else { Role::Acceptor }
+}
+
+/// Where to listen for other sites: the floating addresses may not be here yet, so it is the wildcard
+/// address, once for each port.
+pub(super) fn listeners(config: &Config) -> Vec<SocketAddr> {
+    let here: Vec<SocketAddr> = runsites_here(config).map(|(_, runsite)| runsite.addr).collect();
+    let ports: BTreeSet<u16> = here.iter().map(SocketAddr::port).collect();
+    let listener = |port| {
+        let v6 = here.iter().any(|addr| addr.port() == port && addr.is_ipv6());
+        let any = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
+        SocketAddr::new(any, port)
+    };
+    ports.into_iter().map(listener).collect()
+}
+
+/// Where a peer is called, and from which address.
+pub(super) fn call(config: &Config, peer: PeerKey) -> Option<(SocketAddr, IpAddr)> {
+    match peer {
+        PeerKey::Node(id) => {
+            let node = config.local_nodes().iter().find(|node| node.id == id)?;
+            Some((node.addr, config.local_ip()?))
+        }
+        PeerKey::Site(id, site) => {
+            let resource = config.resources.iter().find(|resource| resource.id == id)?;
+            Some((resource.runsite(site)?.addr, resource.runsite(config.site)?.addr.ip()))
+        }
+    }
+}
+
+impl Timer {
+    /// Looks which floating addresses this machine holds, and tells the core what changed.
+    pub(super) fn check_ownership(&mut self, actions: &mut Vec<Action>) {
+        if runsites_here(&self.config).next().is_none() {
+            return;
+        }
+        let held: BTreeSet<IpAddr> = match if_addrs::get_if_addrs() {
+            Ok(interfaces) => interfaces.iter().map(if_addrs::Interface::ip).collect(),
+            Err(error) => {
+                return limited!(
+                    Level::Error,
+                    ("addresses", 0),
+                    "cannot list this machine's addresses, log ownership stays as it is: {error}"
+                );
+            }
+        };
+        let owned: BTreeSet<ResourceId> = runsites_here(&self.config)
+            .filter(|(_, here)| held.contains(&here.addr.ip()))
+            .map(|(resource, _)| resource.id)
+            .collect();
+        let before = self.switch.table().owned.clone();
+        if owned == before {
+            return;
+        }
+        for (resource, here) in runsites_here(&self.config) {
+            match (before.contains(&resource.id), owned.contains(&resource.id)) {
+                (false, true) => {
+                    info!("{} ({}): log owner now, {} is here", resource.id, resource.name, here.addr.ip());
+                }
+                (true, false) => {
+                    info!(
+                        "{} ({}): log owner no longer, {} is gone",
+                        resource.id,
+                        resource.name,
+                        here.addr.ip()
+                    );
+                }
+                _ => {}
+            }
+        }
+        for known in &mut self.admission.known {
+            if let PeerKey::Site(resource, _) = known.key {
+                known.wanted = owned.contains(&resource);
+            }
+        }
+        // First who may come in and where packets go, then the calls and sessions.
+        self.reactor.order(Order::Admit(self.admission.clone()));
+        self.switch.set_owned(owned);
+        let now = self.now();
+        for known in &self.admission.known {
+            if let PeerKey::Site(..) = known.key {
+                let event = Event::Wanted { peer: known.key, wanted: known.wanted };
+                self.core.handle(now, event, actions);
+            }
+        }
+    }
+}
