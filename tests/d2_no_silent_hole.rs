@@ -178,6 +178,30 @@ fn a_session_with_a_drop_ends_when_a_module_attaches() {
     assert!(line.contains("dropped: 1"), "{line}");
 }
 
+/// Nothing of such a session reaches the next module, which would see a hole in it: neither what came before it
+/// attached nor what came after.
+#[test]
+fn a_session_with_a_drop_delivers_nothing() {
+    let net = Subnet::claim();
+    let config = ConfigBuilder::new(&net, 2).build();
+    let daemon = Daemon::start(&net, &config, 0);
+    for round in 1..=5 {
+        let peer = Caller::new(&net, 1, 0).call_until_taken();
+        let flood = peer.data.flood(|seq| Some(Packet::data(seq, bit(0), 500)));
+        redial("a flood", PATIENCE, || (flood.sent() > 2000).then_some(()));
+        let kernel = FakeKernel::reattach(&net, 0);
+        peer.wait_closed(PATIENCE);
+        flood.stop();
+        let back = Caller::new(&net, 1, 0).call_until_taken();
+        kernel.wait_state(bit(1), PATIENCE);
+        back.data.send(&Packet::data(round << 32, bit(0), 10));
+        assert_eq!(kernel.data.recv().seq(), round << 32);
+        kernel.detach();
+        back.wait_closed(PATIENCE);
+    }
+    daemon.stop();
+}
+
 /// Packets for a peer that is not there are dropped and counted, not kept.
 #[test]
 fn packets_for_an_absent_peer_are_dropped_and_counted() {

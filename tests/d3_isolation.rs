@@ -142,7 +142,7 @@ fn fm12_silent_client_on_server_port_stops_nobody() {
     let part = Packet::new(kind::HS_D).with_magic(0).head;
     let _held = [hold(net.server(0), &[]), hold(net.server(0), &part[..60])];
     let kernel = FakeKernel::attach(&net, 0);
-    let rig = Rig { daemon, kernel, node: 0, config, net };
+    let rig = Rig::of(daemon, kernel, 0, config, net);
     let peer = rig.call(1);
     rig.assert_carries(&peer);
     let _more = hold(rig.net.server(0), &[]);

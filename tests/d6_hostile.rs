@@ -246,13 +246,13 @@ fn fm23_a_type_out_of_range_ends_the_session() {
 /// One byte over `maxpacket` ends the session, `maxpacket` itself passes.
 #[test]
 fn one_byte_over_maxpacket_ends_the_session() {
-    let rig = Rig::with(2, 0, |config| config.set("maxpacket", 10_000));
+    let rig = Rig::with(2, 0, |config| config.set("maxpacket", 65_536));
     let peer = rig.call(1);
-    peer.data.send(&Packet::data(1, bit(0), 10_000));
-    assert_eq!(rig.kernel.data.recv(), Packet::data(1, bit(0), 10_000));
-    rig.kernel.data.send(&Packet::data(2, bit(1), 10_000));
-    assert_eq!(peer.data.recv(), Packet::data(2, bit(1), 10_000));
-    let _ = peer.data.try_send(&Packet::data(3, bit(0), 10_001));
+    peer.data.send(&Packet::data(1, bit(0), 65_536));
+    assert_eq!(rig.kernel.data.recv(), Packet::data(1, bit(0), 65_536));
+    rig.kernel.data.send(&Packet::data(2, bit(1), 65_536));
+    assert_eq!(peer.data.recv(), Packet::data(2, bit(1), 65_536));
+    let _ = peer.data.try_send(&Packet::data(3, bit(0), 65_537));
     peer.wait_closed(PATIENCE);
     rig.kernel.wait_state(0, PATIENCE);
     rig.stop();
@@ -287,7 +287,7 @@ fn fm23_every_type_byte_can_be_logged() {
     let daemon = Daemon::spawn(command.args(["-v", "--no-kmod-check"]), "n0");
     daemon.wait_log("ready", PATIENCE);
     let kernel = FakeKernel::attach(&net, 0);
-    let rig = Rig { daemon, kernel, node: 0, config, net };
+    let rig = Rig::of(daemon, kernel, 0, config, net);
     let peer = rig.call(1);
     for kind in (0..=255).filter(|kind| !(13..=20).contains(kind) && !(35..=38).contains(kind)) {
         rig.kernel.data.send(&Packet::new(kind).with_node_type(kind).with_dev(kind).with_to(bit(1)));

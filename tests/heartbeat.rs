@@ -53,7 +53,7 @@ fn fm16_a_silent_peer_is_given_up_while_another_is_missing() {
     let config = ConfigBuilder::new(&net, 4).heartbeat(0.5, 4).build();
     let daemon = Daemon::start(&net, &config, 2);
     let kernel = FakeKernel::attach(&net, 2);
-    let rig = Rig { daemon, kernel, node: 2, config, net };
+    let rig = Rig::of(daemon, kernel, 2, config, net);
     let start = Instant::now();
     let silent = [below.accept(&rig.net, 2), rig.connect(&rig.caller(3).silent())];
     assert_ends_in_time(&silent[0], start, ms(500), 4);

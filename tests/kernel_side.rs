@@ -115,7 +115,7 @@ fn fm26_broken_handshakes_leave_no_trace() {
         drop(stream);
     }
     let kernel = FakeKernel::reattach(&net, 0);
-    let rig = Rig { daemon, kernel, node: 0, config, net };
+    let rig = Rig::of(daemon, kernel, 0, config, net);
     let peer = rig.call(1);
     rig.assert_carries(&peer);
     rig.stop();

@@ -19,7 +19,7 @@ fn a_node_calls_smaller_ids_only() {
     let config = ConfigBuilder::new(&net, 3).build();
     let daemon = Daemon::start(&net, &config, 1);
     let kernel = FakeKernel::attach(&net, 1);
-    let rig = Rig { daemon, kernel, node: 1, config, net };
+    let rig = Rig::of(daemon, kernel, 1, config, net);
     let peer = below.accept(&rig.net, 1);
     rig.kernel.wait_state(bit(0), PATIENCE);
     rig.assert_carries(&peer);
@@ -195,7 +195,7 @@ fn fm15_a_refusing_peer_keeps_no_other_from_linking() {
     let config = ConfigBuilder::new(&net, 3).build();
     let daemon = Daemon::start(&net, &config, 2);
     let kernel = FakeKernel::attach(&net, 2);
-    let rig = Rig { daemon, kernel, node: 2, config, net };
+    let rig = Rig::of(daemon, kernel, 2, config, net);
     let start = Instant::now();
     let peer = one.accept(&rig.net, 2);
     rig.kernel.wait_state(bit(1), PATIENCE);
@@ -222,7 +222,7 @@ fn a_call_that_is_answered_wrongly_is_made_again() {
     let config = ConfigBuilder::new(&net, 2).build();
     let daemon = Daemon::start(&net, &config, 1);
     let kernel = FakeKernel::attach(&net, 1);
-    let rig = Rig { daemon, kernel, node: 1, config, net };
+    let rig = Rig::of(daemon, kernel, 1, config, net);
     let answers: [fn(u8) -> Vec<u8>; 3] = [
         |_| Vec::new(),
         |kind| hello(7, kind + 1, 0, "", false).to_vec(),
@@ -324,7 +324,7 @@ fn thirty_one_peers_at_once() {
     let below: Vec<Acceptor> = (0..15).map(|id| Acceptor::listen(&net, id)).collect();
     let daemon = Daemon::start(&net, &config, 15);
     let kernel = FakeKernel::attach(&net, 15);
-    let rig = Rig { daemon, kernel, node: 15, config, net };
+    let rig = Rig::of(daemon, kernel, 15, config, net);
     let mut peers: Vec<FakePeer> = Vec::new();
     std::thread::scope(|scope| {
         let callers: Vec<_> = (16..32)
@@ -416,63 +416,4 @@ fn a_second_daemon_for_one_node_does_not_start() {
     second.wait_log(&net.node(0).to_string(), PATIENCE);
     assert_eq!(second.wait_exit(PATIENCE).code(), Some(1));
     first.stop();
-}
-
-/// Entries of a record: type, value.
-fn entries(record: &[u8]) -> Vec<(u8, Vec<u8>)> {
-    let mut rest = record;
-    let mut entries = Vec::new();
-    while let [kind, len, tail @ ..] = rest {
-        let (value, tail) = tail.split_at(usize::from(*len));
-        entries.push((*kind, value.to_vec()));
-        rest = tail;
-    }
-    assert!(rest.is_empty(), "record {record:?}");
-    entries
-}
-
-/// Extended and C peers, calling and called, work side by side; the extended ones get a record with at
-/// least version, configuration digest and session epoch.
-#[test]
-fn extended_and_c_peers_mix() {
-    let net = Subnet::claim();
-    let config = ConfigBuilder::new(&net, 6).build();
-    let below = [Acceptor::listen(&net, 0), Acceptor::listen(&net, 1).extended(&[200, 2, 7, 7])];
-    let daemon = Daemon::start(&net, &config, 2);
-    let kernel = FakeKernel::attach(&net, 2);
-    let rig = Rig { daemon, kernel, node: 2, config, net };
-    let mut peers: Vec<FakePeer> = below.iter().map(|acceptor| acceptor.accept(&rig.net, 2)).collect();
-    peers.push(rig.call(3));
-    peers.push(rig.connect(&rig.caller(4).extended(&[])));
-    peers.push(rig.connect(&rig.caller(5).extended(&[200, 3, 1, 2, 3, 201, 0])));
-    rig.kernel.wait_state(0b11_1011, PATIENCE);
-    for peer in &peers {
-        rig.assert_carries(peer);
-        let Some(record) = &peer.record else { continue };
-        let entries = entries(record);
-        assert!(entries.len() >= 3, "version, digest and epoch: {entries:?}");
-        let version = env!("CARGO_PKG_VERSION").as_bytes();
-        assert!(entries.iter().any(|(_, value)| value.windows(version.len()).any(|part| part == version)));
-    }
-    assert_eq!(peers.iter().filter(|peer| peer.record.is_some()).count(), 3);
-    rig.stop();
-}
-
-/// A daemon's record tells every peer the same configuration digest, and a different configuration another.
-#[test]
-fn the_record_tells_the_configuration() {
-    let record = |nodes| {
-        let rig = Rig::new(nodes);
-        let caller = rig.caller(1).extended(&[]);
-        let records = [caller.call().record, caller.call_until_taken().record];
-        rig.stop();
-        records.map(|record| entries(&record.unwrap()))
-    };
-    let small = record(2);
-    let large = record(3);
-    let same = |a: &[(u8, Vec<u8>)], b: &[(u8, Vec<u8>)]| a.iter().filter(|entry| b.contains(entry)).count();
-    assert!(
-        same(&small[0], &small[1]) > same(&small[0], &large[0]),
-        "the digest differs: {small:?} {large:?}"
-    );
 }

@@ -47,7 +47,7 @@ fn headers_are_logged_with_v_twice() {
     let daemon = Daemon::spawn(command.args(["-v", "--no-kmod-check"]), "n0");
     daemon.wait_log("ready", PATIENCE);
     let kernel = FakeKernel::attach(&net, 0);
-    let rig = Rig { daemon, kernel, node: 0, config, net };
+    let rig = Rig::of(daemon, kernel, 0, config, net);
     let peer = rig.call(1);
     rig.assert_carries(&peer);
     rig.daemon.wait_log("ND_SBIO", PATIENCE);

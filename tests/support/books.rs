@@ -44,7 +44,7 @@ fn parse(line: &str) -> Option<Entry> {
 }
 
 impl Books {
-    /// Reads the books off a whole log and checks every sum. Books in which nothing happened are not told.
+    /// Reads the books off a whole log and checks every sum. Lines without any packet may be missing.
     #[track_caller]
     pub fn assert_balance(log: &[String]) -> Self {
         let lines = log.iter().filter_map(|line| line.split_once("books: "));

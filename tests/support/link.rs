@@ -74,6 +74,8 @@ impl Link {
                     }
                 };
                 filling.state.lock().unwrap().end = Some((Instant::now(), end));
+                // As modules and C daemons do: a link that the other side closed is closed on this one.
+                let _ = writing.stream.shutdown(Shutdown::Both);
                 filling.changed.notify_all();
             })
             .unwrap();

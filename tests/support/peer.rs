@@ -282,17 +282,17 @@ impl Acceptor {
         self
     }
 
-    /// The next connection and its hello; `None` when none comes in time.
+    /// The next connection that says a hello, with it; `None` when none comes in time.
     pub fn accept_one(&self, limit: Duration) -> Option<(TcpStream, [u8; HELLO], IpAddr)> {
         let end = Instant::now() + limit;
         loop {
             // A receive time-out ends accept as well.
             let left = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
             SockRef::from(&self.listener).set_read_timeout(Some(left)).unwrap();
-            let (mut stream, from) = self.listener.accept().ok()?;
+            let Ok((mut stream, from)) = self.listener.accept() else { continue };
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             let mut hello = [0; HELLO];
-            // A call that was given up before its hello was no call.
+            // A call may have been given up while it waited here.
             if stream.read_exact(&mut hello).is_ok() {
                 return Some((stream, hello, from.ip()));
             }

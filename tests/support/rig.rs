@@ -1,6 +1,6 @@
 //! What most tests start from: one daemon, its kernel module attached, and peers calling in.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{
@@ -12,6 +12,8 @@ pub struct Rig {
     pub daemon: Daemon,
     pub kernel: FakeKernel,
     pub node: u8,
+    /// The peers that packets were carried for both ways.
+    pub carried: AtomicU32,
     pub config: ConfigFile,
     pub net: Subnet,
 }
@@ -33,7 +35,12 @@ impl Rig {
         let config = change(ConfigBuilder::new(&net, nodes)).build();
         let daemon = Daemon::start(&net, &config, node);
         let kernel = FakeKernel::attach(&net, node);
-        Rig { daemon, kernel, node, config, net }
+        Rig::of(daemon, kernel, node, config, net)
+    }
+
+    /// What a test has started itself.
+    pub fn of(daemon: Daemon, kernel: FakeKernel, node: u8, config: ConfigFile, net: Subnet) -> Self {
+        Rig { daemon, kernel, node, carried: AtomicU32::new(0), config, net }
     }
 
     /// Node `id`, about to call the daemon.
@@ -86,11 +93,20 @@ impl Rig {
         peer.meta.send(&Packet::meta(seq, back));
         assert_eq!(self.kernel.data.recv(), Packet::data(seq, back, 100));
         assert_eq!(self.kernel.meta.recv(), Packet::meta(seq, back));
+        self.carried.fetch_or(out, Ordering::SeqCst);
     }
 
-    /// Ends the daemon orderly and checks its books.
+    /// Ends the daemon orderly and checks its books: those that balance, and that they are there.
     #[track_caller]
     pub fn stop(self) -> Books {
-        self.daemon.stop()
+        let books = self.daemon.stop();
+        let carried = self.carried.into_inner();
+        for id in (0..32).filter(|&id| carried & bit(id) != 0) {
+            for (class, direction) in [("data", "in"), ("data", "out"), ("meta", "in"), ("meta", "out")] {
+                let line = books.line(id, class, direction);
+                assert!(line.forwarded > 0, "{line:?}");
+            }
+        }
+        books
     }
 }
