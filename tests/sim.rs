@@ -64,9 +64,9 @@ fn run(seed: u64, rounds: u32, faults: Duration) -> u64 {
     world.run_until(Duration::from_secs(3));
     for round in 0..=rounds {
         if round > 0 {
-            world.chaos = true;
+            world.chaos_until = world.now + faults;
             world.later(Duration::ZERO, Task::Fault);
-            world.run_until(world.now + faults);
+            world.run_until(world.chaos_until);
             world.heal();
         }
         longest = longest.max(converge(&mut world));

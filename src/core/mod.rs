@@ -10,6 +10,8 @@
 mod admit;
 mod kernel;
 mod peer;
+#[cfg(test)]
+mod tests;
 mod types;
 
 pub use admit::{Admission, Admitted, Door, Known, Refused};

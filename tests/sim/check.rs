@@ -275,6 +275,10 @@ impl World {
             self.close(end);
         }
         self.trace.ended += 1;
+        if let EndCause::Link(_, of) = cause {
+            let own = *of == format!("{session:?} closed");
+            self.ensure(id, own, || format!("{session:?} with node {other} ends, but {of}"));
+        }
         let silent = ended.pings.saturating_sub(ended.arrived);
         self.ensure(id, *cause != EndCause::Heartbeat || silent >= max, || {
             format!("node {other} answered all but {silent} of {} pings, and yet: {cause}", ended.pings)

@@ -15,7 +15,7 @@ const SECOND: Duration = Duration::from_secs(1);
 impl World {
     /// One fault, and the next one later.
     pub fn inject(&mut self) {
-        if !self.chaos {
+        if !self.chaos() {
             return;
         }
         let wait = self.up_to(SECOND);
@@ -137,14 +137,13 @@ impl World {
     /// Breaks the session of a pair, if there is one.
     pub fn break_pair(&mut self, id: usize, other: usize) {
         let session = self.nodes[id].peers.get(other).and_then(|peer| peer.session.as_ref());
-        if let Some(end) = session.map(|session| session.ends[0]).filter(|_| self.chaos) {
+        if let Some(end) = session.map(|session| session.ends[0]).filter(|_| self.chaos()) {
             self.send(end, crate::net::Message::Closed);
         }
     }
 
     /// Everything that was injected ends.
     pub fn heal(&mut self) {
-        self.chaos = false;
         for row in &mut self.blocked_until {
             row.fill(self.now);
         }

@@ -278,7 +278,7 @@ impl World {
                 self.report(node, Event::DataDropped { peer: key(peer), session: id });
             }
             Message::Closed => {
-                let cause = EndCause::Link(self.conns[&end.0].class, "closed".into());
+                let cause = EndCause::Link(self.conns[&end.0].class, format!("{id:?} closed"));
                 self.report(node, Event::SessionLost { peer: key(peer), session: id, cause });
             }
             _ => {}

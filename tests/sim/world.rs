@@ -17,6 +17,10 @@ use crate::trace::{Note, Trace};
 
 /// Nodes of a world.
 pub const NODES: usize = 32;
+/// How long another thread's report may take while faults are injected.
+const LATE_REPORT: Duration = Duration::from_millis(500);
+/// How long a handed-over connection may lie around: longer than any attempt lives.
+const LATE_OFFER: Duration = Duration::from_secs(12);
 
 /// Something that is to happen.
 #[derive(Clone, Debug)]
@@ -122,8 +126,8 @@ pub struct World {
     pub trace: Trace,
     pub ping: Duration,
     pub max: u32,
-    /// Faults are being injected.
-    pub chaos: bool,
+    /// Until when faults are injected.
+    pub chaos_until: Moment,
     /// Everything is healed and was linked: nothing may change any more.
     pub quiet: bool,
 }
@@ -145,7 +149,7 @@ impl World {
             last_conn: 0,
             blocked_until: vec![vec![Moment::ZERO; NODES]; NODES],
             trace: Trace::new(seed),
-            chaos: false,
+            chaos_until: Moment::ZERO,
             quiet: false,
         };
         for node in 0..NODES {
@@ -162,13 +166,21 @@ impl World {
         self.queue.push(Reverse(Due(self.now + wait, self.queued, task)));
     }
 
+    /// Whether faults are injected now.
+    pub fn chaos(&self) -> bool {
+        self.now < self.chaos_until
+    }
+
     pub fn up_to(&mut self, limit: Duration) -> Duration {
         limit.mul_f64(self.rng.f64())
     }
 
     /// Another thread of the daemon reports; the timer thread hears of it a little later.
     pub fn report(&mut self, node: usize, event: Event) {
-        let wait = Duration::from_micros(self.rng.u64(10..300));
+        let mut wait = Duration::from_micros(self.rng.u64(10..300));
+        if self.chaos() && self.rng.u32(0..20) == 0 {
+            wait = self.up_to(LATE_REPORT.min(self.chaos_until - self.now));
+        }
         let run = self.nodes[node].run;
         self.later(wait, Task::Report { node, run, event });
     }
@@ -176,8 +188,8 @@ impl World {
     /// The reactor hands over a connection that is through its handshake.
     pub fn offer(&mut self, node: usize, end: End) {
         let mut wait = Duration::from_micros(self.rng.u64(10..300));
-        if self.chaos && self.rng.u32(0..200) == 0 {
-            wait = self.up_to(Duration::from_secs(12));
+        if self.chaos() && self.rng.u32(0..200) == 0 {
+            wait = self.up_to(LATE_OFFER.min(self.chaos_until - self.now));
             self.trace.note(self.now, node, Note::Fault("late offer", wait));
         }
         if self.now < self.nodes[node].lose_reports_until && self.rng.u32(0..4) == 0 {
@@ -356,7 +368,7 @@ impl World {
         }
     }
 
-    /// The kernel module dials each link that it misses; sometimes it comes to only one of the two.
+    /// The kernel module dials each link that it misses.
     fn module(&mut self, id: usize) {
         let wait = Duration::from_millis(self.rng.u64(800..1200));
         self.later(wait, Task::Module { node: id });
@@ -368,7 +380,9 @@ impl World {
             if node.module.present && node.core.is_some() && node.stalled.is_none() && free {
                 let run = node.run;
                 let wait = Duration::from_micros(self.rng.u64(50..5000));
-                if !self.chaos || self.rng.u32(0..5) > 0 {
+                // Sometimes it comes to only one of the two, sometimes it calls twice.
+                let calls = if self.chaos() { [0, 1, 1, 1, 2][self.rng.usize(0..5)] } else { 1 };
+                for _ in 0..calls {
                     self.later(wait, Task::KernelHello { node: id, run, class });
                 }
             }
