@@ -333,6 +333,19 @@ fn a_stalled_daemon_judges_nobody() {
     assert_eq!((ended(&out), pinged(&out), desk.core.stalls()), (None, Some(1), 1));
 }
 
+/// The timer thread may run before the threads that read the ACKs.
+#[test]
+fn acks_that_wait_unread_after_a_short_stall_are_waited_for() {
+    let mut desk = Desk::new(12);
+    let session = desk.accept(1);
+    for _ in 0..MAX {
+        desk.until(|action| matches!(action, Action::Ping { .. }));
+    }
+    assert_eq!(ended(&desk.stall(PING + PING / 3)), None);
+    desk.ack(session, MAX);
+    assert_eq!(pinged(&desk.until(|action| matches!(action, Action::Ping { .. }))), Some(1));
+}
+
 #[test]
 fn a_half_kernel_module_is_given_up_after_its_time_and_a_second_one_is_refused() {
     let mut desk = Desk::new(13);

@@ -327,7 +327,7 @@ impl World {
     fn check_peer(&self, node: &Node, other: usize, peer: &crate::node::Peer) {
         let (now, id) = (self.now, node.id);
         if let Some(session) = &peer.session {
-            let limit = self.ping * (self.max + 1) + GRAIN;
+            let limit = self.ping * (self.max + 1) + self.ping / 10 + GRAIN;
             let silent = now - session.heard.max(node.woke);
             self.ensure(id, silent <= limit, || {
                 format!("node {other} is silent for {silent:?} and still up")
