@@ -10,6 +10,8 @@
 mod admit;
 mod kernel;
 mod peer;
+#[cfg(test)]
+mod tests;
 mod types;
 
 pub use admit::{Admission, Admitted, Door, Known, Refused};
@@ -39,6 +41,8 @@ pub const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
 pub const HALF_LIMIT: Duration = Duration::from_secs(5);
 /// A session that ends younger than this counts as a flap, and the next attempt waits.
 pub const FLAP_AGE: Duration = Duration::from_secs(1);
+/// This part of a ping interval is left, after too many pings were not answered, for reading ACKs that came.
+const READ_SHARE: u32 = 10;
 /// How long queues may drain at an orderly end.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
@@ -216,6 +220,7 @@ impl Core {
             for peer in &mut self.peers {
                 if let State::Up(up) = &mut peer.state {
                     up.unanswered = 0;
+                    up.doubted = false;
                 }
             }
         }
@@ -226,9 +231,15 @@ impl Core {
                 continue;
             }
             if up.unanswered >= self.settings.max_ping_count {
-                dead.push(peer.key);
+                // After a stall that ended just now, ACKs may be there that no thread has read yet.
+                if std::mem::replace(&mut up.doubted, true) {
+                    dead.push(peer.key);
+                } else {
+                    up.next_ping = now + interval / READ_SHARE;
+                }
                 continue;
             }
+            up.doubted = false;
             up.unanswered += 1;
             up.next_ping = now + interval;
             out.push(Action::Ping { peer: peer.key, session: up.session, unanswered: up.unanswered });

@@ -46,7 +46,10 @@ pub(super) struct Up {
     pub session: SessionId,
     since: Moment,
     pub unanswered: u32,
+    /// When the next ping, or the verdict, is due.
     pub next_ping: Moment,
+    /// Too many pings are unanswered: the next look decides.
+    pub doubted: bool,
     /// Data of this session was dropped while no kernel module was attached.
     pub marked: bool,
 }
@@ -150,8 +153,14 @@ impl Peer {
     ) {
         let (data, meta) = if class == Class::Data { (conn, other) } else { (other, conn) };
         out.push(Action::StartSession { peer: self.key, session, data, meta });
-        self.state =
-            State::Up(Up { session, since: now, unanswered: 0, next_ping: now + ping_in, marked: false });
+        self.state = State::Up(Up {
+            session,
+            since: now,
+            unanswered: 0,
+            next_ping: now + ping_in,
+            doubted: false,
+            marked: false,
+        });
     }
 
     pub fn dial_failed(

@@ -1,0 +1,440 @@
+//! The core, a decision at a time: each test owns the clock and says what happens.
+//!
+//! Whole nodes together, under faults, are tried by the simulation (`tests/sim.rs`).
+
+use super::*;
+use crate::wire::{NodeId, ResourceId, SiteId};
+
+const SECOND: Duration = Duration::from_secs(1);
+const PING: Duration = SECOND;
+const MAX: u32 = 3;
+
+/// Called by node 2, the local one.
+const CALLED: u32 = 1;
+/// Calls node 2.
+const CALLER: u32 = 3;
+
+fn node(id: u32) -> PeerKey {
+    PeerKey::Node(NodeId::try_from(id).unwrap())
+}
+
+fn site() -> PeerKey {
+    PeerKey::Site(ResourceId::try_from(0).unwrap(), SiteId::try_from(0).unwrap())
+}
+
+/// A core with its clock.
+struct Desk {
+    core: Core,
+    now: Moment,
+    conns: u64,
+}
+
+impl Desk {
+    fn new(seed: u64) -> Self {
+        let settings = Settings {
+            peers: vec![(node(CALLED), Role::Caller), (node(CALLER), Role::Acceptor), (site(), Role::Caller)],
+            resources: vec![ResourceId::try_from(0).unwrap()],
+            ping_interval: PING,
+            max_ping_count: MAX,
+            check_modules: true,
+            seed,
+        };
+        Desk { core: Core::new(settings, Moment::ZERO), now: Moment::ZERO, conns: 0 }
+    }
+
+    fn handle(&mut self, event: Event) -> Vec<Action> {
+        let mut out = Vec::new();
+        self.core.handle(self.now, event, &mut out);
+        out
+    }
+
+    /// Waits so long without looking, then ticks once.
+    fn stall(&mut self, time: Duration) -> Vec<Action> {
+        self.now += time;
+        let mut out = Vec::new();
+        self.core.tick(self.now, &mut out);
+        out
+    }
+
+    /// Ticks in time until something like this is decided, and gives it back with what came in the same tick.
+    fn until(&mut self, like: impl Fn(&Action) -> bool) -> Vec<Action> {
+        for _ in 0..10_000 {
+            self.now = self.now.max(self.core.deadline());
+            let mut out = Vec::new();
+            self.core.tick(self.now, &mut out);
+            assert!(self.core.deadline() > self.now, "the core spins");
+            if out.iter().any(&like) {
+                return out;
+            }
+        }
+        panic!("never decided");
+    }
+
+    fn conn(&mut self) -> ConnId {
+        self.conns += 1;
+        ConnId(self.conns)
+    }
+
+    fn link(&mut self, peer: u32, class: Class, via: Via) -> (ConnId, Vec<Action>) {
+        let conn = self.conn();
+        (conn, self.handle(Event::LinkReady { peer: node(peer), class, conn, via }))
+    }
+
+    fn next_dial(&mut self) -> (AttemptId, Moment) {
+        let out = self.until(|action| matches!(action, Action::Dial { .. }));
+        (dialed(&out).unwrap(), self.now)
+    }
+
+    /// Both links of a caller.
+    fn accept(&mut self, epoch: u64) -> SessionId {
+        self.link(CALLER, Class::Data, Via::Accepted(Some(epoch)));
+        started(&self.link(CALLER, Class::Meta, Via::Accepted(Some(epoch))).1).unwrap()
+    }
+
+    fn attach(&mut self) -> AttachId {
+        for class in Class::BOTH {
+            let conn = self.conn();
+            let out = self.handle(Event::KernelHello { class, conn });
+            if let Some(Action::AttachKernel { attach, .. }) =
+                out.iter().find(|action| matches!(action, Action::AttachKernel { .. }))
+            {
+                return *attach;
+            }
+        }
+        panic!("no kernel module attached");
+    }
+
+    fn ack(&mut self, session: SessionId, count: u32) {
+        self.handle(Event::PingAcks { peer: node(CALLER), session, count });
+    }
+}
+
+fn dialed(out: &[Action]) -> Option<AttemptId> {
+    out.iter().find_map(|action| match action {
+        Action::Dial { attempt, .. } => Some(*attempt),
+        _ => None,
+    })
+}
+
+fn started(out: &[Action]) -> Option<SessionId> {
+    out.iter().find_map(|action| match action {
+        Action::StartSession { session, .. } => Some(*session),
+        _ => None,
+    })
+}
+
+fn pinged(out: &[Action]) -> Option<u32> {
+    out.iter().find_map(|action| match action {
+        Action::Ping { unanswered, .. } => Some(*unanswered),
+        _ => None,
+    })
+}
+
+fn ended(out: &[Action]) -> Option<EndCause> {
+    out.iter().find_map(|action| match action {
+        Action::EndSession { cause, .. } => Some(cause.clone()),
+        _ => None,
+    })
+}
+
+/// What the kernel module is told, each time: the nodes.
+fn told(out: &[Action]) -> Vec<u32> {
+    let told = out.iter().filter_map(|action| match action {
+        Action::TellKernel { state } => Some(state.nodes.0),
+        _ => None,
+    });
+    told.collect()
+}
+
+fn lost(session: SessionId, peer: u32) -> Event {
+    Event::SessionLost { peer: node(peer), session, cause: EndCause::Link(Class::Data, "gone".into()) }
+}
+
+/// Whether `wait` is `secs` with jitter.
+fn is_wait(wait: Duration, secs: f64) -> bool {
+    (0.8 * secs..=1.2 * secs).contains(&wait.as_secs_f64())
+}
+
+/// Failure mode 15: a refusal does not burn the tries of a round.
+#[test]
+fn fm15_attempts_wait_1_2_4_8_16_seconds_and_begin_again_at_the_connect_tick() {
+    for seed in 0..20 {
+        let mut desk = Desk::new(seed);
+        let (mut attempt, first) = desk.next_dial();
+        assert_eq!(first, Moment::ZERO);
+        for secs in [1.0, 2.0, 4.0, 8.0, 16.0] {
+            let failed = desk.now;
+            desk.handle(Event::DialFailed { peer: node(CALLED), attempt });
+            let (next, at) = desk.next_dial();
+            assert!(is_wait(at - failed, secs), "{:?} instead of {secs} s", at - failed);
+            attempt = next;
+        }
+        let failed = desk.now;
+        desk.handle(Event::DialFailed { peer: node(CALLED), attempt });
+        let (_, at) = desk.next_dial();
+        assert!(at - failed <= CONNECT_TICK);
+        assert_eq!(at.as_nanos() % CONNECT_TICK.as_nanos(), 0);
+    }
+}
+
+#[test]
+fn a_report_that_never_comes_is_not_waited_for() {
+    let mut desk = Desk::new(1);
+    let (attempt, begun) = desk.next_dial();
+    let (ready, _) = desk.link(CALLED, Class::Data, Via::Dialed(attempt));
+    let out = desk.until(|action| matches!(action, Action::CancelDial { .. }));
+    assert_eq!(desk.now - begun, ATTEMPT_LIMIT);
+    assert!(out.contains(&Action::CancelDial { attempt }) && out.contains(&Action::Close { conn: ready }));
+    let (late, out) = desk.link(CALLED, Class::Meta, Via::Dialed(attempt));
+    assert_eq!(out, [Action::Close { conn: late }]);
+    assert!(desk.handle(Event::DialFailed { peer: node(CALLED), attempt }).is_empty());
+    assert_ne!(desk.next_dial().0, attempt);
+}
+
+#[test]
+fn sessions_that_flap_are_called_later_and_later_and_steady_ones_at_once() {
+    let mut desk = Desk::new(3);
+    let mut ended = None;
+    let young = FLAP_AGE / 2;
+    for (wait, age) in [
+        (0.0, FLAP_AGE),
+        (0.02, young),
+        (1.0, young),
+        (2.0, young),
+        (4.0, young),
+        (8.0, young),
+        (16.0, young),
+        (16.0, FLAP_AGE),
+        (0.02, young),
+        (1.0, young),
+    ] {
+        let (attempt, at) = desk.next_dial();
+        let waited = ended.map_or(Duration::ZERO, |ended| at - ended);
+        assert!(is_wait(waited, wait), "{waited:?} instead of {wait} s");
+        desk.link(CALLED, Class::Meta, Via::Dialed(attempt));
+        let session = started(&desk.link(CALLED, Class::Data, Via::Dialed(attempt)).1).unwrap();
+        desk.now += age;
+        desk.handle(lost(session, CALLED));
+        ended = Some(desk.now);
+    }
+}
+
+#[test]
+fn a_knock_calls_at_once_but_not_more_often_than_once_a_second() {
+    let mut desk = Desk::new(4);
+    let knock = || Event::Knock { peer: node(CALLED) };
+    let (attempt, begun) = desk.next_dial();
+    assert!(desk.handle(knock()).is_empty(), "an attempt is in flight");
+    desk.handle(Event::DialFailed { peer: node(CALLED), attempt });
+    assert_eq!(dialed(&desk.handle(knock())), None);
+    let (attempt, at) = desk.next_dial();
+    assert!(at - begun <= SECOND && at - begun >= SECOND.mul_f64(0.8));
+    desk.handle(Event::DialFailed { peer: node(CALLED), attempt });
+    desk.now += SECOND;
+    assert!(dialed(&desk.handle(knock())).is_some(), "the second has passed");
+    assert!(desk.handle(Event::Knock { peer: node(CALLER) }).is_empty(), "this side does not call node 3");
+}
+
+#[test]
+fn two_links_of_one_epoch_make_a_session_and_of_two_epochs_do_not() {
+    let mut desk = Desk::new(5);
+    let (first, out) = desk.link(CALLER, Class::Data, Via::Accepted(Some(1)));
+    assert!(out.is_empty());
+    let (second, out) = desk.link(CALLER, Class::Meta, Via::Accepted(Some(2)));
+    assert_eq!(out, [Action::Close { conn: first }]);
+    let (third, out) = desk.link(CALLER, Class::Data, Via::Accepted(Some(2)));
+    let session = started(&out).unwrap();
+    let peer = node(CALLER);
+    assert_eq!(
+        out,
+        [
+            Action::StartSession { peer, session, data: third, meta: second },
+            Action::OpenSession { peer, session }
+        ]
+    );
+    // A caller without the extension names no epoch: its links are taken as they come.
+    let mut desk = Desk::new(5);
+    desk.link(CALLER, Class::Meta, Via::Accepted(None));
+    assert!(started(&desk.link(CALLER, Class::Data, Via::Accepted(None)).1).is_some());
+}
+
+#[test]
+fn a_half_session_is_given_up_after_its_time() {
+    let mut desk = Desk::new(6);
+    desk.now += SECOND;
+    let (conn, _) = desk.link(CALLER, Class::Data, Via::Accepted(Some(1)));
+    let begun = desk.now;
+    desk.until(|action| *action == Action::Close { conn });
+    assert_eq!(desk.now - begun, HALF_LIMIT);
+    let (next, out) = desk.link(CALLER, Class::Meta, Via::Accepted(Some(1)));
+    assert!(out.is_empty(), "{next:?} waits anew");
+}
+
+/// Failure mode 17: a peer that comes back is let in at once.
+#[test]
+fn fm17_a_new_hello_replaces_the_session_and_the_kernel_module_hears_of_both() {
+    let mut desk = Desk::new(7);
+    desk.attach();
+    let old = desk.accept(1);
+    let (_, out) = desk.link(CALLER, Class::Meta, Via::Accepted(Some(2)));
+    assert_eq!((ended(&out), told(&out)), (Some(EndCause::Replaced), vec![0]));
+    let (_, out) = desk.link(CALLER, Class::Data, Via::Accepted(Some(2)));
+    assert_eq!(told(&out), [1 << CALLER]);
+    assert!(matches!(out.last(), Some(Action::OpenSession { .. })), "told before it is read");
+    assert!(desk.handle(lost(old, CALLER)).is_empty(), "the old session's end is no news");
+}
+
+#[test]
+fn a_peer_that_this_side_calls_is_not_let_in() {
+    let mut desk = Desk::new(8);
+    let (conn, out) = desk.link(CALLED, Class::Data, Via::Accepted(Some(1)));
+    assert_eq!(out, [Action::Close { conn }]);
+    let conn = desk.conn();
+    let out =
+        desk.handle(Event::LinkReady { peer: site(), class: Class::Data, conn, via: Via::Accepted(None) });
+    assert_eq!(out, [Action::Close { conn }], "not the owner of that log");
+}
+
+/// Failure mode 16: a peer that cannot be reached does not disturb the heartbeats of the others.
+#[test]
+fn fm16_a_silent_peer_is_given_up_in_time_while_another_cannot_be_reached() {
+    let mut desk = Desk::new(9);
+    desk.attach();
+    desk.accept(1);
+    let begun = desk.now;
+    let out = desk.until(|action| matches!(action, Action::EndSession { .. }));
+    assert_eq!((ended(&out), told(&out)), (Some(EndCause::Heartbeat), vec![0]));
+    let took = desk.now - begun;
+    assert!(took >= PING * (MAX + 1) && took <= PING * (MAX + 2), "{took:?}");
+}
+
+#[test]
+fn the_count_of_unanswered_pings_does_not_go_below_zero() {
+    let mut desk = Desk::new(10);
+    let session = desk.accept(1);
+    desk.ack(session, 1000);
+    for unanswered in 1..=MAX {
+        assert_eq!(pinged(&desk.until(|action| matches!(action, Action::Ping { .. }))), Some(unanswered));
+    }
+    desk.ack(session, MAX - 1);
+    desk.ack(SessionId(u64::MAX), MAX);
+    assert_eq!(pinged(&desk.until(|action| matches!(action, Action::Ping { .. }))), Some(2));
+}
+
+#[test]
+fn a_stalled_daemon_judges_nobody() {
+    let mut desk = Desk::new(11);
+    desk.accept(1);
+    for _ in 0..MAX {
+        desk.until(|action| matches!(action, Action::Ping { .. }));
+    }
+    let out = desk.stall(PING + PING / 2 + Duration::from_millis(1));
+    assert!(out.contains(&Action::Stalled));
+    assert_eq!((ended(&out), pinged(&out), desk.core.stalls()), (None, Some(1), 1));
+}
+
+/// The timer thread may run before the threads that read the ACKs.
+#[test]
+fn acks_that_wait_unread_after_a_short_stall_are_waited_for() {
+    let mut desk = Desk::new(12);
+    let session = desk.accept(1);
+    for _ in 0..MAX {
+        desk.until(|action| matches!(action, Action::Ping { .. }));
+    }
+    assert_eq!(ended(&desk.stall(PING + PING / 3)), None);
+    desk.ack(session, MAX);
+    assert_eq!(pinged(&desk.until(|action| matches!(action, Action::Ping { .. }))), Some(1));
+}
+
+#[test]
+fn a_half_kernel_module_is_given_up_after_its_time_and_a_second_one_is_refused() {
+    let mut desk = Desk::new(13);
+    let (half, twin) = (desk.conn(), desk.conn());
+    let hello = |class, conn| Event::KernelHello { class, conn };
+    assert_eq!(desk.handle(hello(Class::Meta, half)), [Action::AckKernel { conn: half, class: Class::Meta }]);
+    assert_eq!(desk.handle(hello(Class::Meta, twin)), [Action::RefuseKernel { conn: twin }]);
+    desk.until(|action| *action == Action::Close { conn: half });
+    assert_eq!(desk.now, HALF_LIMIT);
+    desk.attach();
+    for class in Class::BOTH {
+        let conn = desk.conn();
+        assert_eq!(desk.handle(hello(class, conn)), [Action::RefuseKernel { conn }]);
+    }
+}
+
+#[test]
+fn a_lost_half_kernel_module_makes_room_at_once() {
+    let mut desk = Desk::new(14);
+    let conn = desk.conn();
+    desk.handle(Event::KernelHello { class: Class::Data, conn });
+    assert!(desk.handle(Event::KernelHalfLost { conn: ConnId(999) }).is_empty());
+    assert_eq!(desk.handle(Event::KernelHalfLost { conn }), [Action::Close { conn }]);
+    desk.attach();
+}
+
+/// Failure modes 1 and 2: the kernel module hears at once, also when nobody is left, and on each tick.
+#[test]
+fn fm01_fm02_the_kernel_module_is_told_at_once_also_of_the_empty_set() {
+    let mut desk = Desk::new(15);
+    let session = desk.accept(1);
+    let attach = desk.attach();
+    assert_eq!(told(&desk.handle(lost(session, CALLER))), [0]);
+    for _ in 0..3 {
+        let out = desk.until(|action| matches!(action, Action::TellKernel { .. }));
+        assert_eq!((told(&out), desk.now.as_secs() % 5), (vec![0], 0));
+    }
+    let session = desk.accept(2);
+    let out = desk.handle(Event::KernelLost { attach, why: "gone".into() });
+    assert_eq!((ended(&out), told(&out)), (Some(EndCause::KernelDetached), vec![]));
+    assert!(desk.handle(lost(session, CALLER)).is_empty());
+    assert!(desk.handle(Event::KernelLost { attach, why: "gone".into() }).is_empty());
+}
+
+#[test]
+fn a_session_that_lost_data_while_nobody_was_attached_ends_before_the_next_one_is_told() {
+    let mut desk = Desk::new(16);
+    let session = desk.accept(1);
+    let dropped = |session| Event::DataDropped { peer: node(CALLER), session };
+    assert!(desk.handle(dropped(session)).is_empty());
+    let (data, meta) = (desk.conn(), desk.conn());
+    desk.handle(Event::KernelHello { class: Class::Data, conn: data });
+    let out = desk.handle(Event::KernelHello { class: Class::Meta, conn: meta });
+    assert_eq!((ended(&out), told(&out)), (Some(EndCause::DataDropped), vec![0]));
+    // A report that comes when the kernel module is attached already is as true.
+    let session = desk.accept(2);
+    assert!(desk.handle(dropped(SessionId(u64::MAX))).is_empty());
+    assert_eq!(ended(&desk.handle(dropped(session))), Some(EndCause::DataDropped));
+}
+
+#[test]
+fn an_unwanted_peer_is_let_go_and_called_again_when_it_is_wanted() {
+    let mut desk = Desk::new(17);
+    let want = |peer, wanted| Event::Wanted { peer, wanted };
+    let (attempt, _) = desk.next_dial();
+    let (ready, _) = desk.link(CALLED, Class::Data, Via::Dialed(attempt));
+    let out = desk.handle(want(node(CALLED), false));
+    assert_eq!(out, [Action::CancelDial { attempt }, Action::Close { conn: ready }]);
+    assert!(desk.handle(Event::Knock { peer: node(CALLED) }).is_empty());
+    assert!(dialed(&desk.handle(want(node(CALLED), true))).is_some());
+    assert!(dialed(&desk.handle(want(site(), true))).is_some(), "a log came to this node");
+    desk.attach();
+    desk.accept(1);
+    let out = desk.handle(want(node(CALLER), false));
+    assert_eq!((ended(&out), told(&out)), (Some(EndCause::Unwanted), vec![0]));
+    let (conn, out) = desk.link(CALLER, Class::Data, Via::Accepted(Some(2)));
+    assert_eq!(out, [Action::Close { conn }]);
+}
+
+/// Failure mode 37: an orderly end.
+#[test]
+fn fm37_stop_is_said_once_and_nothing_begins_after_it() {
+    let mut desk = Desk::new(18);
+    assert_eq!(desk.handle(Event::ModuleGone), [Action::Stop { drain: DRAIN_LIMIT, code: 1 }]);
+    assert!(desk.handle(Event::Stop).is_empty());
+    let (conn, out) = desk.link(CALLER, Class::Data, Via::Accepted(Some(1)));
+    assert_eq!(out, [Action::Close { conn }]);
+    let conn = desk.conn();
+    let hello = Event::KernelHello { class: Class::Data, conn };
+    assert_eq!(desk.handle(hello), [Action::RefuseKernel { conn }]);
+    assert!(desk.stall(SECOND * 60).is_empty());
+}
