@@ -367,8 +367,8 @@ fn a_lost_half_kernel_module_makes_room_at_once() {
     let mut desk = Desk::new(14);
     let conn = desk.conn();
     desk.handle(Event::KernelHello { class: Class::Data, conn });
-    assert!(desk.handle(Event::KernelHalfLost { conn: ConnId(999) }).is_empty());
-    assert_eq!(desk.handle(Event::KernelHalfLost { conn }), [Action::Close { conn }]);
+    assert!(desk.handle(Event::ConnLost { conn: ConnId(999) }).is_empty());
+    assert_eq!(desk.handle(Event::ConnLost { conn }), [Action::Close { conn }]);
     desk.attach();
 }
 

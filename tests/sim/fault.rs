@@ -119,7 +119,7 @@ impl World {
         if let Some((&conn, _)) = half
             && self.rng.bool()
         {
-            self.report(id, Event::KernelHalfLost { conn });
+            self.report(id, Event::ConnLost { conn });
         }
     }
 
