@@ -14,8 +14,9 @@ use support::*;
 #[track_caller]
 fn assert_no_hole(seqs: &[u64]) -> Option<(u64, u64)> {
     let (&first, &last) = (seqs.first()?, seqs.last()?);
-    let hole = seqs.windows(2).find(|pair| pair[1] != pair[0] + 1);
-    assert_eq!(hole, None, "a hole within one session");
+    let hole = seqs.windows(2).position(|pair| pair[1] != pair[0] + 1);
+    let place = hole.map(|at| format!("{} of packets {first} to {last}: {:?}", at + 1, &seqs[at..at + 2]));
+    assert_eq!(place, None, "a hole within one session");
     Some((first, last + 1))
 }
 

@@ -33,7 +33,6 @@ fn coming_and_going_is_logged() {
     rig.daemon.wait_log("node 1: connected", PATIENCE);
     let before = rig.daemon.log_count("node 1");
     peer.kill();
-    rig.kernel.wait_state(0, PATIENCE);
     redial("a line about the end", PATIENCE, || (rig.daemon.log_count("node 1") > before).then_some(()));
     rig.stop();
 }
