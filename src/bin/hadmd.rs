@@ -175,11 +175,8 @@ fn run(options: Options, config: Config) -> Result<u8, String> {
     hadmd::log::install(options.log, level)?;
     end_on_panic();
     let stop = signals()?;
-    let pidfile = options.pidfile.as_deref().map(PidFile::take).transpose()?;
+    let _pidfile = options.pidfile.as_deref().map(PidFile::take).transpose()?;
     let timer = Timer::new(Setup { config, modules: options.modules, stop })?;
-    if let Some(pidfile) = &pidfile {
-        pidfile.write()?;
-    }
     hadmd::sys::run("timer", move || timer.run())
         .map_err(|error| format!("cannot run the timer thread: {error}"))
 }
@@ -214,7 +211,7 @@ fn signals() -> Result<Receiver<String>, String> {
 /// A PID file that is locked while the daemon runs, and removed at its end.
 struct PidFile {
     path: PathBuf,
-    file: File,
+    _lock: File,
 }
 
 impl PidFile {
@@ -224,15 +221,10 @@ impl PidFile {
         let file = file.map_err(|error| format!("cannot open PID file {place}: {error}"))?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| format!("PID file {place} is in use: another hadmd runs with it"))?;
-        Ok(PidFile { path: path.into(), file })
-    }
-
-    fn write(&self) -> Result<(), String> {
-        let written = self
-            .file
-            .set_len(0)
-            .and_then(|()| (&self.file).write_all(format!("{}\n", std::process::id()).as_bytes()));
-        written.map_err(|error| format!("cannot write PID file {}: {error}", self.path.display()))
+        let id = format!("{}\n", std::process::id());
+        let written = file.set_len(0).and_then(|()| (&file).write_all(id.as_bytes()));
+        written.map_err(|error| format!("cannot write PID file {place}: {error}"))?;
+        Ok(PidFile { path: path.into(), _lock: file })
     }
 }
 

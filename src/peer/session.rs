@@ -149,11 +149,16 @@ impl Session {
         let _ = self.events.send(Event::SessionLost { peer: self.record.key, session: self.id, cause });
     }
 
-    /// Waits for room for what the peer sent, and gives it to `deliver`.
+    /// Waits for room for what the peer sent, and gives it to `deliver`. Data that comes after a hole is
+    /// dropped: the session is about to be ended.
     ///
     /// # Errors
     /// The session has ended: [`Closed::Ended`].
     pub fn take(&self, run: Run, deliver: impl FnOnce(Run, crate::queue::Hold)) -> Result<(), Closed> {
+        if run.class == Class::Data && self.data_dropped.load(Relaxed) {
+            self.drop_inbound(&run, DropCause::SessionEnded);
+            return Ok(());
+        }
         match self.account(&self.inbound, run.class).hold(run.load, None) {
             Ok(hold) => {
                 deliver(run, hold);

@@ -10,7 +10,7 @@ use crate::wire::Class;
 
 /// How long the other sides may take to close their ends once nothing more will come.
 const LINGER: Duration = Duration::from_millis(250);
-/// How long the writing threads may take to drop what was left after the links were closed.
+/// How long the links' threads may take to drop what was left after the links were closed.
 const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
 impl Timer {
@@ -35,6 +35,8 @@ impl Timer {
         sessions.iter().for_each(|session| session.end());
         device.iter().for_each(|device| device.close());
         let limit = Instant::now() + CLOSE_LIMIT;
+        // What the readers still drop belongs into the books.
+        let _ = self.guarded.recv_deadline(limit);
         let stuck = accounts().filter(|account| !account.wait_idle(limit)).count();
         if stuck > 0 {
             warn!("{stuck} queues could not be emptied");
