@@ -6,6 +6,8 @@
 mod hub;
 #[path = "probe/run.rs"]
 mod run;
+#[path = "probe/sites.rs"]
+mod sites;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use lexopt::{Arg, Parser, ValueExt};
 
-use crate::wire::{Mask, NodeId, ResourceId};
+use crate::wire::{MAX_IDS, Mask, ResourceId, Scope};
+
+use super::peer::Group;
 
 /// What the probe is asked to do.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,24 +36,40 @@ pub enum Command {
     Recv {
         /// Where the file goes.
         output: PathBuf,
-        /// Only transfers of this resource, 0..=254.
-        dev: u8,
+        /// Only transfers of this resource.
+        dev: ResourceId,
     },
-    /// Answer `latency` and `throughput` of other nodes.
+    /// Answer `latency` and `throughput` of others.
     Echo,
-    /// Round-trip times to one node.
+    /// Round-trip times to one node or site.
     Latency(Measure),
-    /// Packets and bytes per second to some nodes.
+    /// Packets and bytes per second to some nodes or sites.
     Throughput(Measure),
+}
+
+/// Whom packets are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Whether the ids are nodes or sites.
+    pub scope: Scope,
+    /// The ids; never empty.
+    pub ids: Mask,
+    /// The resource the packets name; with [`Scope::Site`], the one whose sites these are.
+    pub dev: ResourceId,
+}
+
+impl Target {
+    /// Whose ids these are.
+    pub(super) fn group(&self) -> Group {
+        Group::of(self.scope, self.dev)
+    }
 }
 
 /// The options of `send`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SendFile {
-    /// The receivers; never empty.
-    pub to: Mask,
-    /// The resource the packets name, 0..=254.
-    pub dev: u8,
+    /// The receivers.
+    pub to: Target,
     /// How long to wait for the receivers; `None` = for ever.
     pub timeout: Option<Duration>,
     /// What to send.
@@ -61,9 +79,9 @@ pub struct SendFile {
 /// The options of `latency` and `throughput`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measure {
-    /// The nodes measured; never empty, for `latency` exactly one.
-    pub to: Mask,
-    /// How long to wait for the nodes; `None` = for ever.
+    /// Whom to measure; for `latency` exactly one.
+    pub to: Target,
+    /// How long to wait for them; `None` = for ever.
     pub timeout: Option<Duration>,
     /// Payload bytes of each packet, 1..=[`SIZE_MAX`].
     pub size: usize,
@@ -92,14 +110,15 @@ hadm-probe: plays the kernel module towards a running hadmd
 Usage: hadm-probe [--server ADDR:PORT] COMMAND ...
 
 Commands
-  state                     print which nodes are connected, a line per change
-  send --to 1,2 [--dev N] [--timeout SECS] FILE
+  state                     print which nodes, and which sites of each resource,
+                            are connected, a line per change
+  send --to 1,2 [--timeout SECS] FILE
                             send FILE to the nodes, where `recv` must run
   recv -o FILE [--dev N]    wait for one file and write it to FILE, replacing it
                             only when the whole file has the right digest
-  echo                      answer `latency` and `throughput` of other nodes
-  latency --to N [--size 4096] [--secs 5] [--timeout SECS]
-                            round-trip times to `echo` at node N, one at a time
+  echo                      answer `latency` and `throughput` of others
+  latency --to 1 [--size 4096] [--secs 5] [--timeout SECS]
+                            round-trip times to `echo` at a node, one at a time
   throughput --to 1,2 [--size 4096] [--secs 5] [--timeout SECS]
                             numbered packets to `echo` at the nodes, as fast as
                             they are taken
@@ -111,10 +130,13 @@ Options
                       one line per change
   --to IDS            node ids, 0 to 31, separated by commas
   --dev N             resource number the packets carry, 0 to 254 (default 0)
+  --site              the ids in --to are sites, seen from the resource in --dev,
+                      which must be given. `recv` and `echo` need no --site:
+                      they answer nodes and sites, each the way it asked
   --size BYTES        payload of each packet, 1 to 16777216
   --secs SECS         how long to measure
-  --timeout SECS      how long to wait until all nodes are connected and answer
-                      (default 60; 0 = for ever)
+  --timeout SECS      how long to wait until all in --to are connected and
+                      answer (default 60; 0 = for ever)
   --help, --version
 
 Only one kernel module or probe can be attached to a daemon at a time.
@@ -162,7 +184,8 @@ struct Given {
     json: bool,
     command: Option<String>,
     to: Option<Mask>,
-    dev: Option<u8>,
+    site: bool,
+    dev: Option<ResourceId>,
     timeout: Option<Option<Duration>>,
     size: Option<usize>,
     secs: Option<Duration>,
@@ -187,8 +210,8 @@ impl Given {
         let command = self.command.as_deref();
         let known = match option.as_str() {
             "--server" => true,
-            "--to" | "--timeout" => matches!(command, Some("send" | "latency" | "throughput")),
-            "--dev" => matches!(command, Some("send" | "recv")),
+            "--to" | "--site" | "--timeout" => matches!(command, Some("send" | "latency" | "throughput")),
+            "--dev" => matches!(command, Some("send" | "recv" | "latency" | "throughput")),
             "--size" | "--secs" => matches!(command, Some("latency" | "throughput")),
             "-o" | "--output" => command == Some("recv"),
             _ => false,
@@ -196,6 +219,10 @@ impl Given {
         if !known {
             let place = command.map_or("before a command".to_owned(), |c| format!("for the command `{c}`"));
             return Err(format!("there is no option {option} {place}"));
+        }
+        if option == "--site" {
+            self.site = true;
+            return Ok(());
         }
         let value = parser.value().map_err(|e| e.to_string())?;
         if let "-o" | "--output" = option.as_str() {
@@ -209,10 +236,10 @@ impl Given {
                 self.server =
                     Some(value.parse().map_err(|_| wrong("an address and port, as 127.0.0.1:9998"))?);
             }
-            "--to" => self.to = Some(ids(&value).ok_or_else(|| wrong("a list of node ids, as 0,2"))?),
+            "--to" => self.to = Some(ids(&value).ok_or_else(|| wrong("a list of ids from 0 to 31, as 0,2"))?),
             "--dev" => {
                 let id = value.parse().ok().and_then(|n: u32| ResourceId::try_from(n).ok());
-                self.dev = Some(id.ok_or_else(|| wrong("a resource number from 0 to 254"))?.get());
+                self.dev = Some(id.ok_or_else(|| wrong("a resource number from 0 to 254"))?);
             }
             "--size" => {
                 let size = value.parse().ok().filter(|n| (1..=SIZE_MAX).contains(n));
@@ -233,7 +260,13 @@ impl Given {
     fn options(self) -> Result<Options, String> {
         const DEFAULT_SERVER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9998);
         let name = self.command.ok_or("a command is missing")?;
-        let to = self.to.ok_or_else(|| format!("`{name}` needs --to with the ids of the nodes"));
+        let default = ResourceId::try_from(0).ok().filter(|_| !self.site);
+        let dev = self.dev.or(default).ok_or("--site needs --dev with the resource whose sites are meant")?;
+        let scope = if self.site { Scope::Site } else { Scope::Node };
+        let to = match self.to {
+            Some(ids) => Ok(Target { scope, ids, dev }),
+            None => Err(format!("`{name}` needs --to with the ids of the nodes or sites")),
+        };
         let timeout = self.timeout.unwrap_or(Some(Duration::from_secs(60)));
         let measure = |to| Measure {
             to,
@@ -241,20 +274,20 @@ impl Given {
             size: self.size.unwrap_or(4096),
             time: self.secs.unwrap_or(Duration::from_secs(5)),
         };
-        let dev = self.dev.unwrap_or(0);
         let command = match name.as_str() {
             "state" => Command::State,
             "echo" => Command::Echo,
             "recv" => Command::Recv { output: self.output.ok_or("`recv` needs -o with a file name")?, dev },
-            "send" => Command::Send(SendFile {
-                to: to?,
-                dev,
-                timeout,
-                file: self.file.ok_or("`send` needs a file")?,
-            }),
+            "send" => {
+                Command::Send(SendFile { to: to?, timeout, file: self.file.ok_or("`send` needs a file")? })
+            }
             "latency" => match to? {
-                to if to.0.is_power_of_two() => Command::Latency(measure(to)),
-                _ => return Err("`latency` measures one node at a time: give one id to --to".to_owned()),
+                to if to.ids.0.is_power_of_two() => Command::Latency(measure(to)),
+                _ => {
+                    return Err(
+                        "`latency` measures one node or site at a time: give one id to --to".to_owned()
+                    );
+                }
             },
             "throughput" => Command::Throughput(measure(to?)),
             other => {
@@ -271,12 +304,11 @@ fn text(value: OsString) -> Result<String, String> {
     value.string().map_err(|e| e.to_string())
 }
 
-/// `0,2` as a set; `None` when empty or when something is no node id.
+/// `0,2` as a set; `None` when empty or when something is no id.
 fn ids(list: &str) -> Option<Mask> {
     let mut mask = Mask(0);
     for id in list.split(',') {
-        let id = NodeId::try_from(id.trim().parse::<u32>().ok()?).ok()?;
-        mask = mask | Mask::of(id.get());
+        mask = mask | Mask::of(id.trim().parse().ok().filter(|id| *id < MAX_IDS)?);
     }
     Some(mask)
 }
@@ -300,6 +332,10 @@ mod tests {
         }
     }
 
+    fn nodes(ids: u32) -> Target {
+        Target { scope: Scope::Node, ids: Mask(ids), dev: ResourceId::try_from(0).unwrap() }
+    }
+
     #[test]
     fn commands_with_their_defaults() {
         let state = run("state").unwrap();
@@ -311,8 +347,7 @@ mod tests {
                 server: "127.0.0.2:7".parse().unwrap(),
                 json: true,
                 command: Command::Send(SendFile {
-                    to: Mask(0b110),
-                    dev: 0,
+                    to: nodes(0b110),
                     timeout: Some(Duration::from_secs(60)),
                     file: "some.img".into(),
                 }),
@@ -320,16 +355,21 @@ mod tests {
         );
         assert_eq!(
             run("recv -o out --dev 254").unwrap().command,
-            Command::Recv { output: "out".into(), dev: 254 }
+            Command::Recv { output: "out".into(), dev: ResourceId::try_from(254).unwrap() }
         );
-        let measure = Measure { to: Mask(8), timeout: None, size: 64, time: Duration::from_millis(500) };
+        let measure = Measure { to: nodes(8), timeout: None, size: 64, time: Duration::from_millis(500) };
         assert_eq!(
             run("latency --to 3 --size=64 --secs 0.5 --timeout 0").unwrap().command,
             Command::Latency(measure.clone())
         );
         assert_eq!(
             run("throughput --to 3 --size 64 --secs .5 --timeout 0").unwrap().command,
-            Command::Throughput(measure)
+            Command::Throughput(measure.clone())
+        );
+        let to = Target { scope: Scope::Site, ids: Mask(8), dev: ResourceId::try_from(7).unwrap() };
+        assert_eq!(
+            run("latency --site --to 3 --dev 7 --size 64 --secs .5 --timeout 0").unwrap().command,
+            Command::Latency(Measure { to, ..measure })
         );
         assert_eq!(run("echo --server [::1]:1").unwrap().server.port(), 1);
     }
@@ -350,19 +390,21 @@ mod tests {
             ("send f", "needs --to"),
             ("send --to 1", "needs a file"),
             ("send --to 1 f g", "unexpected argument \"g\""),
-            ("send --to 32 f", "--to \"32\" is not a list of node ids"),
+            ("send --to 32 f", "--to \"32\" is not a list of ids"),
             ("send --to , f", "is not a list"),
             ("send --to", "missing"),
             ("send --to 1 --dev 255 f", "0 to 254"),
             ("send --to 1 --timeout -1 f", "seconds"),
             ("send --to 1 --size 3 f", "no option --size for the command `send`"),
             ("recv", "needs -o"),
-            ("latency --to 1,2", "one node at a time"),
+            ("latency --to 1,2", "one node or site at a time"),
             ("latency --to 1 --size 0", "1 to 16777216"),
             ("latency --to 1 --secs 0", "over 0"),
             ("latency --to 1 --secs inf", "over 0"),
             ("throughput --to 1 --secs 1e300", "over 0"),
             ("--server localhost state", "an address and port"),
+            ("send --to 1 --site f", "--site needs --dev"),
+            ("recv -o f --site", "no option --site for the command `recv`"),
             ("state extra", "unexpected argument"),
             ("state --verbose", "no option --verbose"),
         ] {

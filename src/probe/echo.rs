@@ -4,18 +4,19 @@
 //! block in a write: while the daemon takes nothing, answers wait in an outbox and reading goes on, up to a
 //! limit; then reading rests until the daemon takes something.
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SendFlags, send};
 use serde_json::json;
 
-use crate::wire::{MAX_IDS, Mask};
-
 use super::flow::Flow;
-use super::frame::{Label, Message};
+use super::frame::Message;
 use super::link::Link;
+use super::peer::{Group, Peer};
 use super::reader::{Packet, PacketReader};
 use super::watch::Watch;
 use super::{Failure, print, say};
@@ -26,9 +27,9 @@ const OUTBOX_LIMIT: usize = 64 << 20;
 /// Answers until a signal comes; that is success.
 pub fn run(server: SocketAddr, json: bool) -> Result<(), Failure> {
     let link = Link::attach(server)?;
-    let (_watch, own) = Watch::start(&link)?;
+    let (watch, own) = Watch::start(&link, Group::Nodes, |_| ())?;
     say(format_args!("attached to the daemon of node {own}, answering"));
-    let mut echo = Echo::new(own);
+    let mut echo = Echo::new(watch);
     let why = match echo.serve(link.data()) {
         Err(e) => link.lost(&e),
         Ok(never) => match never {},
@@ -50,9 +51,9 @@ pub fn run(server: SocketAddr, json: bool) -> Result<(), Failure> {
 }
 
 struct Echo {
-    own: u8,
-    /// The flood of each node.
-    flows: [Option<Flow>; MAX_IDS as usize],
+    watch: Arc<Watch>,
+    /// The flood of each peer.
+    flows: BTreeMap<Peer, Flow>,
     outbox: Outbox,
     requests: u64,
     floods: u64,
@@ -61,10 +62,10 @@ struct Echo {
 }
 
 impl Echo {
-    fn new(own: u8) -> Self {
+    fn new(watch: Arc<Watch>) -> Self {
         Echo {
-            own,
-            flows: [const { None }; MAX_IDS as usize],
+            watch,
+            flows: BTreeMap::new(),
             outbox: Outbox::default(),
             requests: 0,
             floods: 0,
@@ -98,9 +99,11 @@ impl Echo {
 
     fn take(&mut self, packet: &Packet<'_>) {
         let Some((label, message)) = packet.message() else { return };
-        let Some(flow) = self.flows.get_mut(usize::from(label.from)) else { return };
+        let sender = label.sender();
+        let Some(own) = self.watch.own(sender.group) else { return };
+        let flow = self.flows.get_mut(&sender).filter(|flow| flow.transfer == label.transfer);
         let answer = match (message, flow) {
-            (Message::Flood(filler), Some(flow)) if flow.transfer == label.transfer => {
+            (Message::Flood(filler), Some(flow)) => {
                 // The byte that says what it is counts as payload too.
                 flow.count(label.seq, filler.len() + 1);
                 self.packets += 1;
@@ -113,22 +116,19 @@ impl Echo {
             }
             // An offer may be repeated until its answer is known; counting begins with the first.
             (Message::FloodOffer, flow) => {
-                if flow.as_ref().is_none_or(|flow| flow.transfer != label.transfer) {
-                    *flow = Some(Flow::new(label.transfer));
+                if flow.is_none() {
+                    self.flows.insert(sender, Flow::new(label.transfer));
                     self.floods += 1;
                 }
                 Message::Accept
             }
-            (Message::FloodEnd { packets }, flow) => {
-                match flow.take_if(|flow| flow.transfer == label.transfer) {
-                    Some(flow) => Message::Receipt(flow.end(packets)),
-                    None => return,
-                }
-            }
+            (Message::FloodEnd { packets }, Some(_)) => match self.flows.remove(&sender) {
+                Some(flow) => Message::Receipt(flow.end(packets)),
+                None => return,
+            },
             _ => return,
         };
-        let back = Label { from: self.own, to: Mask::of(label.from), ..label };
-        back.packet(&answer, &mut self.outbox.bytes);
+        label.back(own).packet(&answer, &mut self.outbox.bytes);
     }
 }
 

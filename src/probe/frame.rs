@@ -1,6 +1,7 @@
 //! What a probe puts into packets, and how it tells its own packets from others.
 //!
-//! A probe's packets are [`ASK`] packets and the [`ANSWER`] packets to them, on the data link. They carry
+//! A probe's packets are [`ASK`] packets and the [`ANSWER`] packets to them, on the data link; each of the two
+//! has a packet type for nodes and one for sites, and an answer takes the way its ask came. They carry
 //! [`MARK`] where the kernel module has its md5, the id of the transfer as `uuid`, and a number as `bwr_seq`
 //! that counts up within the transfer from 0, the offer. The payload begins with one byte that says what it
 //! is; all integers are little-endian:
@@ -22,13 +23,31 @@
 
 use std::ops::Range;
 
-use crate::wire::{HEADER_LEN, Header, Mask, NodeId, PacketType};
+use crate::wire::{HEADER_LEN, Header, MAX_IDS, Mask, PacketType, ResourceId, Scope};
 
-/// Type of the packets that ask for something or carry something.
-pub const ASK: PacketType = PacketType::ND_SBIO;
+use super::peer::{Group, Peer};
 
-/// Type of the packets that answer.
-pub const ANSWER: PacketType = PacketType::ND_SBIO_ACK;
+/// A purpose of packets, as the types of those that go to nodes and of those that go to sites.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    node: PacketType,
+    site: PacketType,
+}
+
+/// Packets that ask for something or carry something.
+pub const ASK: Kind = Kind { node: PacketType::ND_SBIO, site: PacketType::SD_DATA };
+
+/// Packets that answer.
+pub const ANSWER: Kind = Kind { node: PacketType::ND_SBIO_ACK, site: PacketType::SD_DATA_ACK };
+
+impl Kind {
+    const fn packet_type(self, scope: Scope) -> PacketType {
+        match scope {
+            Scope::Node => self.node,
+            Scope::Site => self.site,
+        }
+    }
+}
 
 /// What a probe's packets have in the header's md5 field: name and version of this framing.
 pub const MARK: [u8; 16] = *b"hadm-probe/1\0\0\0\0";
@@ -43,12 +62,14 @@ const MARK_AT: Range<usize> = 58..74;
 /// The header fields that a probe sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Label {
-    /// The sending node, 0..=31.
+    /// Whether it goes between nodes or between sites.
+    pub scope: Scope,
+    /// The sending node or site, 0..=31.
     pub from: u8,
-    /// The nodes it is for.
+    /// The nodes or sites it is for.
     pub to: Mask,
-    /// Resource number.
-    pub dev: u8,
+    /// The resource; between sites, the one whose sites they are.
+    pub dev: ResourceId,
     /// Id of the transfer, random.
     pub transfer: u64,
     /// Number of the packet in its transfer.
@@ -117,8 +138,7 @@ pub const CHUNK: u8 = 4;
 pub const FLOOD: u8 = 10;
 
 impl Message<'_> {
-    /// The type of the packet that carries it.
-    const fn packet_type(&self) -> PacketType {
+    const fn kind(&self) -> Kind {
         match self {
             Message::Accept | Message::Receipt(_) | Message::Reply(_) => ANSWER,
             _ => ASK,
@@ -180,14 +200,29 @@ impl Message<'_> {
 }
 
 impl Label {
+    /// Whose ids its ids are.
+    pub fn group(&self) -> Group {
+        Group::of(self.scope, self.dev)
+    }
+
+    /// Who has sent it.
+    pub fn sender(&self) -> Peer {
+        Peer { group: self.group(), id: self.from }
+    }
+
+    /// The label of the answer; `own` is the answering end, in the same group.
+    pub fn back(self, own: u8) -> Label {
+        Label { from: own, to: Mask::of(self.from), ..self }
+    }
+
     /// The header of a packet with `len` bytes of payload.
-    pub fn header(&self, kind: PacketType, len: u32) -> [u8; HEADER_LEN] {
+    pub fn header(&self, kind: Kind, len: u32) -> [u8; HEADER_LEN] {
         let header = Header {
             len,
-            dev_id: self.dev,
+            dev_id: self.dev.get(),
             node_from: self.from.into(),
             node_to: self.to,
-            ..Header::new(kind)
+            ..Header::new(kind.packet_type(self.scope))
         };
         let mut bytes = header.encode();
         bytes[UUID_AT].copy_from_slice(&self.transfer.to_le_bytes());
@@ -203,7 +238,7 @@ impl Label {
         message.encode(out);
         // Nothing longer than SIZE_MAX or a chunk is ever encoded.
         let len = (out.len() - start - HEADER_LEN) as u32;
-        out[start..start + HEADER_LEN].copy_from_slice(&self.header(message.packet_type(), len));
+        out[start..start + HEADER_LEN].copy_from_slice(&self.header(message.kind(), len));
     }
 
     /// Reads what a probe has written; `None` for the packets of others.
@@ -216,15 +251,17 @@ impl Label {
             return None;
         }
         let number = |at: Range<usize>| bytes[at].try_into().map(u64::from_le_bytes).ok();
+        let (_, scope) = header.kind.relayed()?;
         let label = Label {
-            from: NodeId::try_from(header.node_from).ok()?.get(),
+            scope,
+            from: u8::try_from(header.node_from).ok().filter(|id| *id < MAX_IDS)?,
             to: header.node_to,
-            dev: header.dev_id,
+            dev: ResourceId::try_from(u32::from(header.dev_id)).ok()?,
             transfer: number(UUID_AT)?,
             seq: number(SEQ_AT)?,
         };
         let message = Message::decode(payload)?;
-        (message.packet_type() == header.kind).then_some((label, message))
+        (message.kind().packet_type(scope) == header.kind).then_some((label, message))
     }
 }
 
@@ -236,6 +273,7 @@ pub fn renumber(packet: &mut [u8], seq: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::Class;
     use proptest::prelude::*;
 
     fn message<'a>(kind: u8, n: [u64; 4], bytes: &'a [u8], text: &str) -> Message<'a> {
@@ -269,14 +307,17 @@ mod tests {
         #[test]
         fn what_is_written_is_read(
             kind: u8, n: [u64; 4], bytes: Vec<u8>, text in "[a-z ]{0,40}",
-            from in 0..32u8, to: u32, dev: u8, transfer: u64, seq: u64, other: u64,
+            site: bool, from in 0..32u8, to: u32, dev in 0..255u32, transfer: u64, seq: u64, other: u64,
         ) {
-            let label = Label { from, to: Mask(to), dev, transfer, seq };
+            let scope = if site { Scope::Site } else { Scope::Node };
+            let dev = ResourceId::try_from(dev).unwrap();
+            let label = Label { scope, from, to: Mask(to), dev, transfer, seq };
             let message = message(kind, n, &bytes, &text);
             let mut packet = Vec::new();
             label.packet(&message, &mut packet);
             let (header, head, payload) = parts(&packet);
             prop_assert_eq!(header.len as usize, payload.len());
+            prop_assert_eq!(header.kind.relayed(), Some((Class::Data, scope)));
             prop_assert_eq!(Label::read(&header, &head, payload), Some((label, message.clone())));
 
             renumber(&mut packet, other);
@@ -293,14 +334,16 @@ mod tests {
 
     #[test]
     fn packets_of_others_are_no_messages() {
-        let label = Label { from: 1, to: Mask(1), dev: 0, transfer: 7, seq: 0 };
+        let dev = ResourceId::try_from(3).unwrap();
+        let label = Label { scope: Scope::Site, from: 1, to: Mask(1), dev, transfer: 7, seq: 0 };
         let mut packet = Vec::new();
         label.packet(&Message::Accept, &mut packet);
         let (header, head, payload) = parts(&packet);
         let read = |header: Header| Label::read(&header, &head, payload);
         assert!(read(header).is_some());
-        assert_eq!(read(Header { kind: ASK, ..header }), None, "an answer in a packet that asks");
-        assert_eq!(read(Header { node_from: 32, ..header }), None, "no such node");
+        assert_eq!(read(Header { kind: ASK.site, ..header }), None, "an answer in a packet that asks");
+        assert_eq!(read(Header { node_from: 32, ..header }), None, "no such site");
+        assert_eq!(read(Header { dev_id: 255, ..header }), None, "sites of no resource");
         let mut unmarked = head;
         unmarked[58] = 0;
         assert_eq!(Label::read(&header, &unmarked, payload), None);

@@ -1,4 +1,4 @@
-//! `hadm-probe latency`: one request at a time to one node, and how long each answer takes.
+//! `hadm-probe latency`: one request at a time to one node or site, and how long each answer takes.
 //!
 //! The calling thread writes and reads the data link itself: nothing is handed to another thread between a
 //! request and its answer.
@@ -9,52 +9,52 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::args::Measure;
+use super::args::{Measure, Target};
 use super::frame::{Label, Message, renumber};
 use super::histogram::Histogram;
 use super::link::Link;
+use super::peer::Peer;
 use super::reader::PacketReader;
 use super::watch::Watch;
-use super::{Failure, deadline, nodes, print, say};
+use super::{Failure, deadline, print, say};
 
 /// How often the first request is repeated: it is lost where no `echo` is attached yet.
 const FIRST_REPEAT: Duration = Duration::from_secs(1);
 
-/// How long an answer may take once the node has answered.
+/// How long an answer may take once the peer has answered.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Measures and prints.
 pub fn run(server: SocketAddr, json: bool, options: &Measure) -> Result<(), Failure> {
-    let node = options.to.0.trailing_zeros() as u8;
+    let Target { scope, dev, ids } = options.to;
+    let peer = Peer { group: options.to.group(), id: ids.0.trailing_zeros() as u8 };
     let limit = deadline(options.timeout);
     let link = Link::attach(server)?;
-    let (watch, own) = Watch::start(&link)?;
+    let (watch, own) = Watch::start(&link, peer.group, |_| ())?;
     let fail = |why: String| Err(link.end(Failure::Failed(why)));
-    if node == own {
-        return fail(format!("node {node} is this node itself"));
+    if peer.id == own {
+        return fail(format!("{peer} is this {} itself", peer.group.word()));
     }
     let waited = options.timeout.unwrap_or_default().as_secs_f64();
-    let missing = format!("not connected after {waited} s: node {node}");
-    if !watch.connected(node, Some(Instant::now()))? {
-        say(format_args!("waiting for node {node}"));
-        if !watch.connected(node, limit)? {
+    let missing = format!("not connected after {waited} s: {peer}");
+    if watch.connected(peer, Some(Instant::now()))?.is_none() {
+        say(format_args!("waiting for {peer}"));
+        if watch.connected(peer, limit)?.is_none() {
             return fail(missing);
         }
     }
-    let label = Label { from: own, to: options.to, dev: 0, transfer: fastrand::u64(..), seq: 0 };
+    let label = Label { scope, from: own, to: ids, dev, transfer: fastrand::u64(..), seq: 0 };
     let filler = vec![0; options.size - 1];
     let mut round = Round { link: &link, packets: PacketReader::new(link.data()), packet: Vec::new(), label };
     label.packet(&Message::Request(&filler), &mut round.packet);
     round.limit(FIRST_REPEAT)?;
     while !round.trip()? {
         if limit.is_some_and(|limit| Instant::now() >= limit) {
-            return fail(format!(
-                "no answer from node {node} for {waited} s: does `hadm-probe echo` run there?"
-            ));
+            return fail(format!("no answer from {peer} for {waited} s: does `hadm-probe echo` run there?"));
         }
     }
     // Not before: its daemon reconnects when `echo` attaches where requests were lost.
-    if !watch.require(node, limit)? {
+    if watch.require(peer, limit)?.is_none() {
         return fail(missing);
     }
     round.limit(ANSWER_LIMIT)?;
@@ -64,12 +64,12 @@ pub fn run(server: SocketAddr, json: bool, options: &Measure) -> Result<(), Fail
     let (count, max) = (times.count(), times.max());
     if json {
         return print(json!({
-            "command": "latency", "to": node, "size": options.size, "seconds": time.as_secs_f64(),
+            "command": "latency", "to": peer.id, "scope": peer.group.word(), "size": options.size, "seconds": time.as_secs_f64(),
             "count": count, "p50_us": p50, "p99_us": p99, "p999_us": p999, "max_us": max,
         }));
     }
     print(format_args!(
-        "node {node}: {count} round trips of {} bytes in {:.1} s: p50 {p50:.1} us, p99 {p99:.1} us, \
+        "{peer}: {count} round trips of {} bytes in {:.1} s: p50 {p50:.1} us, p99 {p99:.1} us, \
          p99.9 {p999:.1} us, max {max:.1} us",
         options.size,
         time.as_secs_f64()
@@ -83,7 +83,11 @@ fn measure(round: &mut Round<'_>, limit: Duration) -> Result<(Histogram, Duratio
     let mut now = started;
     while now - started < limit {
         if !round.trip()? {
-            let why = format!("{} has not answered for {} s", nodes(round.label.to), ANSWER_LIMIT.as_secs());
+            let why = format!(
+                "{} has not answered for {} s",
+                round.label.group().names(round.label.to),
+                ANSWER_LIMIT.as_secs()
+            );
             return Err(round.link.end(Failure::Failed(why)));
         }
         let after = Instant::now();

@@ -4,6 +4,8 @@
 //! [`Link::end`]: the first reason stays, and every thread that is blocked on a link comes free. Nothing else
 //! may shut a link down. Used by every command.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, OnceLock};
@@ -13,8 +15,9 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::wire::{HEADER_LEN, Header, MAGIC, Mask, NodeId, PacketType};
+use crate::wire::{HEADER_LEN, Header, MAGIC, MAX_IDS, Mask, PacketType, ResourceId};
 
+use super::peer::{Group, Peer};
 use super::reader::PacketReader;
 use super::{Failure, say, spawn};
 
@@ -27,13 +30,29 @@ const REFUSED_LIMIT: Duration = Duration::from_secs(3);
 /// Pause between two tries.
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
-/// What the daemon tells of the local site.
+/// What the daemon tells of one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnState {
-    /// Id of the daemon's own node.
+    /// Id of the daemon's own node, or of its site.
     pub own: u8,
-    /// The nodes it is connected with.
+    /// Those it is connected with.
     pub up: Mask,
+}
+
+/// What the daemon tells of all groups that it has told of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct States(pub BTreeMap<Group, ConnState>);
+
+impl States {
+    /// The id of the daemon's own end in this group.
+    pub fn own(&self, group: Group) -> Option<u8> {
+        self.0.get(&group).map(|state| state.own)
+    }
+
+    /// The id of the daemon's own end of the connection to this peer, if it is connected.
+    pub fn facing(&self, peer: Peer) -> Option<u8> {
+        self.0.get(&peer.group).filter(|state| state.up.contains(peer.id)).map(|state| state.own)
+    }
 }
 
 /// Both links, shared by all threads of the probe.
@@ -80,6 +99,11 @@ impl Link {
         Ok(attached.get_or_init(|| link).clone())
     }
 
+    /// The daemon's address.
+    pub fn server(&self) -> SocketAddr {
+        self.0.server
+    }
+
     /// The data link. Reads and writes block.
     pub fn data(&self) -> &TcpStream {
         &self.0.data
@@ -110,24 +134,49 @@ impl Link {
         }))
     }
 
-    /// Calls `told` for each connection state that comes on the meta link, changed or not, until the link
-    /// ends or `told` refuses; returns the reason.
-    pub fn each_state(&self, mut told: impl FnMut(ConnState) -> Result<(), Failure>) -> Failure {
+    /// Calls `told` for each announcement that comes on the meta link, changed or not, until the link ends or
+    /// `told` refuses; returns the reason.
+    pub fn each_state(&self, told: impl FnMut(&States) -> Result<(), Failure>) -> Failure {
+        match self.tell_states(told) {
+            Err(why) => self.end(why),
+            Ok(never) => match never {},
+        }
+    }
+
+    /// An announcement is one packet for each group, usually all in one piece.
+    fn tell_states(
+        &self,
+        mut told: impl FnMut(&States) -> Result<(), Failure>,
+    ) -> Result<Infallible, Failure> {
         let mut packets = PacketReader::new(&self.0.meta);
+        let mut states = States::default();
+        let mut untold = BTreeSet::new();
         loop {
-            let header = match packets.next() {
-                Ok(packet) => packet.header,
-                Err(e) => return self.lost(&e),
+            let header = packets.next().map_err(|e| self.lost(&e))?.header;
+            let group = match header.kind {
+                PacketType::NC_CONN_STATE => Some(Group::Nodes),
+                PacketType::SC_CONN_STATE => {
+                    ResourceId::try_from(u32::from(header.dev_id)).ok().map(Group::Sites)
+                }
+                _ => None,
             };
-            if header.kind != PacketType::NC_CONN_STATE {
-                continue;
+            if let Some(group) = group {
+                let own =
+                    u8::try_from(header.node_from).ok().filter(|id| *id < MAX_IDS).ok_or_else(|| {
+                        let what = format!("its {} id is {}", group.word(), header.node_from);
+                        self.lost(&io::Error::new(ErrorKind::InvalidData, what))
+                    })?;
+                // The next announcement has begun: what this one says must not be passed over.
+                if untold.contains(&group) {
+                    told(&states)?;
+                    untold.clear();
+                }
+                untold.insert(group);
+                states.0.insert(group, ConnState { own, up: header.node_to });
             }
-            let Ok(own) = NodeId::try_from(header.node_from) else {
-                let what = format!("its node id is {}", header.node_from);
-                return self.lost(&io::Error::new(ErrorKind::InvalidData, what));
-            };
-            if let Err(why) = told(ConnState { own: own.get(), up: header.node_to }) {
-                return self.end(why);
+            if !untold.is_empty() && !packets.is_ready().unwrap_or(false) {
+                told(&states)?;
+                untold.clear();
             }
         }
     }

@@ -5,8 +5,9 @@
 //! uses it.
 //!
 //! - [`args`]: the command line.
-//! - `frame`, `reader`, `link`: the payloads of the probe, packets out of a stream, the pair of links.
-//! - `watch`, `talk`: who is connected; a conversation with several nodes.
+//! - `peer`, `frame`, `reader`, `link`: nodes and sites, the payloads of the probe, packets out of a stream,
+//!   the pair of links.
+//! - `watch`, `talk`: who is connected; a conversation with several peers.
 //! - `state`, `send`, `recv`, `echo`, `latency`, `throughput`: one file a command.
 //! - `flow`, `histogram`, `partial`, `progress`: numbered packets, round-trip times, the file in the making,
 //!   the bar on a terminal.
@@ -19,6 +20,7 @@ mod histogram;
 mod latency;
 mod link;
 mod partial;
+mod peer;
 mod progress;
 mod reader;
 mod recv;
@@ -98,12 +100,6 @@ fn spawn<T: Send + 'static>(
 /// The ids of `all` that are not in `gone`.
 fn without(all: Mask, gone: Mask) -> Mask {
     Mask(all.0 & !gone.0)
-}
-
-/// `node 1` or `nodes 1, 2`.
-fn nodes(mask: Mask) -> String {
-    let ids: Vec<String> = mask.ids().map(|id| id.to_string()).collect();
-    format!("{} {}", if ids.len() == 1 { "node" } else { "nodes" }, ids.join(", "))
 }
 
 /// The moment `limit` from now; `None` is never.

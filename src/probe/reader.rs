@@ -115,7 +115,7 @@ impl<R: Read> PacketReader<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Mask, PacketType};
+    use crate::wire::{Mask, PacketType, ResourceId, Scope};
     use proptest::prelude::*;
 
     /// Gives the bytes in pieces of the sizes given, round and round; a piece of 0 is a time-out.
@@ -134,6 +134,11 @@ mod tests {
         }
     }
 
+    fn label(seq: u64) -> Label {
+        let dev = ResourceId::try_from(0).unwrap();
+        Label { scope: Scope::Node, from: 3, to: Mask(1), dev, transfer: 9, seq }
+    }
+
     proptest! {
         #[test]
         fn packets_come_whole_however_they_are_cut(
@@ -142,7 +147,6 @@ mod tests {
         ) {
             pieces.push(1);
             let mut stream = Vec::new();
-            let label = |seq| Label { from: 3, to: Mask(1), dev: 0, transfer: 9, seq };
             for (i, len) in lens.iter().enumerate() {
                 label(i as u64).packet(&Message::Chunk(&vec![i as u8; *len]), &mut stream);
             }
@@ -169,11 +173,10 @@ mod tests {
     #[test]
     fn the_buffer_grows_for_a_large_packet() {
         let mut stream = Vec::new();
-        let label = Label { from: 3, to: Mask(1), dev: 0, transfer: 9, seq: 1 };
         let large = vec![7; 3 * BUFFER];
-        label.packet(&Message::Chunk(&large), &mut stream);
+        label(1).packet(&Message::Chunk(&large), &mut stream);
         let mut reader = PacketReader::new(&stream[..]);
-        assert_eq!(reader.next().unwrap().message(), Some((label, Message::Chunk(&large))));
+        assert_eq!(reader.next().unwrap().message(), Some((label(1), Message::Chunk(&large))));
     }
 
     #[test]

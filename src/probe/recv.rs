@@ -11,33 +11,34 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::wire::Mask;
+use crate::wire::ResourceId;
 
 use super::frame::{Label, Message, Receipt};
 use super::link::Link;
 use super::partial::{self, Partial};
+use super::peer::Group;
 use super::progress::Progress;
 use super::reader::{Packet, PacketReader};
 use super::watch::Watch;
-use super::{Failure, hex, nodes, print, rate, say};
+use super::{Failure, hex, print, rate, say};
 
-/// How long after its offer a node may take to show as connected: over one repetition of the state.
+/// How long after its offer a peer may take to show as connected: over one repetition of the state.
 const CONNECTED_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long to stay for the sender to confirm the receipt. To detach earlier might cost it the receipt.
 const DONE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Receives one file into `output`; fails unless it is whole.
-pub fn run(server: SocketAddr, json: bool, output: &Path, dev: u8) -> Result<(), Failure> {
+pub fn run(server: SocketAddr, json: bool, output: &Path, dev: ResourceId) -> Result<(), Failure> {
     partial::check(output).map_err(Failure::Failed)?;
     let link = Link::attach(server)?;
-    let (watch, own) = Watch::start(&link)?;
+    let (watch, own) = Watch::start(&link, Group::Nodes, |_| ())?;
     let mut session = Session { link: &link, own, packets: PacketReader::new(link.data()), ignored: None };
     let (label, size, name) = session.offer(&watch, dev)?;
     let progress = Progress::new(name.clone(), size);
     let whole = session.receive(label, size, output, &progress);
     progress.finish();
-    let from = nodes(Mask::of(label.from));
+    let from = label.sender();
     let whole = match whole {
         Ok(whole) => whole,
         Err(Broken::Link(why)) => return Err(why),
@@ -53,7 +54,7 @@ pub fn run(server: SocketAddr, json: bool, output: &Path, dev: u8) -> Result<(),
     let output = output.display();
     if json {
         print(json!({
-            "command": "recv", "ok": true, "from": label.from, "name": name, "file": output.to_string(),
+            "command": "recv", "ok": true, "from": label.from, "scope": from.group.word(), "name": name, "file": output.to_string(),
             "bytes": bytes, "packets": packets, "sha256": hex(&whole.sha256),
             "seconds": time.as_secs_f64(), "mb_per_s": speed,
         }))
@@ -88,16 +89,18 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Waits for an offer of a file from a node that stays.
-    fn offer(&mut self, watch: &Watch, dev: u8) -> Result<(Label, u64, String), Failure> {
+    /// Waits for an offer of a file from a peer that stays.
+    fn offer(&mut self, watch: &Watch, dev: ResourceId) -> Result<(Label, u64, String), Failure> {
         loop {
             let packet = self.packets.next().map_err(|e| self.link.lost(&e))?;
             match packet.message() {
                 Some((label, Message::Offer { size, name })) if label.dev == dev => {
-                    if watch.require(label.from, Some(Instant::now() + CONNECTED_LIMIT))? {
+                    let deadline = Some(Instant::now() + CONNECTED_LIMIT);
+                    if let Some(own) = watch.require(label.sender(), deadline)? {
+                        self.own = own;
                         return Ok((label, size, name));
                     }
-                    say(format_args!("ignored an offer of node {}: it is not connected", label.from));
+                    say(format_args!("ignored an offer of {}: it is not connected", label.sender()));
                 }
                 _ => ignore(&mut self.ignored, &packet, say),
             }
@@ -114,7 +117,7 @@ impl Session<'_> {
             let packet = self.packets.next().map_err(|e| Broken::Link(self.link.lost(&e)))?;
             let ours = packet
                 .message()
-                .filter(|(label, _)| (label.from, label.transfer) == (offer.from, offer.transfer));
+                .filter(|(label, _)| (label.sender(), label.transfer) == (offer.sender(), offer.transfer));
             match ours {
                 Some((label, Message::Chunk(bytes))) => {
                     incoming.chunk(label.seq, bytes)?;
@@ -135,7 +138,7 @@ impl Session<'_> {
 
     fn answer(&self, to: Label, message: &Message<'_>) -> Result<(), Failure> {
         let mut packet = Vec::new();
-        Label { from: self.own, to: Mask::of(to.from), ..to }.packet(message, &mut packet);
+        to.back(self.own).packet(message, &mut packet);
         self.link.send(&packet)
     }
 
@@ -162,10 +165,9 @@ impl Session<'_> {
 /// Passes over a packet that is not for this transfer, with one remark for all that follow of its kind.
 fn ignore(last: &mut Option<u64>, packet: &Packet<'_>, note: impl Fn(String)) {
     let (id, text) = match packet.message() {
-        Some((label, _)) => (
-            label.transfer,
-            format!("ignored packets of another probe at node {}, resource {}", label.from, label.dev),
-        ),
+        Some((label, _)) => {
+            (label.transfer, format!("ignored packets of another probe at {}, {}", label.sender(), label.dev))
+        }
         None => (0, format!("ignored packets that are no probe's: {}", packet.header)),
     };
     if last.replace(id) != Some(id) {

@@ -1,6 +1,6 @@
-//! `hadm-probe send`: one file to several nodes, in numbered chunks, with a receipt from each.
+//! `hadm-probe send`: one file to several nodes or sites, in numbered chunks, with a receipt from each.
 //!
-//! A node that goes or fails in the middle must not keep the others from the file.
+//! A receiver that goes or fails in the middle must not keep the others from the file.
 
 use std::fs::File;
 use std::io::Read;
@@ -31,13 +31,12 @@ struct Sent {
     sha256: [u8; 32],
 }
 
-/// Sends the file; fails unless every node has it whole.
+/// Sends the file; fails unless every receiver has it whole.
 pub fn run(server: SocketAddr, json: bool, options: &SendFile) -> Result<(), Failure> {
     let (file, size) = open(&options.file).map_err(Failure::Failed)?;
     let name = options.file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let plan = Plan {
         to: options.to,
-        dev: options.dev,
         timeout: options.timeout,
         offer: Message::Offer { size, name: name.clone() },
         partner: "hadm-probe recv",
@@ -59,7 +58,7 @@ fn open(path: &Path) -> Result<(File, u64), String> {
     if about.is_file() { Ok((file, about.len())) } else { Err(format!("{} is not a file", path.display())) }
 }
 
-/// Writes all chunks and the end, or stops when no node is left.
+/// Writes all chunks and the end, or stops when no receiver is left.
 fn write(out: &Outgoing, mut file: File, path: &Path, size: u64, bar: &Progress) -> Result<Sent, Failure> {
     const HEAD: usize = HEADER_LEN + 1;
     let mut hash = Sha256::new();
@@ -112,14 +111,15 @@ fn report(
     let speed = |r: &Receipt| rate(r.bytes as f64 / 1e6, Duration::from_nanos(r.nanos));
     let failed = results.iter().filter(|r| r.1.is_err()).count();
     if json {
+        let word = options.to.group().word();
         let receivers: Vec<_> = results
             .iter()
             .map(|(id, r)| match r {
                 Ok(r) => json!({
-                    "node": id, "ok": true, "bytes": r.bytes, "packets": r.packets,
+                    (word): id, "ok": true, "bytes": r.bytes, "packets": r.packets,
                     "seconds": r.nanos as f64 / 1e9, "mb_per_s": speed(r),
                 }),
-                Err(why) => json!({ "node": id, "ok": false, "error": why }),
+                Err(why) => json!({ (word): id, "ok": false, "error": why }),
             })
             .collect();
         print(json!({

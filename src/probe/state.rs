@@ -1,4 +1,4 @@
-//! `hadm-probe state`: a line whenever the set of connected nodes changes.
+//! `hadm-probe state`: a line whenever the set of connected nodes, or of a resource's connected sites, changes.
 //!
 //! It must never print an unchanged state, which the daemon repeats every few seconds, and never miss one
 //! in between: the thread that prints is the one that reads the meta link.
@@ -6,11 +6,12 @@
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::wire::Mask;
 
-use super::link::{ConnState, Link};
+use super::link::{ConnState, Link, States};
+use super::peer::Group;
 use super::reader::PacketReader;
 use super::{Failure, print, say, spawn, without};
 
@@ -27,57 +28,77 @@ pub fn run(server: SocketAddr, json: bool) -> Result<(), Failure> {
         }
     })?;
     let mut last = None;
-    let why = link.each_state(|state| {
+    let why = link.each_state(|states| {
+        let Some(own) = states.own(Group::Nodes) else { return Ok(()) };
         if last.is_none() {
-            say(format_args!("attached to the daemon of node {}", state.own));
+            say(format_args!("attached to the daemon of node {own}"));
         }
-        match Change::between(last.replace(state.up), state) {
-            Some(change) if json => print(change.json()),
-            Some(change) => print(change.text()),
-            None => Ok(()),
+        let changes = changes(last.replace(states.clone()).as_ref(), states);
+        match changes.as_slice() {
+            [] => Ok(()),
+            changes if json => print(to_json(changes)),
+            changes => print(to_text(changes)),
         }
     });
     if why == Failure::Interrupted { Ok(()) } else { Err(why) }
 }
 
-/// A change of the connected nodes.
+/// What became of one group.
 #[derive(Debug, PartialEq)]
 struct Change {
-    state: ConnState,
+    group: Group,
+    own: u8,
+    up: Mask,
     came: Mask,
     went: Mask,
 }
 
-impl Change {
-    /// What `now` changes; the first state counts as a change from no nodes, even to no nodes.
-    fn between(before: Option<Mask>, now: ConnState) -> Option<Change> {
-        if before == Some(now.up) {
-            return None;
-        }
-        let before = before.unwrap_or_default();
-        Some(Change { state: now, came: without(now.up, before), went: without(before, now.up) })
+/// All groups, if anything is different in one of them. The first states count as a change from nobody, even
+/// to nobody.
+fn changes(before: Option<&States>, now: &States) -> Vec<Change> {
+    if before == Some(now) {
+        return Vec::new();
     }
+    let change = |(&group, state): (&Group, &ConnState)| {
+        let (own, up) = (state.own, state.up);
+        let before = before.and_then(|states| states.0.get(&group)).map_or(Mask(0), |state| state.up);
+        Change { group, own, up, came: without(up, before), went: without(before, up) }
+    };
+    now.0.iter().map(change).collect()
+}
 
-    fn text(&self) -> String {
-        let mut line = format!("{} connected nodes: {}", now(), self.state.up);
-        for (word, ids) in [("came", self.came), ("went", self.went)] {
+fn to_text(changes: &[Change]) -> String {
+    let mut line = format!("{} connected ", now());
+    for (i, change) in changes.iter().enumerate() {
+        let Change { group, up, .. } = change;
+        line += &format!("{}{group}: {up}", if i == 0 { "" } else { "; " });
+        for (word, ids) in [("came", change.came), ("went", change.went)] {
             if !ids.is_empty() {
                 line += &format!(", {word}: {ids}");
             }
         }
-        line
     }
+    line
+}
 
-    fn json(&self) -> serde_json::Value {
-        let ids = |mask: Mask| mask.ids().collect::<Vec<u8>>();
-        json!({
-            "time": now(),
-            "node": self.state.own,
-            "connected": ids(self.state.up),
-            "came": ids(self.came),
-            "went": ids(self.went),
-        })
+fn to_json(changes: &[Change]) -> Value {
+    let mut line = json!({ "time": now(), "sites": {}, "sites_came": {}, "sites_went": {} });
+    for change in changes {
+        line[change.group.word()] = json!(change.own);
+        let sets = [
+            ("connected", "sites", change.up),
+            ("came", "sites_came", change.came),
+            ("went", "sites_went", change.went),
+        ];
+        for (nodes, sites, ids) in sets {
+            let ids = json!(ids.ids().collect::<Vec<u8>>());
+            match change.group {
+                Group::Nodes => line[nodes] = ids,
+                Group::Sites(resource) => line[sites][resource.get().to_string()] = ids,
+            }
+        }
     }
+    line
 }
 
 /// UTC to the millisecond.
@@ -88,28 +109,54 @@ fn now() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::ResourceId;
 
-    #[test]
-    fn only_changes_are_told() {
-        let state = |up| ConnState { own: 2, up: Mask(up) };
-        let change = |before, up| Change::between(before, state(up));
-        let all = |up, came, went| Some(Change { state: state(up), came: Mask(came), went: Mask(went) });
-        assert_eq!(change(None, 0), all(0, 0, 0), "the first is told also when empty");
-        assert_eq!(change(None, 3), all(3, 3, 0));
-        assert_eq!(change(Some(Mask(3)), 3), None);
-        assert_eq!(change(Some(Mask(3)), 10), all(10, 8, 1));
-        assert_eq!(change(Some(Mask(3)), 0), all(0, 0, 3));
+    /// Node 2 of site 0, and the sites of resource 3.
+    fn states(nodes: u32, sites: Option<u32>) -> States {
+        let sites = sites.map(|up| (Group::Sites(ResourceId::try_from(3).unwrap()), (0, up)));
+        let states = [(Group::Nodes, (2, nodes))].into_iter().chain(sites);
+        States(states.map(|(group, (own, up))| (group, ConnState { own, up: Mask(up) })).collect())
+    }
+
+    fn text(before: Option<States>, now: &States) -> String {
+        let changes = changes(before.as_ref(), now);
+        if changes.is_empty() {
+            String::new()
+        } else {
+            to_text(&changes).split_once(' ').unwrap().1.to_owned()
+        }
     }
 
     #[test]
-    fn lines_name_what_came_and_went() {
-        let change = Change::between(Some(Mask(3)), ConnState { own: 2, up: Mask(10) }).unwrap();
-        assert!(
-            change.text().ends_with("Z connected nodes: {1,3}, came: {3}, went: {0}"),
-            "{}",
-            change.text()
+    fn only_changes_are_told() {
+        let was = || Some(states(3, Some(2)));
+        assert_eq!(text(None, &states(0, None)), "connected nodes: {}", "the first is told also when empty");
+        assert_eq!(text(None, &states(3, None)), "connected nodes: {0,1}, came: {0,1}");
+        assert_eq!(text(was(), &states(3, Some(2))), "");
+        assert_eq!(
+            text(was(), &states(3, Some(0))),
+            "connected nodes: {0,1}; sites of resource 3: {}, went: {1}"
         );
-        let json = change.json();
-        assert_eq!((&json["connected"], &json["went"]), (&json!([1, 3]), &json!([0])));
+        assert_eq!(
+            text(was(), &states(10, Some(6))),
+            "connected nodes: {1,3}, came: {3}, went: {0}; sites of resource 3: {1,2}, came: {2}"
+        );
+        assert_eq!(
+            text(Some(states(3, None)), &states(3, Some(0))),
+            "connected nodes: {0,1}; sites of resource 3: {}"
+        );
+    }
+
+    #[test]
+    fn json_keeps_nodes_and_sites_apart() {
+        let changes = changes(Some(&states(3, Some(2))), &states(10, Some(6)));
+        let json = to_json(&changes);
+        assert_eq!((&json["node"], &json["site"]), (&json!(2), &json!(0)));
+        assert_eq!(
+            (&json["connected"], &json["came"], &json["went"]),
+            (&json!([1, 3]), &json!([3]), &json!([0]))
+        );
+        assert_eq!((&json["sites"], &json["sites_came"]), (&json!({"3": [1, 2]}), &json!({"3": [2]})));
+        assert_eq!(json["sites_went"], json!({"3": []}));
     }
 }

@@ -1,8 +1,8 @@
-//! A conversation with several nodes: offer, wait for all to accept, write, and wait for a receipt of each.
+//! A conversation with several nodes or sites: offer, wait for all to accept, write, and wait for a receipt of each.
 //!
 //! The calling thread only waits for events (connection states, answers, the end of writing), so it goes on
 //! while the daemon takes nothing and the writer is blocked. It must never write while the writer may: two
-//! writers would mix their packets. A node that goes ends its own part only. Used by `send` and `throughput`.
+//! writers would mix their packets. A peer that goes ends its own part only. Used by `send` and `throughput`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,10 +14,12 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::wire::Mask;
 
+use super::args::Target;
 use super::frame::{Label, Message, Receipt};
 use super::link::{ConnState, Link};
 use super::reader::PacketReader;
-use super::{Failure, deadline, nodes, say, spawn, without};
+use super::watch::Watch;
+use super::{Failure, deadline, say, spawn, without};
 
 /// Events that may wait; the threads that report them then wait as well.
 const EVENTS: usize = 256;
@@ -32,19 +34,17 @@ enum Event {
 
 /// What is wanted of a conversation.
 pub struct Plan {
-    /// The nodes to talk to.
-    pub to: Mask,
-    /// The resource number of all packets.
-    pub dev: u8,
+    /// Whom to talk to.
+    pub to: Target,
     /// How long all of them may take to be connected and to accept; `None` = for ever.
     pub timeout: Option<Duration>,
     /// How it begins.
     pub offer: Message<'static>,
-    /// The command that has to run on the other nodes.
+    /// The command that has to run at the other ends.
     pub partner: &'static str,
 }
 
-/// A conversation that all nodes have accepted.
+/// A conversation that all peers have accepted.
 pub struct Talk {
     events: Receiver<Event>,
     report: Sender<Event>,
@@ -61,7 +61,7 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// The label of packet `seq`; `None` when no node is left that it could be for.
+    /// The label of packet `seq`; `None` when nobody is left that it could be for.
     pub fn label(&self, seq: u64) -> Option<Label> {
         let to = Mask(self.live.load(Ordering::Relaxed));
         (!to.is_empty()).then_some(Label { to, seq, ..self.label })
@@ -72,7 +72,7 @@ impl Outgoing {
         self.link.send(packets)
     }
 
-    /// Writes one message to some of the nodes.
+    /// Writes one message to some of the peers.
     pub fn message(&self, to: Mask, seq: u64, message: &Message<'_>) -> Result<(), Failure> {
         let mut packet = Vec::new();
         Label { to, seq, ..self.label }.packet(message, &mut packet);
@@ -82,21 +82,31 @@ impl Outgoing {
 
 /// How a conversation ended.
 pub struct Outcome<W> {
-    /// What the writer made; `None` when every node's part ended before it was through.
+    /// What the writer made; `None` when every peer's part ended before it was through.
     pub written: Option<W>,
-    /// Each node's receipt, or why there is none.
+    /// Each peer's receipt, or why there is none.
     pub receipts: BTreeMap<u8, Result<Receipt, String>>,
 }
 
 impl Talk {
-    /// Attaches, waits until every node is connected, and offers until every node has accepted.
+    /// Attaches, waits until every peer is connected, and offers until every peer has accepted.
     pub fn open(server: SocketAddr, plan: &Plan) -> Result<Talk, Failure> {
         let link = Link::attach(server)?;
         let transfer = fastrand::u64(..);
         let (report, events) = bounded(EVENTS);
-        start_readers(&link, transfer, &report)?;
-        let label = Label { from: 0, to: plan.to, dev: plan.dev, transfer, seq: 0 };
-        let live = Arc::new(AtomicU32::new(plan.to.0));
+        let Target { scope, dev, ids } = plan.to;
+        let group = plan.to.group();
+        let states = report.clone();
+        let (_, own) = Watch::start(&link, group, move |state| {
+            let _ = states.send(Event::State(state));
+        })?;
+        if ids.contains(own) {
+            let own = group.names(Mask::of(own));
+            return Err(link.end(Failure::Failed(format!("{own} is this {} itself", group.word()))));
+        }
+        let label = Label { scope, from: own, to: ids, dev, transfer, seq: 0 };
+        start_reader(&link, label, &report)?;
+        let live = Arc::new(AtomicU32::new(ids.0));
         let mut talk = Talk { events, report, out: Outgoing { link, label, live }, up: Mask(0) };
         talk.invite(plan)?;
         Ok(talk)
@@ -119,31 +129,30 @@ impl Talk {
 
     fn invite(&mut self, plan: &Plan) -> Result<(), Failure> {
         let deadline = deadline(plan.timeout);
+        let (to, group) = (plan.to.ids, plan.to.group());
         let mut accepted = Mask(0);
         let mut told = false;
-        while accepted != plan.to {
+        while accepted != to {
             match self.next(deadline)? {
                 Some(Event::State(state)) => {
-                    if plan.to.contains(state.own) {
-                        return Err(self.fail(format!("{} is this node itself", nodes(Mask::of(state.own)))));
-                    }
-                    self.out.label.from = state.own;
                     self.up = state.up;
                     // Who went has forgotten the offer.
                     accepted = accepted & state.up;
-                    let missing = without(plan.to, state.up);
-                    let asked = without(plan.to, accepted);
+                    let missing = without(to, state.up);
+                    let asked = without(to, accepted);
                     if missing.is_empty() && !asked.is_empty() {
                         // Again with every repeated state: an offer is lost where nobody was attached.
                         self.out.message(asked, 0, &plan.offer)?;
                     } else if !missing.is_empty() && !told {
                         told = true;
-                        say(format_args!("waiting for {} (connected nodes: {})", nodes(missing), state.up));
+                        let missing = group.names(missing);
+                        say(format_args!("waiting for {missing} (connected {group}: {})", state.up));
                     }
                 }
-                Some(Event::Accept(from)) => accepted = accepted | (Mask::of(from) & plan.to),
+                Some(Event::Accept(from)) => accepted = accepted | (Mask::of(from) & to),
                 Some(Event::Receipt(from, receipt)) => {
-                    return Err(self.fail(format!("{} refused: {}", nodes(Mask::of(from)), receipt.fault)));
+                    let from = group.names(Mask::of(from));
+                    return Err(self.fail(format!("{from} refused: {}", receipt.fault)));
                 }
                 Some(Event::Written | Event::Ended(_)) => {}
                 None => return Err(self.fail(self.silence(plan, accepted))),
@@ -152,15 +161,17 @@ impl Talk {
         Ok(())
     }
 
-    /// Why waiting for the nodes was given up.
+    /// Why waiting was given up.
     fn silence(&self, plan: &Plan, accepted: Mask) -> String {
         let limit = plan.timeout.unwrap_or_default().as_secs_f64();
-        let missing = without(plan.to, self.up);
+        let (to, group) = (plan.to.ids, plan.to.group());
+        let missing = without(to, self.up);
         if missing.is_empty() {
-            let silent = nodes(without(plan.to, accepted));
+            let silent = group.names(without(to, accepted));
             format!("no answer from {silent} for {limit} s: does `{}` run there?", plan.partner)
         } else {
-            format!("not connected after {limit} s: {} (connected nodes: {})", nodes(missing), self.up)
+            let missing = group.names(missing);
+            format!("not connected after {limit} s: {missing} (connected {group}: {})", self.up)
         }
     }
 
@@ -168,14 +179,15 @@ impl Talk {
         self.out.link.end(Failure::Failed(why))
     }
 
-    /// Lets `write` write, and returns when every node has sent its receipt or is gone. `note` is told at
-    /// once when a node's part fails.
+    /// Lets `write` write, and returns when every peer has sent its receipt or is gone. `note` is told at
+    /// once when a peer's part fails.
     pub fn run<W: Send + 'static>(
         self,
         write: impl FnOnce(&Outgoing) -> Result<W, Failure> + Send + 'static,
         note: impl Fn(&str),
     ) -> Result<Outcome<W>, Failure> {
         let (out, report) = (self.out.clone(), self.report.clone());
+        let name = |id| self.out.label.group().names(Mask::of(id));
         let mut writer = Some(spawn("writer", move || {
             let written = write(&out);
             let _ = report.send(Event::Written);
@@ -191,14 +203,14 @@ impl Talk {
                 Some(Event::Receipt(from, receipt)) if waiting.contains(from) => {
                     waiting = without(waiting, Mask::of(from));
                     if !receipt.fault.is_empty() {
-                        note(&format!("{}: {}", nodes(Mask::of(from)), receipt.fault));
+                        note(&format!("{}: {}", name(from), receipt.fault));
                     }
                     receipts.insert(from, Ok(receipt));
                 }
                 Some(Event::State(state)) => {
                     for id in without(waiting, state.up).ids() {
                         waiting = without(waiting, Mask::of(id));
-                        let why = format!("the connection to {} was lost", nodes(Mask::of(id)));
+                        let why = format!("the connection to {} was lost", name(id));
                         note(&why);
                         receipts.insert(id, Err(why));
                     }
@@ -212,7 +224,7 @@ impl Talk {
                 _ => {}
             }
             self.out.live.store(waiting.0, Ordering::Relaxed);
-            // Only now is this thread alone on the link. A node leaves when it knows its receipt has come.
+            // Only now is this thread alone on the link. A peer leaves when it knows its receipt has come.
             let came: Mask = receipts.iter().filter(|r| r.1.is_ok()).fold(Mask(0), |m, r| m | Mask::of(*r.0));
             let thanks = without(came, thanked);
             if written.is_some() && !thanks.is_empty() {
@@ -224,23 +236,22 @@ impl Talk {
     }
 }
 
-/// One thread a link: both are drained whatever the others do.
-fn start_readers(link: &Link, transfer: u64, report: &Sender<Event>) -> Result<(), Failure> {
-    let (meta, states) = (link.clone(), report.clone());
-    spawn("meta", move || {
-        let why = meta.each_state(|state| states.send(Event::State(state)).map_err(|_| Failure::Interrupted));
-        let _ = states.send(Event::Ended(why));
-    })?;
+/// A thread of its own for the data link: it is drained whatever the others do.
+fn start_reader(link: &Link, ours: Label, report: &Sender<Event>) -> Result<(), Failure> {
     let (data, answers) = (link.clone(), report.clone());
     spawn("data", move || {
         let mut packets = PacketReader::new(data.data());
         loop {
             let event = match packets.next().map(|packet| packet.message()) {
-                Ok(Some((label, message))) if label.transfer == transfer => match message {
-                    Message::Accept => Event::Accept(label.from),
-                    Message::Receipt(receipt) => Event::Receipt(label.from, receipt),
-                    _ => continue,
-                },
+                Ok(Some((label, message)))
+                    if (label.group(), label.transfer) == (ours.group(), ours.transfer) =>
+                {
+                    match message {
+                        Message::Accept => Event::Accept(label.from),
+                        Message::Receipt(receipt) => Event::Receipt(label.from, receipt),
+                        _ => continue,
+                    }
+                }
                 Ok(_) => continue,
                 Err(e) => Event::Ended(data.lost(&e)),
             };

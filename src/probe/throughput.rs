@@ -1,4 +1,4 @@
-//! `hadm-probe throughput`: numbered packets to `echo` at several nodes, as fast as the daemon takes them.
+//! `hadm-probe throughput`: numbered packets to `echo` at several nodes or sites, as fast as the daemon takes them.
 //!
 //! The probe must not be what limits the rate: packets are encoded once, and only their numbers are written
 //! anew before each large write. What counts is what the receivers say in their receipts.
@@ -18,11 +18,10 @@ use super::{Failure, print, rate, say};
 /// Least bytes in one write.
 const BATCH: usize = 256 << 10;
 
-/// Floods and prints; fails unless every packet reached every node in order.
+/// Floods and prints; fails unless every packet reached every receiver in order.
 pub fn run(server: SocketAddr, json: bool, options: &Measure) -> Result<(), Failure> {
     let plan = Plan {
         to: options.to,
-        dev: 0,
         timeout: options.timeout,
         offer: Message::FloodOffer,
         partner: "hadm-probe echo",
@@ -30,7 +29,7 @@ pub fn run(server: SocketAddr, json: bool, options: &Measure) -> Result<(), Fail
     let talk = Talk::open(server, &plan)?;
     let (size, time) = (options.size, options.time);
     let outcome = talk.run(move |out| flood(out, size, time), |text| say(text))?;
-    report(json, size, &outcome)
+    report(json, options, &outcome)
 }
 
 /// Writes packets for `time`, then the end; gives how many there were.
@@ -61,12 +60,13 @@ fn flood(out: &Outgoing, size: usize, time: Duration) -> Result<u64, Failure> {
     Ok(sent)
 }
 
-fn report(json: bool, size: usize, outcome: &Outcome<u64>) -> Result<(), Failure> {
+fn report(json: bool, options: &Measure, outcome: &Outcome<u64>) -> Result<(), Failure> {
     let faulty = |r: &Result<Receipt, String>| match r {
         Ok(receipt) => Some(receipt.fault.clone()).filter(|fault| !fault.is_empty()),
         Err(why) => Some(why.clone()),
     };
     let failed = outcome.receipts.values().filter(|r| faulty(r).is_some()).count();
+    let word = options.to.group().word();
     let mut receivers = Vec::new();
     if !json {
         print(format_args!(
@@ -82,7 +82,7 @@ fn report(json: bool, size: usize, outcome: &Outcome<u64>) -> Result<(), Failure
         let fault = faulty(result);
         if json {
             receivers.push(json!({
-                "node": id, "ok": fault.is_none(), "packets": packets, "bytes": bytes,
+                (word): id, "ok": fault.is_none(), "packets": packets, "bytes": bytes,
                 "seconds": time.as_secs_f64(), "mb_per_s": speed, "packets_per_s": often,
                 "missing": missing, "error": fault,
             }));
@@ -93,7 +93,7 @@ fn report(json: bool, size: usize, outcome: &Outcome<u64>) -> Result<(), Failure
     }
     if json {
         print(json!({
-            "command": "throughput", "ok": failed == 0, "size": size,
+            "command": "throughput", "ok": failed == 0, "size": options.size,
             "packets": outcome.written, "receivers": receivers,
         }))?;
     }

@@ -1,19 +1,21 @@
 //! What is known of the connections, for a command whose own thread is busy on the data link.
 //!
-//! A thread of its own drains the meta link. When a node that the command cannot do without goes, that thread
+//! A thread of its own drains the meta link. When a peer that the command cannot do without goes, that thread
 //! ends both links, so that the command's blocking read comes back. It must never wait for the command. Used
-//! by `recv`, `echo` and `latency`.
+//! by every command but `state`.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::wire::Mask;
-
-use super::link::{ConnState, Link};
-use super::{Failure, nodes, spawn, without};
+use super::link::{ConnState, Link, States};
+use super::peer::{Group, Peer};
+use super::{Failure, spawn};
 
 /// How long the first connection state may take: the daemon sends it as soon as it has attached someone.
 const FIRST_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long after it the state of a resource's sites may take.
+const SITES_LIMIT: Duration = Duration::from_secs(1);
 
 /// The view of one probe.
 pub struct Watch {
@@ -24,63 +26,82 @@ pub struct Watch {
 
 #[derive(Default)]
 struct Seen {
-    state: Option<ConnState>,
-    needed: Mask,
+    states: States,
+    needed: Option<Peer>,
     end: Option<Failure>,
 }
 
 impl Seen {
-    /// Takes over a new state; the result are the needed nodes that are gone.
-    fn update(&mut self, state: ConnState) -> Mask {
-        let before = self.state.replace(state).map_or(Mask(0), |state| state.up);
-        self.needed & without(before, state.up)
+    /// Takes over new states; the result is the needed peer if it is gone.
+    fn update(&mut self, states: &States) -> Option<Peer> {
+        self.states = states.clone();
+        self.needed.filter(|peer| states.facing(*peer).is_none())
     }
 }
 
 impl Watch {
-    /// Starts the thread and waits for the first state; also gives the own node's id.
-    pub fn start(link: &Link) -> Result<(Arc<Watch>, u8), Failure> {
+    /// Starts the thread and waits for the first state of the group; also gives the own id in that group.
+    /// `told` is called with every state of the group, the first one included.
+    ///
+    /// Fails when the daemon does not tell of the group: then it has no runsite of that resource.
+    pub fn start(
+        link: &Link,
+        group: Group,
+        mut told: impl FnMut(ConnState) + Send + 'static,
+    ) -> Result<(Arc<Watch>, u8), Failure> {
         let watch = Arc::new(Watch { link: link.clone(), seen: Mutex::default(), changed: Condvar::new() });
-        let told = Arc::clone(&watch);
+        let view = Arc::clone(&watch);
         spawn("meta", move || {
-            let why = told.link.each_state(|state| {
-                let gone = told.seen().update(state);
-                told.changed.notify_all();
-                if gone.is_empty() {
-                    Ok(())
-                } else {
-                    Err(Failure::Failed(format!("the connection to {} was lost", nodes(gone))))
+            let why = view.link.each_state(|states| {
+                let gone = view.seen().update(states);
+                view.changed.notify_all();
+                if let Some(state) = states.0.get(&group) {
+                    told(*state);
+                }
+                match gone {
+                    None => Ok(()),
+                    Some(peer) => Err(Failure::Failed(format!("the connection to {peer} was lost"))),
                 }
             });
-            told.seen().end = Some(why);
-            told.changed.notify_all();
+            view.seen().end = Some(why);
+            view.changed.notify_all();
         })?;
-        let own = watch.wait(Some(Instant::now() + FIRST_LIMIT), |seen| seen.state.map(|state| state.own))?;
-        let own = own.ok_or_else(|| {
-            Failure::Failed(format!("the daemon sent no connection state for {} s", FIRST_LIMIT.as_secs()))
-        })?;
+        watch.first(Group::Nodes, FIRST_LIMIT)?;
+        let own = watch.first(group, SITES_LIMIT)?;
         Ok((watch, own))
     }
 
-    /// Waits until the node is connected; `false` when the deadline (`None` = never) passes first.
-    pub fn connected(&self, node: u8, deadline: Option<Instant>) -> Result<bool, Failure> {
-        self.connected_and(deadline, node, |_| ())
+    /// Waits for the first state of the group; gives the own id in it.
+    fn first(&self, group: Group, limit: Duration) -> Result<u8, Failure> {
+        let own = self.wait(Some(Instant::now() + limit), |seen| seen.states.own(group))?;
+        own.ok_or_else(|| {
+            self.link.end(Failure::Failed(match group {
+                Group::Nodes => format!("the daemon sent no connection state for {} s", limit.as_secs()),
+                Group::Sites(resource) => {
+                    format!("the daemon at {} has no runsite of {resource}", self.link.server())
+                }
+            }))
+        })
     }
 
-    /// Like [`Self::connected`], and from then on the loss of this node ends both links.
-    pub fn require(&self, node: u8, deadline: Option<Instant>) -> Result<bool, Failure> {
-        self.connected_and(deadline, node, |seen| seen.needed = Mask::of(node))
+    /// The own id in the group, if the daemon has told of it.
+    pub fn own(&self, group: Group) -> Option<u8> {
+        self.seen().states.own(group)
     }
 
-    fn connected_and(
-        &self,
-        deadline: Option<Instant>,
-        node: u8,
-        then: impl Fn(&mut Seen),
-    ) -> Result<bool, Failure> {
-        let found = self
-            .wait(deadline, |seen| seen.state.filter(|state| state.up.contains(node)).map(|_| then(seen)))?;
-        Ok(found.is_some())
+    /// Waits until the peer is connected; gives the own id in its group, or `None` when the deadline (`None`
+    /// = never) passes first.
+    pub fn connected(&self, peer: Peer, deadline: Option<Instant>) -> Result<Option<u8>, Failure> {
+        self.wait(deadline, |seen| seen.states.facing(peer))
+    }
+
+    /// Like [`Self::connected`], and from then on the loss of this peer ends both links.
+    pub fn require(&self, peer: Peer, deadline: Option<Instant>) -> Result<Option<u8>, Failure> {
+        self.wait(deadline, |seen| {
+            let own = seen.states.facing(peer)?;
+            seen.needed = Some(peer);
+            Some(own)
+        })
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -118,14 +139,20 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::{Mask, ResourceId};
 
     #[test]
-    fn only_the_going_of_a_needed_node_counts() {
-        let mut seen = Seen { needed: Mask::of(2), ..Seen::default() };
-        let mut told = |up| seen.update(ConnState { own: 0, up: Mask(up) });
-        assert_eq!(told(0b0010), Mask(0), "not connected yet is not gone");
-        assert_eq!(told(0b0110), Mask(0));
-        assert_eq!(told(0b0100), Mask(0), "another node went");
-        assert_eq!(told(0b0000), Mask::of(2));
+    fn only_the_going_of_the_needed_peer_counts() {
+        let sites = Group::Sites(ResourceId::try_from(3).unwrap());
+        let needed = Peer { group: sites, id: 2 };
+        let mut seen = Seen { needed: Some(needed), ..Seen::default() };
+        let mut told = |nodes, up| {
+            let state = |up| ConnState { own: 0, up: Mask(up) };
+            seen.update(&States([(Group::Nodes, state(nodes)), (sites, state(up))].into()))
+        };
+        assert_eq!(told(0b0100, 0b0110), None);
+        assert_eq!(told(0b0100, 0b0100), None, "another site went");
+        assert_eq!(told(0b0000, 0b0100), None, "a node went");
+        assert_eq!(told(0b0100, 0b0000), Some(needed));
     }
 }

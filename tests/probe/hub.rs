@@ -1,4 +1,4 @@
-//! A scripted stand-in for a cluster of daemons: one listener a node, and packets carried between the probes
+//! A scripted stand-in for a cluster of daemons: one listener a seat, and packets carried between the probes
 //! that are attached. What happens to a packet on its way is up to the test.
 //!
 //! It must never be cleverer than a daemon: it forwards bytes and tells who is there.
@@ -8,15 +8,24 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
-use hadmd::wire::{ALL_DEVICES, HEADER_LEN, Header, Mask, PacketType};
+use hadmd::wire::{ALL_DEVICES, HEADER_LEN, Header, Mask, PacketType, Scope};
 
-/// What becomes of one packet for one node.
+/// Where a daemon is in the cluster.
+#[derive(Clone)]
+pub struct Seat {
+    pub site: u8,
+    pub node: u8,
+    /// The resources that have a runsite here, whose log owner this is.
+    pub owns: &'static [u8],
+}
+
+/// What becomes of one packet for one seat.
 pub enum Fate {
     Deliver,
     Drop,
     /// These bytes first, then the packet.
     After(Vec<u8>),
-    /// From now on everybody is told that this node is gone; this packet and all later ones of it are dropped.
+    /// From now on everybody is told that this seat is gone; this packet and all later ones of it are dropped.
     Lose(u8),
     /// Nothing more is read from the sender.
     Stall,
@@ -38,11 +47,12 @@ struct Seats {
     attached: Vec<Option<Attached>>,
     /// Half attached: the data link alone, or the meta link alone.
     halves: Vec<[Option<TcpStream>; 2]>,
-    lost: Mask,
+    lost: Vec<u8>,
     serial: u64,
 }
 
 struct Inner {
+    plan: Vec<Seat>,
     seats: Mutex<Seats>,
     script: Mutex<Box<Script>>,
     stalled: Condvar,
@@ -50,33 +60,46 @@ struct Inner {
 
 /// The cluster.
 pub struct Hub {
+    /// A daemon for each seat.
     pub servers: Vec<SocketAddr>,
     inner: Arc<Inner>,
 }
 
 impl Hub {
+    /// So many nodes of one site.
     pub fn new(nodes: u8) -> Hub {
         Hub::scripted(nodes, |_, _, _| Fate::Deliver)
     }
 
-    /// `script` sees each data packet for each of its receivers: from, to, the bytes (which it may change).
+    /// Likewise, with a script.
     pub fn scripted(nodes: u8, script: impl FnMut(u8, u8, &mut Vec<u8>) -> Fate + Send + 'static) -> Hub {
+        Hub::planned((0..nodes).map(|node| Seat { site: 0, node, owns: &[] }).collect(), script)
+    }
+
+    /// `script` sees each data packet for each of its receivers: the seats it goes from and to, the bytes (which
+    /// it may change).
+    pub fn planned(
+        plan: Vec<Seat>,
+        script: impl FnMut(u8, u8, &mut Vec<u8>) -> Fate + Send + 'static,
+    ) -> Hub {
         let mut seats = Seats::default();
-        seats.attached.resize_with(nodes.into(), || None);
-        seats.halves.resize_with(nodes.into(), Default::default);
+        seats.attached.resize_with(plan.len(), || None);
+        seats.halves.resize_with(plan.len(), Default::default);
+        let servers = 0..plan.len() as u8;
         let inner = Arc::new(Inner {
+            plan,
             seats: Mutex::new(seats),
             script: Mutex::new(Box::new(script)),
             stalled: Condvar::new(),
         });
-        let servers = (0..nodes)
-            .map(|node| {
+        let servers = servers
+            .map(|at| {
                 let listener = TcpListener::bind("127.0.0.1:0").unwrap();
                 let server = listener.local_addr().unwrap();
                 let inner = Arc::clone(&inner);
                 thread::spawn(move || {
                     for link in listener.incoming() {
-                        inner.seat(node, link.unwrap());
+                        inner.seat(at, link.unwrap());
                     }
                 });
                 server
@@ -90,18 +113,18 @@ impl Hub {
         self.inner.tell(&self.inner.seats.lock().unwrap());
     }
 
-    /// Closes both links of a node's probe, as a daemon does that ends.
-    pub fn hang_up(&self, node: u8) {
-        if let Some(seat) = &self.inner.seats.lock().unwrap().attached[usize::from(node)] {
+    /// Closes both links of a seat's probe, as a daemon does that ends.
+    pub fn hang_up(&self, at: u8) {
+        if let Some(seat) = &self.inner.seats.lock().unwrap().attached[usize::from(at)] {
             seat.meta.shutdown(Shutdown::Both).unwrap();
         }
     }
 }
 
 impl Inner {
-    fn seat(self: &Arc<Self>, node: u8, mut link: TcpStream) {
+    fn seat(self: &Arc<Self>, seat: u8, mut link: TcpStream) {
         let Some(hello) = packet(&mut link) else { return };
-        let at = usize::from(node);
+        let at = usize::from(seat);
         let (class, ack) = match PacketType(hello[12]) {
             PacketType::KERN_HANDSHAKE_D => (0, PacketType::KERN_HANDSHAKE_D_ACK),
             PacketType::KERN_HANDSHAKE_M => (1, PacketType::KERN_HANDSHAKE_M_ACK),
@@ -129,47 +152,66 @@ impl Inner {
         let (inner, other) = (Arc::clone(self), Arc::clone(self));
         thread::spawn(move || {
             while let Some(packet) = packet(&mut data) {
-                inner.carry(node, packet);
+                inner.carry(seat, packet);
             }
-            inner.leave(node, serial);
+            inner.leave(seat, serial);
         });
         thread::spawn(move || {
             while packet(&mut meta).is_some() {}
-            other.leave(node, serial);
+            other.leave(seat, serial);
         });
     }
 
-    fn leave(&self, node: u8, serial: u64) {
+    fn leave(&self, at: u8, serial: u64) {
         let mut seats = self.seats.lock().unwrap();
-        if let Some(seat) = seats.attached[usize::from(node)].take_if(|seat| seat.serial == serial) {
+        if let Some(seat) = seats.attached[usize::from(at)].take_if(|seat| seat.serial == serial) {
             let _ = seat.data.shutdown(Shutdown::Both);
             let _ = seat.meta.shutdown(Shutdown::Both);
             self.tell(&seats);
         }
     }
 
-    /// Sends everybody the connection state.
+    /// The seats that a seat is linked with, and their ids there.
+    fn linked(&self, from: u8, scope: Scope, dev: u8) -> impl Iterator<Item = (u8, u8)> {
+        let here = &self.plan[usize::from(from)];
+        (0u8..).zip(&self.plan).filter(move |(at, _)| *at != from).filter_map(
+            move |(at, there)| match scope {
+                Scope::Node => (there.site == here.site).then_some((at, there.node)),
+                Scope::Site => {
+                    (here.owns.contains(&dev) && there.owns.contains(&dev)).then_some((at, there.site))
+                }
+            },
+        )
+    }
+
+    /// Sends everybody the connection states, in one piece.
     fn tell(&self, seats: &Seats) {
-        let here =
-            (0u8..).zip(&seats.attached).filter(|(id, seat)| seat.is_some() && !seats.lost.contains(*id));
-        let here = here.fold(Mask(0), |all, (id, _)| all | Mask::of(id));
-        for (id, seat) in (0u8..).zip(&seats.attached) {
-            if let Some(seat) = seat {
-                let state = Header {
-                    dev_id: ALL_DEVICES,
-                    node_from: id.into(),
-                    node_to: Mask(here.0 & !Mask::of(id).0),
-                    ..Header::new(PacketType::NC_CONN_STATE)
-                };
-                let _ = (&seat.meta).write_all(&state.encode());
+        let here = |at: &u8| seats.attached[usize::from(*at)].is_some() && !seats.lost.contains(at);
+        for (at, seat) in (0u8..).zip(&seats.attached) {
+            let Some(seat) = seat else { continue };
+            let Seat { site, node, owns } = &self.plan[usize::from(at)];
+            let state = |kind, scope, dev, own: u8| {
+                let up = self.linked(at, scope, dev).filter(|(at, _)| here(at));
+                let up = up.fold(Mask(0), |all, (_, id)| all | Mask::of(id));
+                Header { dev_id: dev, node_from: own.into(), node_to: up, ..Header::new(kind) }.encode()
+            };
+            let mut states = state(PacketType::NC_CONN_STATE, Scope::Node, ALL_DEVICES, *node).to_vec();
+            for dev in *owns {
+                states.extend(state(PacketType::SC_CONN_STATE, Scope::Site, *dev, *site));
             }
+            let _ = (&seat.meta).write_all(&states);
         }
     }
 
     fn carry(&self, from: u8, packet: Vec<u8>) {
         let header = Header::decode(packet[..HEADER_LEN].try_into().unwrap());
-        assert_eq!(header.node_from, u32::from(from));
-        for to in header.node_to.ids() {
+        let (_, scope) = header.kind.relayed().unwrap();
+        let Seat { site, node, .. } = self.plan[usize::from(from)];
+        assert_eq!(header.node_from, u32::from(if scope == Scope::Node { node } else { site }));
+        for (to, id) in self.linked(from, scope, header.dev_id) {
+            if !header.node_to.contains(id) {
+                continue;
+            }
             let mut copy = packet.clone();
             let fate = (self.script.lock().unwrap())(from, to, &mut copy);
             let mut seats = self.seats.lock().unwrap();
@@ -180,15 +222,15 @@ impl Inner {
                     bytes.append(&mut copy);
                     copy = bytes;
                 }
-                Fate::Lose(node) => {
-                    seats.lost = seats.lost | Mask::of(node);
+                Fate::Lose(seat) => {
+                    seats.lost.push(seat);
                     self.tell(&seats);
                 }
                 Fate::Stall => loop {
                     seats = self.stalled.wait(seats).unwrap();
                 },
             }
-            if seats.lost.contains(from) || seats.lost.contains(to) {
+            if seats.lost.contains(&from) || seats.lost.contains(&to) {
                 continue;
             }
             let out = seats.attached[usize::from(to)].as_ref().map(|seat| Arc::clone(&seat.out));
