@@ -181,7 +181,7 @@ impl World {
                 if let (Side::Session(session), Message::Pong) = (of, message)
                     && let Some(session) = self.nodes[node].session(other, session)
                 {
-                    session.arrived += 1;
+                    session.unread.push_back(self.now);
                 }
                 let run = self.nodes[node].run;
                 self.at_process(node, Task::Read { node, run, end: (id, side), message });
@@ -270,6 +270,8 @@ impl World {
             Message::Ping => self.send(end, Message::Pong),
             Message::Pong => {
                 session.acks += 1;
+                session.answered += 1;
+                session.unread.pop_front();
                 session.heard = now;
             }
             Message::Data if !attached && !session.reported => {
