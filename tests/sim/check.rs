@@ -359,10 +359,9 @@ impl World {
             let session = self.nodes[from].peers.get(to)?.session.as_ref()?;
             Some(session.ends.map(|(conn, _)| conn))
         };
-        let whole = |conn: &Conn| conn.sides.iter().all(|side| matches!(side, Side::Session(_)));
         let linked = |a, b| {
             let conns = ends(a, b).filter(|conns| ends(b, a) == Some(*conns));
-            conns.is_some_and(|conns| conns.iter().all(|id| self.conns.get(id).is_some_and(whole)))
+            conns.is_some_and(|conns| conns.iter().all(|id| self.conns.get(id).is_some_and(Conn::flows)))
         };
         for a in 0..NODES {
             if self.nodes[a].module.attach.is_none() {

@@ -60,6 +60,14 @@ pub struct Conn {
     unread: [VecDeque<Message>; 2],
 }
 
+impl Conn {
+    /// Whether both ends have it in a session, and nothing waits to be sent again.
+    pub fn flows(&self) -> bool {
+        let stuck = self.pipes.iter().any(|pipe| pipe.stuck.is_some());
+        !stuck && self.sides.iter().all(|side| matches!(side, Side::Session(_)))
+    }
+}
+
 impl World {
     pub fn blocked(&self, from: usize, to: usize) -> bool {
         self.now < self.blocked_until[from][to] || !self.nodes[to].powered
