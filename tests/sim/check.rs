@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use hadmd::core::{
-    ATTEMPT_LIMIT, Action, CONNECT_TICK, ConnId, EndCause, Event, HALF_LIMIT, PeerKey, Role, SessionId,
+    ATTEMPT_LIMIT, Action, CONNECT_TICK, ConnId, EndCause, Event, HALF_LIMIT, PeerKey, Role, SessionId, Via,
 };
 use hadmd::wire::{Class, Mask};
 
@@ -42,6 +42,11 @@ impl World {
                 let peer = &mut node.peers[index(peer)];
                 if peer.attempt.is_some_and(|(current, _)| current == attempt) {
                     peer.failed(now, CONNECT_TICK);
+                }
+            }
+            Event::LinkReady { peer, via: Via::Accepted(_), .. } => {
+                if let Some(session) = &mut node.peers[index(peer)].session {
+                    session.replaced = true;
                 }
             }
             Event::Knock { peer } => node.peers[index(peer)].knocked(now),
@@ -248,6 +253,7 @@ impl World {
             heard: now,
             reported: false,
             marked: false,
+            replaced: false,
         });
         for (conn, side) in ends {
             if let Some(conn) = self.conns.get_mut(&conn) {
@@ -339,6 +345,7 @@ impl World {
             self.ensure(id, !marked, || {
                 format!("the session with node {other} has a hole and was not ended")
             });
+            self.ensure(id, !session.replaced, || format!("node {other} said hello anew and was not let in"));
             self.ensure(id, session.opened, || format!("the session with node {other} is not read"));
         } else if peer.wanted && peer.role == Role::Caller {
             let way = match (peer.attempt, peer.window) {

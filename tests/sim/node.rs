@@ -38,6 +38,8 @@ pub struct Session {
     pub reported: bool,
     /// ... and the core knows.
     pub marked: bool,
+    /// The peer said hello anew.
+    pub replaced: bool,
 }
 
 /// What an observer expects of one peer.
