@@ -232,10 +232,11 @@ impl Core {
             }
             if up.unanswered >= self.settings.max_ping_count {
                 // After a stall that ended just now, ACKs may be there that no thread has read yet.
-                if std::mem::replace(&mut up.doubted, true) {
+                let grace = interval / READ_SHARE;
+                if std::mem::replace(&mut up.doubted, true) && now <= up.next_ping + grace {
                     dead.push(peer.key);
                 } else {
-                    up.next_ping = now + interval / READ_SHARE;
+                    up.next_ping = now + grace;
                 }
                 continue;
             }

@@ -342,6 +342,7 @@ fn acks_that_wait_unread_after_a_short_stall_are_waited_for() {
         desk.until(|action| matches!(action, Action::Ping { .. }));
     }
     assert_eq!(ended(&desk.stall(PING + PING / 3)), None);
+    assert_eq!(ended(&desk.stall(PING / 3)), None, "stalled again");
     desk.ack(session, MAX);
     assert_eq!(pinged(&desk.until(|action| matches!(action, Action::Ping { .. }))), Some(1));
 }

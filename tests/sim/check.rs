@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use hadmd::core::{
-    ATTEMPT_LIMIT, Action, CONNECT_TICK, ConnId, EndCause, Event, HALF_LIMIT, PeerKey, Role, SessionId,
+    ATTEMPT_LIMIT, Action, CONNECT_TICK, ConnId, EndCause, Event, HALF_LIMIT, PeerKey, Role, SessionId, Via,
 };
 use hadmd::wire::{Class, Mask};
 
@@ -42,6 +42,11 @@ impl World {
                 let peer = &mut node.peers[index(peer)];
                 if peer.attempt.is_some_and(|(current, _)| current == attempt) {
                     peer.failed(now, CONNECT_TICK);
+                }
+            }
+            Event::LinkReady { peer, via: Via::Accepted(_), .. } => {
+                if let Some(session) = &mut node.peers[index(peer)].session {
+                    session.replaced = true;
                 }
             }
             Event::Knock { peer } => node.peers[index(peer)].knocked(now),
@@ -242,11 +247,13 @@ impl World {
             since: now,
             opened: false,
             pings: 0,
-            arrived: 0,
+            unread: Default::default(),
+            answered: 0,
             acks: 0,
             heard: now,
             reported: false,
             marked: false,
+            replaced: false,
         });
         for (conn, side) in ends {
             if let Some(conn) = self.conns.get_mut(&conn) {
@@ -279,8 +286,10 @@ impl World {
             let own = *of == format!("{session:?} closed");
             self.ensure(id, own, || format!("{session:?} with node {other} ends, but {of}"));
         }
-        let silent = ended.pings.saturating_sub(ended.arrived);
-        self.ensure(id, *cause != EndCause::Heartbeat || silent >= max, || {
+        // What came only now may be too late.
+        let in_time = ended.unread.iter().filter(|&&at| at + self.ping / 5 < now).count();
+        let silent = ended.pings - ended.answered - in_time;
+        self.ensure(id, *cause != EndCause::Heartbeat || silent >= max as usize, || {
             format!("node {other} answered all but {silent} of {} pings, and yet: {cause}", ended.pings)
         });
         self.ensure(id, !self.quiet, || format!("{session:?} with node {other} ends in peace: {cause}"));
@@ -336,6 +345,7 @@ impl World {
             self.ensure(id, !marked, || {
                 format!("the session with node {other} has a hole and was not ended")
             });
+            self.ensure(id, !session.replaced, || format!("node {other} said hello anew and was not let in"));
             self.ensure(id, session.opened, || format!("the session with node {other} is not read"));
         } else if peer.wanted && peer.role == Role::Caller {
             let way = match (peer.attempt, peer.window) {
@@ -356,10 +366,9 @@ impl World {
             let session = self.nodes[from].peers.get(to)?.session.as_ref()?;
             Some(session.ends.map(|(conn, _)| conn))
         };
-        let whole = |conn: &Conn| conn.sides.iter().all(|side| matches!(side, Side::Session(_)));
         let linked = |a, b| {
             let conns = ends(a, b).filter(|conns| ends(b, a) == Some(*conns));
-            conns.is_some_and(|conns| conns.iter().all(|id| self.conns.get(id).is_some_and(whole)))
+            conns.is_some_and(|conns| conns.iter().all(|id| self.conns.get(id).is_some_and(Conn::flows)))
         };
         for a in 0..NODES {
             if self.nodes[a].module.attach.is_none() {

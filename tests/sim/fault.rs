@@ -58,7 +58,7 @@ impl World {
             "one-way loss" => self.blocked_until[id][other] = self.now + time,
             "stall" => self.stall(id, time),
             "lost reports" => self.nodes[id].lose_reports_until = self.now + time,
-            "hello" if self.nodes[id].stalled.is_none() => self.strange_hello(id, other),
+            "hello" => self.hellos(id, other),
             "kernel detach" => self.detach(id),
             "kernel absence" => {
                 self.detach(id);
@@ -120,6 +120,19 @@ impl World {
             && self.rng.bool()
         {
             self.report(id, Event::ConnLost { conn });
+        }
+    }
+
+    /// A node that this one has to call calls several times, preferably one that is missing now; or someone
+    /// with a wrong address does.
+    fn hellos(&mut self, id: usize, other: usize) {
+        let missing: Vec<usize> =
+            (0..id).filter(|&peer| self.nodes[id].peers[peer].window.is_some()).collect();
+        let from = self.rng.choice(missing).unwrap_or(other);
+        for _ in 0..4 {
+            let wait = self.up_to(SECOND * 2);
+            let run = self.nodes[id].run;
+            self.later(wait, Task::Hello { node: id, run, from });
         }
     }
 

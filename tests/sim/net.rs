@@ -60,6 +60,14 @@ pub struct Conn {
     unread: [VecDeque<Message>; 2],
 }
 
+impl Conn {
+    /// Whether both ends have it in a session, and nothing waits to be sent again.
+    pub fn flows(&self) -> bool {
+        let stuck = self.pipes.iter().any(|pipe| pipe.stuck.is_some());
+        !stuck && self.sides.iter().all(|side| matches!(side, Side::Session(_)))
+    }
+}
+
 impl World {
     pub fn blocked(&self, from: usize, to: usize) -> bool {
         self.now < self.blocked_until[from][to] || !self.nodes[to].powered
@@ -181,7 +189,7 @@ impl World {
                 if let (Side::Session(session), Message::Pong) = (of, message)
                     && let Some(session) = self.nodes[node].session(other, session)
                 {
-                    session.arrived += 1;
+                    session.unread.push_back(self.now);
                 }
                 let run = self.nodes[node].run;
                 self.at_process(node, Task::Read { node, run, end: (id, side), message });
@@ -270,6 +278,8 @@ impl World {
             Message::Ping => self.send(end, Message::Pong),
             Message::Pong => {
                 session.acks += 1;
+                session.answered += 1;
+                session.unread.pop_front();
                 session.heard = now;
             }
             Message::Data if !attached && !session.reported => {

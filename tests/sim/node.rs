@@ -25,9 +25,11 @@ pub struct Session {
     pub ends: [End; 2],
     pub since: Moment,
     pub opened: bool,
-    pub pings: u32,
-    /// Ping ACKs that reached this machine, read or not.
-    pub arrived: u32,
+    pub pings: usize,
+    /// When each ping ACK reached this machine that is not read yet.
+    pub unread: VecDeque<Moment>,
+    /// Ping ACKs that were read.
+    pub answered: usize,
     /// Ping ACKs that were read and not told to the core.
     pub acks: u32,
     /// When a ping ACK was read last.
@@ -36,6 +38,8 @@ pub struct Session {
     pub reported: bool,
     /// ... and the core knows.
     pub marked: bool,
+    /// The peer said hello anew.
+    pub replaced: bool,
 }
 
 /// What an observer expects of one peer.

@@ -60,6 +60,12 @@ pub enum Task {
         end: End,
         message: Message,
     },
+    /// Somebody calls who may not, or who is to be called.
+    Hello {
+        node: usize,
+        run: u32,
+        from: usize,
+    },
     DialLimit {
         node: usize,
         run: u32,
@@ -229,6 +235,7 @@ impl World {
             | Task::Offer { node, .. }
             | Task::KernelHello { node, .. }
             | Task::Read { node, .. }
+            | Task::Hello { node, .. }
             | Task::DialLimit { node, .. } => self.at_process(node, task),
         }
     }
@@ -249,6 +256,7 @@ impl World {
                 self.step(id, Some(Event::KernelHello { class, conn }));
             }
             Task::Read { run, end, message, .. } if current(run) => self.read(id, end, message),
+            Task::Hello { run, from, .. } if current(run) => self.strange_hello(id, from),
             Task::DialLimit { run, attempt, .. } if current(run) => self.dial_failed(id, attempt),
             _ => {}
         }
