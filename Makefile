@@ -25,7 +25,7 @@ test: ## every check: formatting, lints, documentation, all tests
 	@tests/all.sh
 
 sim: ## run a whole cluster in virtual time; SEED=7 chooses the run, the same seed gives the same run
-	SEED=$(SEED) cargo test --locked --test sim -- --nocapture
+	SEED=$(SEED) cargo test --locked --release --test sim -- --nocapture
 
 fmt: ## format the source
 	cargo fmt
