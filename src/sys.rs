@@ -30,6 +30,15 @@ pub fn spawn(name: &str, job: impl FnOnce() + Send + 'static) -> io::Result<()> 
     thread::Builder::new().name(name.into()).stack_size(STACK).spawn(job).map(drop)
 }
 
+/// Runs a job on a thread of its own and waits for what it gives back.
+///
+/// # Errors
+/// The system has no room for another thread, or the job panicked.
+pub fn run<T: Send + 'static>(name: &str, job: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    let thread = thread::Builder::new().name(name.into()).stack_size(STACK).spawn(job)?;
+    thread.join().map_err(|_| io::Error::other("it panicked"))
+}
+
 /// Reads what is there, at most as much as the buffer has spare room, blocking for the first byte. 0 is the
 /// end of the stream, or a buffer without room.
 ///

@@ -129,21 +129,17 @@ fn main() -> ExitCode {
     if options.check {
         return ExitCode::SUCCESS;
     }
-    match run(*options, config) {
-        Ok(code) => {
-            log::logger().flush();
-            code.into()
-        }
-        Err(why) => {
-            // Whoever started it by hand, or in a script, has to see why it is gone.
-            if log::max_level() != LevelFilter::Off {
-                error!("{why}");
-                log::logger().flush();
-            }
+    let log = options.log;
+    let ended = run(*options, config);
+    if let Err(why) = &ended {
+        error!("{why}");
+        // Whoever started it by hand, or in a script, has to see why it is gone.
+        if log == Target::Syslog || log::max_level() == LevelFilter::Off {
             eprintln!("hadmd: {why}");
-            ExitCode::FAILURE
         }
     }
+    log::logger().flush();
+    ended.map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 /// Reads the configuration; what is wrong with it is told on stderr.
@@ -184,7 +180,8 @@ fn run(options: Options, config: Config) -> Result<u8, String> {
     if let Some(pidfile) = &pidfile {
         pidfile.write()?;
     }
-    Ok(timer.run())
+    hadmd::sys::run("timer", move || timer.run())
+        .map_err(|error| format!("cannot run the timer thread: {error}"))
 }
 
 /// A panic anywhere ends the process, so that the service manager starts a whole one instead of a half-dead

@@ -1,64 +1,52 @@
-//! The thread that feeds syslog. The syslog crate's connection may block and does not come back by itself:
-//! here it is built anew when it fails, and what cannot be told to syslog goes to stderr.
+//! The system log. The syslog crate's connection does not come back by itself: here it is built anew when it
+//! fails.
 
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::Receiver;
+use ::syslog::{Facility, Formatter3164, Logger, LoggerBackend};
 use log::Level;
-use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
-
-use super::{Line, to_stderr};
 
 /// Time between two attempts to reach a system log that is not there.
 const RETRY: Duration = Duration::from_secs(1);
 
-type Syslog = Logger<LoggerBackend, Formatter3164>;
-
-fn connect() -> Option<Syslog> {
-    let formatter = Formatter3164 {
-        facility: Facility::LOG_DAEMON,
-        hostname: None,
-        process: "hadmd".into(),
-        pid: std::process::id(),
-    };
-    syslog::unix(formatter).ok()
+/// A connection to the system log, or the wish for one.
+pub(super) struct Syslog {
+    logger: Option<Logger<LoggerBackend, Formatter3164>>,
+    tried: Instant,
 }
 
-/// Writes lines until their senders are gone.
-pub(super) fn write(lines: &Receiver<Line>) {
-    let mut syslog = connect();
-    let mut tried = Instant::now();
-    for line in lines {
-        let (level, text) = match line {
-            Line::Text(level, text) => (level, text),
-            Line::Flush(done) => {
-                let _ = done.send(());
-                continue;
-            }
+impl Syslog {
+    /// Connects, now if possible, else with a later line.
+    pub fn connect() -> Self {
+        let formatter = Formatter3164 {
+            facility: Facility::LOG_DAEMON,
+            hostname: None,
+            process: "hadmd".into(),
+            pid: std::process::id(),
         };
-        if syslog.is_none() && tried.elapsed() >= RETRY {
-            tried = Instant::now();
-            syslog = connect();
-        }
-        let mut told = syslog.as_mut().is_some_and(|log| send(log, level, &text));
-        if !told && syslog.take().is_some() {
-            // The system log was restarted: its socket is another one now.
-            tried = Instant::now();
-            syslog = connect();
-            told = syslog.as_mut().is_some_and(|log| send(log, level, &text));
-        }
-        if !told {
-            to_stderr(level, &text);
-        }
+        Syslog { logger: ::syslog::unix(formatter).ok(), tried: Instant::now() }
     }
-}
 
-fn send(syslog: &mut Syslog, level: Level, text: &str) -> bool {
-    let sent = match level {
-        Level::Error => syslog.err(text),
-        Level::Warn => syslog.warning(text),
-        Level::Info => syslog.info(text),
-        Level::Debug | Level::Trace => syslog.debug(text),
-    };
-    sent.is_ok()
+    /// Writes a line; `false` if the system log did not take it.
+    pub fn write(&mut self, level: Level, text: &str) -> bool {
+        if self.send(level, text) {
+            return true;
+        }
+        // Where there was a connection, the system log was restarted: its socket is another one now.
+        if self.logger.is_some() || self.tried.elapsed() >= RETRY {
+            *self = Syslog::connect();
+        }
+        self.send(level, text)
+    }
+
+    fn send(&mut self, level: Level, text: &str) -> bool {
+        let Some(logger) = &mut self.logger else { return false };
+        let sent = match level {
+            Level::Error => logger.err(text),
+            Level::Warn => logger.warning(text),
+            Level::Info => logger.info(text),
+            Level::Debug | Level::Trace => logger.debug(text),
+        };
+        sent.is_ok()
+    }
 }

@@ -200,7 +200,7 @@ impl Timer {
 
     fn check_modules(&mut self) {
         if let Some(missing) = self.modules.as_deref().and_then(|list| kmod::check(list).err()) {
-            error!("ending: {missing}");
+            error!("ending, the kernel module is gone: {missing}");
             let _ = self.events.send(Event::ModuleGone);
         }
     }

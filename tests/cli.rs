@@ -1,0 +1,252 @@
+//! The command line: exit codes (0 orderly, 1 what fails later, 2 usage and configuration), what goes where,
+//! the module list, and the orderly end.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
+mod support;
+
+use std::net::TcpStream;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use support::*;
+
+fn run(command: &mut Command) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn version_and_help_go_to_stdout() {
+    let (code, out, err) = run(Daemon::binary().arg("--version"));
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert!(out.contains("hadmd") && out.contains(env!("CARGO_PKG_VERSION")), "{out}");
+    let (code, out, err) = run(Daemon::binary().arg("--help"));
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    let options =
+        "-c --check --hostname --server --modules --no-kmod-check --log -v --pidfile --version --help";
+    for option in options.split(' ') {
+        assert!(out.contains(option), "no {option} in {out}");
+    }
+}
+
+#[test]
+fn bad_usage_ends_with_2_and_usage_on_stderr() {
+    let wrong: [&[&str]; 9] = [
+        &["--no-such-option"],
+        &["surplus"],
+        &["-c"],
+        &["--server"],
+        &["--server", "127.0.0.1"],
+        &["--server", "127.0.0.1:70000"],
+        &["--server", "nonsense:9998"],
+        &["--log", "nowhere"],
+        &["--check=yes"],
+    ];
+    for args in wrong {
+        let (code, out, err) = run(Daemon::binary().args(args));
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{args:?}: {err}");
+        assert!(err.to_lowercase().contains("usage") || err.contains("--help"), "{args:?}: {err}");
+    }
+}
+
+/// `--check` reads the file, says what is wrong with it and where, and starts nothing.
+#[test]
+fn check_reads_the_file_and_starts_nothing() {
+    let net = Subnet::claim();
+    let good = ConfigBuilder::new(&net, 2).build();
+    let check = |config: &ConfigFile, host: &str| {
+        run(Daemon::binary().arg("-c").arg(&config.path).args(["--check", "--hostname", host]))
+    };
+    let (code, _, err) = check(&good, "n0");
+    assert_eq!(code, Some(0), "{err}");
+    let bad = ConfigBuilder::new(&net, 2).set("pingtimeout", "soon").set("serverport", 70_000).build();
+    let (code, _, err) = check(&bad, "n0");
+    assert_eq!(code, Some(2), "{err}");
+    for part in ["hadm.xml:", "soon", "70000"] {
+        assert!(err.contains(part), "every error at once, with its value and place: no `{part}` in {err}");
+    }
+    let (code, _, err) = check(&good, "n7");
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("n7"), "{err}");
+}
+
+/// Failure mode 30: a host name counts as a whole.
+#[test]
+fn fm30_host_names_are_whole_names() {
+    let net = Subnet::claim();
+    let config =
+        ConfigBuilder::new(&net, 0).node(10, &net.ip(10).to_string()).node(1, &net.ip(1).to_string());
+    let config = config.build();
+    let daemon = Daemon::start(&net, &config, 1);
+    assert!(daemon.wait_log("ready", PATIENCE).contains("node 1 (n1)"));
+    TcpStream::connect(net.node(1)).expect("listens at node 1's address");
+    daemon.stop();
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_ends_with_2() {
+    let net = Subnet::claim();
+    let config = ConfigBuilder::new(&net, 2).build();
+    let missing = config.dir.path.join("missing.xml");
+    let (code, _, err) = run(Daemon::binary().arg("-c").arg(&missing).arg("--no-kmod-check"));
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("missing.xml"), "{err}");
+    std::fs::write(&config.path, "<hadm><global>").unwrap();
+    let (code, _, err) = run(Daemon::command(&net, &config, 0).arg("--no-kmod-check"));
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("hadm.xml:1:"), "file, line and column: {err}");
+    assert!(TcpStream::connect(net.server(0)).is_err(), "nothing was started");
+}
+
+/// Failure mode 28: values that are too long, or empty, are errors like others.
+#[test]
+fn fm28_long_and_empty_values_are_refused() {
+    let net = Subnet::claim();
+    for value in ["", " ", &"9".repeat(10_000)] {
+        let config = ConfigBuilder::new(&net, 2).set("serverip", value).build();
+        let (code, _, err) = run(Daemon::command(&net, &config, 0).args(["--check"]));
+        assert_eq!(code, Some(2), "{err}");
+        assert!(err.contains("serverip"), "{err}");
+    }
+}
+
+/// `--pidfile` holds the process's number while it runs.
+#[test]
+fn pidfile_holds_the_process_number() {
+    let net = Subnet::claim();
+    let config = ConfigBuilder::new(&net, 2).build();
+    let path = config.dir.path.join("hadmd.pid");
+    let mut command = Daemon::command(&net, &config, 0);
+    let daemon = Daemon::spawn(command.arg("--no-kmod-check").arg("--pidfile").arg(&path), "n0");
+    daemon.wait_log("ready", PATIENCE);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(text.trim().parse(), Ok(daemon.pid()));
+    daemon.stop();
+    let nowhere = config.dir.path.join("no/such/dir/hadmd.pid");
+    let mut command = Daemon::command(&net, &config, 0);
+    let (code, _, err) = run(command.arg("--no-kmod-check").arg("--pidfile").arg(&nowhere));
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("no/such/dir/hadmd.pid"), "{err}");
+}
+
+/// Failure mode 37: an address that cannot be bound is named, and ends the start with 1.
+#[test]
+fn fm37_an_address_in_use_is_named() {
+    let net = Subnet::claim();
+    let config = ConfigBuilder::new(&net, 2).build();
+    for taken in [net.server(0), net.node(0)] {
+        let _holder = std::net::TcpListener::bind(taken).unwrap();
+        let (code, _, err) = run(Daemon::command(&net, &config, 0).arg("--no-kmod-check"));
+        assert_eq!(code, Some(1), "{err}");
+        assert!(err.contains(&taken.to_string()), "{err}");
+    }
+}
+
+const MODULE: &str = "hadm_kmod 163840 0 - Live 0x0000000000000000 (OE)\n";
+const OTHERS: &str =
+    "ext4 991232 1 - Live 0x0000000000000000\nhadm_kmod2 16384 0 - Live 0x0000000000000000\n";
+
+/// When the module leaves the list, the daemon ends orderly, with 1 and one line.
+#[test]
+fn the_daemon_ends_with_its_module() {
+    let net = Subnet::claim();
+    let config = ConfigBuilder::new(&net, 2).build();
+    let list = config.dir.path.join("modules");
+    std::fs::write(&list, format!("{OTHERS}{MODULE}")).unwrap();
+    let mut command = Daemon::command(&net, &config, 0);
+    let mut daemon = Daemon::spawn(command.arg("--modules").arg(&list), "n0");
+    daemon.wait_log("ready", PATIENCE);
+    let kernel = FakeKernel::attach(&net, 0);
+    let peer = Caller::new(&net, 1, 0).call();
+    kernel.wait_state(bit(1), PATIENCE);
+    let start = Instant::now();
+    let gone = config.dir.path.join("gone");
+    std::fs::write(&gone, OTHERS).unwrap();
+    std::fs::rename(&gone, &list).unwrap();
+    assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(1));
+    assert!(start.elapsed() < Duration::from_secs(6), "ended {:?} after", start.elapsed());
+    assert_eq!(daemon.log_count("hadm_kmod"), 1, "{:?}", daemon.log());
+    Books::assert_balance(&daemon.log());
+    peer.wait_closed(PATIENCE);
+}
+
+/// Failure modes 30 and 33: without the module, or with one whose name only begins so, nothing starts;
+/// without a list, the error names the way out.
+#[test]
+fn fm33_no_module_means_no_start() {
+    let net = Subnet::claim();
+    let config = ConfigBuilder::new(&net, 2).build();
+    let list = config.dir.path.join("modules");
+    for text in ["", OTHERS] {
+        std::fs::write(&list, text).unwrap();
+        let (code, _, err) = run(Daemon::command(&net, &config, 0).arg("--modules").arg(&list));
+        assert_eq!(code, Some(1), "{err}");
+        assert!(err.contains("hadm_kmod") && !err.contains("ready"), "{err}");
+    }
+    let missing = config.dir.path.join("no-modules");
+    let (code, _, err) = run(Daemon::command(&net, &config, 0).arg("--modules").arg(&missing));
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("--no-kmod-check") && err.contains("no-modules"), "{err}");
+}
+
+/// Failure mode 37: SIGTERM and SIGINT end it with 0, at once when there is nothing to drain.
+#[test]
+fn fm37_signals_end_it_orderly() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let rig = Rig::new(2);
+        let peer = rig.call(1);
+        rig.assert_carries(&peer);
+        let Rig { mut daemon, kernel, net, .. } = rig;
+        let start = Instant::now();
+        daemon.signal(signal);
+        assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0));
+        assert!(start.elapsed() < ms(2000), "nothing to drain, yet {:?}", start.elapsed());
+        Books::assert_balance(&daemon.log());
+        peer.wait_closed(PATIENCE);
+        kernel.wait_closed();
+        assert!(TcpStream::connect(net.node(0)).is_err());
+    }
+}
+
+/// What was taken from the kernel is handed to peers that read before the end.
+#[test]
+fn queues_drain_before_the_end() {
+    let rig = Rig::with(2, 0, |config| config.set("slowtimeout", 60));
+    let peer = rig.connect(&rig.caller(1).small_buffer());
+    peer.data.pause(true);
+    // 4 MiB: more than the socket takes, less than the queue.
+    let flood = rig.kernel.data.flood(|seq| (seq < 256).then(|| Packet::data(seq, bit(1), 16_384)));
+    let sent = flood.finish();
+    // Behind the flood on the same link: a packet of the other class comes at once.
+    rig.kernel.data.send(&Packet::meta(1, bit(1)));
+    assert_eq!(peer.meta.recv().seq(), 1);
+    rig.daemon.term();
+    peer.data.pause(false);
+    let got = peer.data.drain_to_end(PATIENCE);
+    assert_eq!(got.len() as u64, sent);
+    assert!(got.iter().zip(0..).all(|(packet, seq)| packet.seq() == seq));
+    let Rig { mut daemon, .. } = rig;
+    assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0));
+    let books = Books::assert_balance(&daemon.log());
+    assert_eq!(books.line(1, "data", "out").dropped, 0);
+}
+
+/// A peer that does not read holds the end up for 2 s, not longer.
+#[test]
+fn a_stalled_peer_does_not_hold_up_the_end() {
+    let rig = Rig::with(2, 0, |config| config.set("slowtimeout", 60));
+    let peer = rig.connect(&rig.caller(1).small_buffer());
+    peer.data.pause(true);
+    let flood = rig.kernel.data.flood(|seq| Some(Packet::data(seq, bit(1), 16_384)));
+    flood.wait_stalled(ms(300));
+    let Rig { mut daemon, .. } = rig;
+    let start = Instant::now();
+    daemon.term();
+    assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0));
+    assert!(start.elapsed() < ms(4500), "ended after {:?}", start.elapsed());
+    let books = Books::assert_balance(&daemon.log());
+    assert!(books.line(1, "data", "out").dropped > 0);
+    flood.stop();
+}

@@ -1,0 +1,263 @@
+//! D3 Isolation: a slow, stalled, dead or hostile peer, link or client delays no other peer longer than
+//! `slowtimeout`, and stalled data never delays meta packets or heartbeats.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
+mod support;
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use support::*;
+
+/// Failure mode 6: a peer that stops reading loses its session after `slowtimeout`; the other peer gets
+/// every packet, none later than that.
+#[test]
+fn fm06_a_peer_that_stops_reading_delays_the_others_by_slowtimeout_at_most() {
+    let rig = Rig::with(3, 0, |config| config.set("slowtimeout", 1));
+    let stalled = rig.connect(&rig.caller(1).small_buffer());
+    let good = rig.call(2);
+    stalled.data.pause(true);
+    let both = bit(1) | bit(2);
+    let flood = rig.kernel.data.flood(move |seq| (seq < 4000).then(|| Packet::data(seq, both, 16_384)));
+    let mut last = Instant::now();
+    let mut longest = Duration::ZERO;
+    for seq in 0..4000 {
+        let (at, packet) = good.data.recv_timed();
+        assert_eq!(packet.seq(), seq);
+        longest = longest.max(at.duration_since(last));
+        last = at;
+    }
+    assert!(longest < ms(2500), "a packet was {longest:?} late");
+    assert_eq!(flood.finish(), 4000);
+    rig.kernel.wait_state(bit(2), PATIENCE);
+    stalled.meta.wait_closed(PATIENCE);
+    rig.assert_carries(&good);
+    let back = rig.caller(1).call_until_taken();
+    rig.kernel.wait_state(both, PATIENCE);
+    rig.assert_carries(&back);
+    let books = rig.stop();
+    let line = books.line(1, "data", "out");
+    assert!(line.dropped > 0, "{line:?}");
+    assert_eq!(books.line(2, "data", "out").dropped, 0);
+}
+
+/// Failure mode 6: packets to a peer that is down stop nobody, however many.
+#[test]
+fn fm06_a_peer_that_is_down_delays_nobody() {
+    let rig = Rig::new(3);
+    let good = rig.call(2);
+    let flood = rig.kernel.data.flood(|seq| (seq < 40_000).then(|| Packet::data(seq, bit(1), 0)));
+    assert_eq!(flood.finish(), 40_000);
+    rig.assert_carries(&good);
+    rig.stop();
+}
+
+/// While data is stalled, meta packets and heartbeats go through in both directions.
+#[test]
+fn stalled_data_delays_no_meta_packet_and_no_heartbeat() {
+    let rig = Rig::with(3, 0, |config| config.set("slowtimeout", 60).heartbeat(0.3, 5));
+    let stalled = rig.connect(&rig.caller(1).small_buffer());
+    let good = rig.call(2);
+    stalled.data.pause(true);
+    let flood = rig.kernel.data.flood(|seq| Some(Packet::data(seq, bit(1), 16_384)));
+    flood.wait_stalled(ms(300));
+    let mut times = Vec::new();
+    for seq in 0..20 {
+        for peer in [&stalled, &good] {
+            let start = Instant::now();
+            rig.kernel.meta.send(&Packet::meta(seq, bit(peer.id)));
+            assert_eq!(peer.meta.recv().seq(), seq);
+            peer.meta.send(&Packet::meta(seq, bit(0)));
+            assert_eq!(rig.kernel.meta.recv().seq(), seq);
+            times.push(start.elapsed());
+        }
+    }
+    assert!(median(times.clone()) < ms(100), "meta round trips beside stalled data: {times:?}");
+    // Longer than it takes to lose a peer whose heartbeats are stuck.
+    let seen = stalled.pings().len();
+    stalled.wait_pings(seen + 8, PATIENCE);
+    assert!(!stalled.meta.is_closed(), "the stalled peer's heartbeats are answered");
+    rig.kernel.data.close();
+    flood.stop();
+    rig.stop();
+}
+
+/// Failure mode 10: while the module does not read its data link, the peers' heartbeats are answered, meta
+/// packets pass, and no session is lost.
+#[test]
+fn fm10_a_module_that_stops_reading_data_costs_no_session() {
+    let rig = Rig::with(3, 0, |config| config.set("slowtimeout", 60).heartbeat(0.3, 5));
+    let peers = [1, 2].map(|id| rig.call(id));
+    rig.kernel.data.pause(true);
+    let floods = [1u64, 2].map(|id| {
+        let make = move |seq| (seq < 4000).then(|| Packet::data(id << 32 | seq, bit(0), 16_384));
+        peers[id as usize - 1].data.flood(make)
+    });
+    for flood in &floods {
+        flood.wait_stalled(ms(300));
+    }
+    for (seq, peer) in peers.iter().enumerate() {
+        let seen = peer.pings().len();
+        peer.wait_pings(seen + 7, PATIENCE);
+        // A ping of the peer's own comes back answered.
+        peer.meta.send(&Packet::new(kind::NC_PING).with_from(peer.id.into()).with_to(bit(0)));
+        assert_eq!(peer.meta.recv().kind(), kind::NC_PING_ACK);
+        peer.meta.send(&Packet::meta(seq as u64, bit(0)));
+        assert_eq!(rig.kernel.meta.recv().seq(), seq as u64);
+        rig.kernel.meta.send(&Packet::meta(seq as u64, bit(peer.id)));
+        assert_eq!(peer.meta.recv().seq(), seq as u64);
+    }
+    rig.kernel.data.pause(false);
+    let mut next = [0, 0];
+    for _ in 0..8000 {
+        let packet = rig.kernel.data.recv();
+        let from = (packet.seq() >> 32) as usize - 1;
+        assert_eq!(packet.seq() & 0xffff_ffff, next[from], "in order from node {}", from + 1);
+        next[from] += 1;
+    }
+    floods.into_iter().for_each(|flood| assert_eq!(flood.finish(), 4000));
+    assert_eq!(rig.kernel.masks(), [0, bit(1), bit(1) | bit(2)], "no session was lost");
+    rig.stop();
+}
+
+/// A client that holds connections to the port and sends nothing, or a part.
+fn hold(target: std::net::SocketAddr, bytes: &[u8]) -> Vec<TcpStream> {
+    let open = |_| {
+        let mut stream = TcpStream::connect(target).unwrap();
+        stream.write_all(bytes).unwrap();
+        stream
+    };
+    (0..5).map(open).collect()
+}
+
+/// Failure mode 12: clients that open the server port and send nothing, or a part, stop nobody, and keep
+/// no module from attaching.
+#[test]
+fn fm12_silent_client_on_server_port_stops_nobody() {
+    let net = Subnet::claim();
+    let config = ConfigBuilder::new(&net, 2).build();
+    let daemon = Daemon::start(&net, &config, 0);
+    let part = Packet::new(kind::HS_D).with_magic(0).head;
+    let _held = [hold(net.server(0), &[]), hold(net.server(0), &part[..60])];
+    let kernel = FakeKernel::attach(&net, 0);
+    let rig = Rig { daemon, kernel, node: 0, config, net };
+    let peer = rig.call(1);
+    rig.assert_carries(&peer);
+    let _more = hold(rig.net.server(0), &[]);
+    rig.assert_carries(&peer);
+    rig.stop();
+}
+
+/// Failure mode 13: a peer that sends part of a packet stops nobody, not even its own other link.
+#[test]
+fn fm13_part_of_a_packet_stops_nobody() {
+    let rig = Rig::with(3, 0, |config| config.heartbeat(0.3, 5));
+    let halting = rig.call(1);
+    let good = rig.call(2);
+    let bytes = Packet::data(77, bit(0), 5000).bytes();
+    for part in [0..60, 60..128, 128..3000] {
+        halting.data.send_raw(&bytes[part]);
+        rig.assert_carries(&good);
+        halting.meta.send(&Packet::meta(5, bit(0)));
+        assert_eq!(rig.kernel.meta.recv().seq(), 5);
+    }
+    halting.wait_pings(7, PATIENCE);
+    assert_eq!(
+        rig.kernel.masks(),
+        [0, bit(1), bit(1) | bit(2)],
+        "its heartbeats are answered: no session is lost"
+    );
+    halting.data.send_raw(&bytes[3000..]);
+    assert_eq!(rig.kernel.data.recv(), Packet::data(77, bit(0), 5000));
+    rig.stop();
+}
+
+/// The same from the module: part of a packet on one of its links leaves the other going.
+#[test]
+fn fm13_part_of_a_packet_of_the_module_stops_nobody() {
+    let rig = Rig::new(2);
+    let peer = rig.call(1);
+    let bytes = Packet::data(9, bit(1), 3000).bytes();
+    rig.kernel.data.send_raw(&bytes[..1000]);
+    for seq in 0..5 {
+        rig.kernel.meta.send(&Packet::meta(seq, bit(1)));
+        assert_eq!(peer.meta.recv().seq(), seq);
+        peer.data.send(&Packet::data(seq, bit(0), 10));
+        assert_eq!(rig.kernel.data.recv().seq(), seq);
+    }
+    rig.kernel.data.send_raw(&bytes[1000..]);
+    assert_eq!(peer.data.recv(), Packet::data(9, bit(1), 3000));
+    rig.stop();
+}
+
+/// Failure mode 14: clients that open the node port and send nothing, or half a hello, keep no peer from
+/// linking.
+#[test]
+fn fm14_silent_client_on_node_port_keeps_nobody_from_linking() {
+    let rig = Rig::new(3);
+    let _held = [hold(rig.net.node(0), &[]), hold(rig.net.node(0), &[1, 0, 0, b'1'])];
+    let start = Instant::now();
+    let peer = rig.call(1);
+    assert!(start.elapsed() < ms(2000), "linked before the silent ones were given up");
+    rig.assert_carries(&peer);
+    rig.stop();
+}
+
+/// Failure mode 25: a peer that comes, is replaced and goes under load again and again disturbs no other,
+/// and is itself served afterwards.
+#[test]
+fn fm25_a_flapping_peer_disturbs_nobody() {
+    let rig = Rig::new(3);
+    let good = rig.call(2);
+    let both = bit(1) | bit(2);
+    let flood = rig.kernel.data.flood(move |seq| Some(Packet::data(seq, both, 300)));
+    let mut seq = 0;
+    let mut held = Vec::new();
+    for round in 0..40 {
+        held.extend(rig.caller(1).try_call().ok());
+        if round % 3 == 0 {
+            held.clear();
+        }
+        for _ in 0..50 {
+            assert_eq!(good.data.recv().seq(), seq);
+            seq += 1;
+        }
+    }
+    let sent = flood.stop();
+    (seq..sent).for_each(|seq| assert_eq!(good.data.recv().seq(), seq));
+    drop(held);
+    rig.kernel.wait_state(bit(2), PATIENCE);
+    let back = rig.caller(1).call_until_taken();
+    rig.kernel.wait_state(both, PATIENCE);
+    rig.assert_carries(&back);
+    rig.assert_carries(&good);
+    let lost: Vec<u32> = rig.kernel.masks().into_iter().skip(2).filter(|mask| mask & bit(2) == 0).collect();
+    assert!(lost.is_empty(), "the good peer was reported lost");
+    rig.stop();
+}
+
+/// A peer that reads neither link, under a flood of meta packets: its heartbeats end the session, and the
+/// other peer's packets go on.
+#[test]
+fn a_stalled_meta_link_ends_with_its_heartbeats() {
+    let rig = Rig::with(3, 0, |config| config.heartbeat(0.3, 4).set("slowtimeout", 1));
+    let stalled = rig.connect(&rig.caller(1).small_buffer());
+    let good = rig.call(2);
+    stalled.pause(true);
+    let both = bit(1) | bit(2);
+    let make = move |seq| (seq < 3000).then(|| Packet::filled(kind::NC_STATE, seq, 8192).with_to(both));
+    let flood = rig.kernel.meta.flood(make);
+    let mut last = Instant::now();
+    for seq in 0..3000 {
+        let (at, packet) = good.meta.recv_timed();
+        assert_eq!(packet.seq(), seq);
+        assert!(at.duration_since(last) < ms(4000), "{:?} late", at.duration_since(last));
+        last = at;
+    }
+    assert_eq!(flood.finish(), 3000);
+    rig.kernel.wait_state(bit(2), PATIENCE);
+    rig.assert_carries(&good);
+    rig.stop();
+}

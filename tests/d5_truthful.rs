@@ -1,0 +1,164 @@
+//! D5 Truthful: the kernel module learns of every change of a peer within 100 ms (not only at the next
+//! connect tick), is told again on each tick, is told also when the set becomes empty, and right after it
+//! attaches.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use support::*;
+
+/// How late a change may be told, as the median of several.
+const TOLD_WITHIN: Duration = ms(100);
+
+/// Failure modes 1 and 2: coming and going are told at once, and an empty set is told too.
+#[test]
+fn fm01_fm02_changes_are_told_within_100_ms_and_the_empty_set_too() {
+    let rig = Rig::new(2);
+    let (mut came, mut went) = (Vec::new(), Vec::new());
+    for _ in 0..7 {
+        let start = Instant::now();
+        let peer = rig.caller(1).call_until_taken();
+        let linked = Instant::now();
+        let told = rig.kernel.wait_state_since(start, bit(1), PATIENCE);
+        came.push(told.saturating_duration_since(linked));
+        let start = Instant::now();
+        peer.kill();
+        let told = rig.kernel.wait_state_since(start, 0, PATIENCE);
+        went.push(told.duration_since(start));
+    }
+    assert!(median(came.clone()) <= TOLD_WITHIN, "told that it came after {came:?}");
+    assert!(median(went.clone()) <= TOLD_WITHIN, "told that it went after {went:?}");
+    rig.stop();
+}
+
+/// A daemon killed with -9 is told within 100 ms.
+#[test]
+fn fm02_a_killed_daemon_is_told_within_100_ms() {
+    let net = Subnet::claim();
+    let config = ConfigBuilder::new(&net, 2).build();
+    let daemon = Daemon::start(&net, &config, 0);
+    let kernel = FakeKernel::attach(&net, 0);
+    let times = (0..3).map(|_| {
+        let other = Daemon::start(&net, &config, 1);
+        kernel.wait_state(bit(1), PATIENCE);
+        let start = Instant::now();
+        other.kill9();
+        kernel.wait_state_since(start, 0, PATIENCE).duration_since(start)
+    });
+    let times: Vec<Duration> = times.collect();
+    assert!(median(times.clone()) <= TOLD_WITHIN, "{times:?}");
+    daemon.stop();
+}
+
+/// Failure mode 3: a module that attaches late is told what is, once, and nothing of what was.
+#[test]
+fn fm03_a_late_module_is_told_the_present_alone() {
+    let net = Subnet::claim();
+    let config = ConfigBuilder::new(&net, 4).build();
+    let daemon = Daemon::start(&net, &config, 0);
+    let call = |id| Caller::new(&net, id, 0).call_until_taken();
+    let (one, _two) = (call(1), call(2));
+    one.kill();
+    let _three = call(3);
+    let third = Caller::new(&net, 1, 0).call_until_taken();
+    third.kill();
+    // Node 1 is gone for good once its second session's end was seen: a third one shows it.
+    let last = Caller::new(&net, 1, 0).call_until_taken();
+    last.wait_pings(1, PATIENCE);
+    let start = Instant::now();
+    let kernel = FakeKernel::attach(&net, 0);
+    let first = kernel.wait_states(1, PATIENCE)[0];
+    assert_eq!(first.1, 0b1110, "the first state is the present one");
+    assert!(first.0.duration_since(start) < ms(1000), "told {:?} after attaching", first.0 - start);
+    // A tick may fall into this time, a burst must not.
+    assert_eq!(kernel.meta.poll(ms(1000)), None);
+    assert!(kernel.states().len() <= 2, "{:?}", kernel.states());
+    assert_eq!(kernel.masks(), [0b1110]);
+    daemon.stop();
+}
+
+/// The state is told on every connect tick, 5 s apart, changed or not, also when empty.
+#[test]
+fn the_state_is_told_on_every_tick() {
+    let rig = Rig::new(2);
+    let states = rig.kernel.wait_states(3, Duration::from_secs(14));
+    let gap = states[2].0.duration_since(states[1].0);
+    assert!(ms(3500) < gap && gap < ms(6500), "ticks {gap:?} apart");
+    assert_eq!(rig.kernel.masks(), [0]);
+    let peer = rig.call(1);
+    let start = Instant::now();
+    let told = rig.kernel.wait_state_since(start, bit(1), ms(6500));
+    assert!(told.duration_since(start) > ms(10), "this one is the tick's");
+    drop(peer);
+    rig.stop();
+}
+
+/// A module that was away is told what changed meanwhile.
+#[test]
+fn a_module_that_comes_back_is_told_the_truth() {
+    let mut rig = Rig::new(3);
+    let first = rig.call(1);
+    rig.kernel.meta.close();
+    rig.kernel.data.close();
+    first.wait_closed(PATIENCE);
+    let second = rig.caller(2).call_until_taken();
+    rig.kernel = FakeKernel::reattach(&rig.net, 0);
+    let states = rig.kernel.wait_states(1, PATIENCE);
+    assert_eq!(states[0].1, bit(2), "node 1 went with the old module, node 2 came without one");
+    rig.assert_carries(&second);
+    rig.stop();
+}
+
+/// A peer with one link is not connected.
+#[test]
+fn half_a_pair_is_not_told() {
+    let rig = Rig::new(4);
+    for (id, first) in [(1, DATA), (3, META)] {
+        let caller = rig.caller(id);
+        let mut half = caller.open(first).unwrap();
+        caller.finish(&mut half, first).unwrap();
+        // A change that follows shows the state as it is.
+        let other = rig.call(2);
+        rig.kernel.wait_state(bit(2), PATIENCE);
+        let before = Instant::now();
+        other.kill();
+        rig.kernel.wait_state_since(before, 0, PATIENCE);
+    }
+    assert!(rig.kernel.masks().iter().all(|mask| mask & !bit(2) == 0), "{:?}", rig.kernel.masks());
+    rig.stop();
+}
+
+/// A session that is replaced is told to the kernel as ended and begun: each has its own packets.
+#[test]
+fn a_replaced_session_is_told() {
+    let rig = Rig::new(2);
+    let old = rig.call(1);
+    let start = Instant::now();
+    let new = rig.caller(1).call();
+    rig.kernel.wait_state_since(start, 0, PATIENCE);
+    rig.kernel.wait_state(bit(1), PATIENCE);
+    old.wait_closed(PATIENCE);
+    rig.assert_carries(&new);
+    assert_eq!(rig.kernel.masks(), [0, bit(1), 0, bit(1)]);
+    rig.stop();
+}
+
+/// The first state after attaching comes at once, empty or not.
+#[test]
+fn an_attaching_module_is_told_at_once() {
+    let net = Subnet::claim();
+    let config = ConfigBuilder::new(&net, 2).build();
+    let daemon = Daemon::start(&net, &config, 0);
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let kernel = redial("attaching", PATIENCE, || FakeKernel::try_attach(&net, 0).ok());
+        let start = Instant::now();
+        times.push(kernel.wait_states(1, PATIENCE)[0].0.saturating_duration_since(start));
+        assert_eq!(kernel.masks(), [0]);
+    }
+    assert!(median(times.clone()) <= TOLD_WITHIN, "{times:?}");
+    daemon.stop();
+}

@@ -1,0 +1,63 @@
+//! The harness of the integration tests: built daemons, the kernel module's side and scripted peers on
+//! loopback addresses of their own. It speaks bytes written down from the protocol alone and must never
+//! use the library's own encoder, so that it judges the daemon independently. Every wait has a deadline
+//! and ends as soon as its condition holds. Used by every test file but those of configuration and probe.
+#![allow(dead_code, reason = "every test file compiles this and uses a part")]
+#![allow(unused_imports, reason = "the same")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
+
+mod books;
+mod config;
+mod daemon;
+mod kernel;
+mod link;
+mod packet;
+mod peer;
+mod rig;
+mod subnet;
+
+pub use books::Books;
+pub use config::{ConfigBuilder, ConfigFile};
+pub use daemon::{Daemon, TempDir};
+pub use kernel::{FakeKernel, kernel_hello};
+pub use link::{Flood, Link};
+pub use packet::{HEADER, MAGIC, Packet, kind};
+pub use peer::{Acceptor, Caller, DATA, FakePeer, HELLO, META, connect_from, hello};
+pub use rig::Rig;
+pub use subnet::Subnet;
+
+use std::time::{Duration, Instant};
+
+/// The deadline of waits whose length is not what a test is about.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The bit of a node id.
+pub const fn bit(id: u8) -> u32 {
+    1 << id
+}
+
+/// Milliseconds.
+pub const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// The middle one of several durations.
+pub fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// Repeats `attempt` until it gives a value, as a module or a C daemon that dials again and again.
+///
+/// # Panics
+/// When `limit` is over.
+pub fn redial<T>(what: &str, limit: Duration, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(value) = attempt() {
+            return value;
+        }
+        assert!(Instant::now() < end, "{what}: not within {limit:?}");
+        std::thread::park_timeout(ms(20));
+    }
+}
