@@ -54,13 +54,16 @@ probe() { node=$1; shift; exec "$bin/hadm-probe" --server "$net.1$node:9998" "$@
 attached() { grep -c 'kernel module attached' "$(log "$1")" || :; }
 attached_again() { [ "$(attached "$1")" -gt "$2" ]; }
 
+ready() { grep -qs ' ready: ' "$(log "$1")"; }
+ready_or_gone() { ready "$1" || ! kill -0 "$2" 2>/dev/null; }
+
 # start NODE: its daemon, up to the line that says it is ready.
 start() {
     "$bin/hadmd" -c "$dir/hadm.xml" --hostname "node$1" --server "$net.1$1:9998" \
         --no-kmod-check --log stderr 2> "$(log "$1")" &
     daemons="$daemons $!"
-    wait_for 10 grep -qs -e ' ready: ' -e '^hadmd: ' "$(log "$1")" || :
-    grep -q ' ready: ' "$(log "$1")" || fail "node $1 did not start. It needs ports 7000 and 9998 of \
+    wait_for 10 ready_or_gone "$1" $! || :
+    ready "$1" || fail "node $1 did not start. It needs ports 7000 and 9998 of \
 $net.1$1, an address drawn at random: if that is in use, run the demo again" "$(log "$1")"
 }
 
