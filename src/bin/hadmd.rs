@@ -127,6 +127,8 @@ fn main() -> ExitCode {
     };
     let Some(config) = load(&options) else { return USAGE_ERROR.into() };
     if options.check {
+        let place = options.file.display();
+        println!("{place}: good, seen from {} of {}", config.node, config.site);
         return ExitCode::SUCCESS;
     }
     let log = options.log;

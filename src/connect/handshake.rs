@@ -133,7 +133,11 @@ impl Handshake {
             match stream.read(part.get_mut(..room).unwrap_or_default()) {
                 Ok(0) => {
                     let (had, of) = self.progress();
-                    let text = format!("closed by the other side after {had} of {of} bytes");
+                    let hint = match self.phase {
+                        Phase::Ack => ": its log says why",
+                        _ => "",
+                    };
+                    let text = format!("closed by the other side after {had} of {of} bytes{hint}");
                     return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
                 }
                 Ok(n) => self.buf.extend_from_slice(part.get(..n).unwrap_or_default()),

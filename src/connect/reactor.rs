@@ -367,6 +367,12 @@ impl Thread {
             (_, Failure::Refused(Refused::Direction(_) | Refused::Scope)) => (6, &self.refusals.direction),
         };
         counter.add(1);
+        if matches!(&failure, Failure::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof)
+            && handshake.progress().0 == 0
+        {
+            // A caller that gave its attempt up, or somebody who looked whether the port is open.
+            return debug!("{source} hung up without a word");
+        }
         if let Failure::Refused(Refused::Direction(peer)) = failure {
             debug!("{peer} called from {source}: this side calls it");
             return (self.deliver)(Offer::Knock(peer), Arc::default());

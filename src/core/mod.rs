@@ -4,7 +4,7 @@
 //! seed. The timer thread feeds it events and carries out its actions in their order; the simulation does
 //! the same for many nodes at once in virtual time. This room knows `wire` alone.
 //!
-//! One gate decides that a peer is up: [`peer::State::Up`]. Whatever else wants to know asks for the
+//! One gate decides that a peer is up: `peer::State::Up`. Whatever else wants to know asks for the
 //! actions that follow from it.
 
 mod admit;

@@ -222,7 +222,7 @@ impl fmt::Display for EndCause {
             EndCause::Replaced => f.write_str("it said hello anew"),
             EndCause::KernelDetached => f.write_str("the kernel module detached"),
             EndCause::DataDropped => f.write_str("data was dropped while no kernel module was attached"),
-            EndCause::Unwanted => f.write_str("it is no longer wanted here"),
+            EndCause::Unwanted => f.write_str("this node is no longer to be linked with it"),
             EndCause::Resources(why) => write!(f, "this machine could not carry it: {why}"),
             EndCause::Stopping => f.write_str("the daemon ends"),
         }

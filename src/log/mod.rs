@@ -2,7 +2,7 @@
 //!
 //! Whoever logs must not be blocked by a terminal that is stopped or a system log that is slow: lines wait in
 //! a bounded queue for a thread that writes them, and what has no room there is left out and counted. Lines
-//! that a peer or client can cause at will go through [`limited!`].
+//! that a peer or client can cause at will go through [`limited!`](crate::limited!).
 
 mod limit;
 mod syslog;

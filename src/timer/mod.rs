@@ -140,7 +140,7 @@ impl Timer {
         let (events, incoming) = unbounded();
         let (guard, guarded) = unbounded();
         info!(
-            "hadmd {} ready: {} ({}), kernel module at {}, nodes at {}, {} peers, configuration {}",
+            "hadmd {} ready: {} ({}), kernel module at {}, nodes at {}, configured peers {}, configuration {}",
             env!("CARGO_PKG_VERSION"),
             local.id,
             local.hostname,
