@@ -1,7 +1,7 @@
 //! What a probe puts into packets, and how it tells its own packets from others.
 //!
-//! A probe's packets are [`ASK`] packets and the [`ANSWER`] packets to them, on the data link; each of the two
-//! has a packet type for nodes and one for sites, and an answer takes the way its ask came. They carry
+//! A probe's packets are [`ASK`] packets and the [`ANSWER`] packets to them, on the data link. Each of the
+//! two has a type for nodes and one for sites, and an answer goes the way that the ask came. They carry
 //! [`MARK`] where the kernel module has its md5, the id of the transfer as `uuid`, and a number as `bwr_seq`
 //! that counts up within the transfer from 0, the offer. The payload begins with one byte that says what it
 //! is; all integers are little-endian:

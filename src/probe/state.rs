@@ -1,4 +1,4 @@
-//! `hadm-probe state`: a line whenever the set of connected nodes, or of a resource's connected sites, changes.
+//! `hadm-probe state`: a line whenever the connected nodes, or the connected sites of a resource, change.
 //!
 //! It must never print an unchanged state, which the daemon repeats every few seconds, and never miss one
 //! in between: the thread that prints is the one that reads the meta link.

@@ -1,4 +1,5 @@
-//! A conversation with several nodes or sites: offer, wait for all to accept, write, and wait for a receipt of each.
+//! A conversation with several nodes or sites: offer, wait for all to accept, write, wait for a receipt of
+//! each.
 //!
 //! The calling thread only waits for events (connection states, answers, the end of writing), so it goes on
 //! while the daemon takes nothing and the writer is blocked. It must never write while the writer may: two

@@ -1,4 +1,5 @@
-//! `hadm-probe throughput`: numbered packets to `echo` at several nodes or sites, as fast as the daemon takes them.
+//! `hadm-probe throughput`: numbered packets to `echo` at several nodes or sites, as fast as the daemon takes
+//! them.
 //!
 //! The probe must not be what limits the rate: packets are encoded once, and only their numbers are written
 //! anew before each large write. What counts is what the receivers say in their receipts.

@@ -76,8 +76,8 @@ impl Hub {
         Hub::planned((0..nodes).map(|node| Seat { site: 0, node, owns: &[] }).collect(), script)
     }
 
-    /// `script` sees each data packet for each of its receivers: the seats it goes from and to, the bytes (which
-    /// it may change).
+    /// `script` sees each data packet for each of its receivers: the seats it goes from and to, the bytes
+    /// (which it may change).
     pub fn planned(
         plan: Vec<Seat>,
         script: impl FnMut(u8, u8, &mut Vec<u8>) -> Fate + Send + 'static,
@@ -111,6 +111,13 @@ impl Hub {
     /// Tells everybody the state again, as a daemon does on each connect tick.
     pub fn repeat(&self) {
         self.inner.tell(&self.inner.seats.lock().unwrap());
+    }
+
+    /// Writes packets to the meta link of a seat's probe in one piece.
+    pub fn announce(&self, at: u8, packets: &[Header]) {
+        let seats = self.inner.seats.lock().unwrap();
+        let mut meta = &seats.attached[usize::from(at)].as_ref().unwrap().meta;
+        meta.write_all(&packets.iter().flat_map(Header::encode).collect::<Vec<u8>>()).unwrap();
     }
 
     /// Closes both links of a seat's probe, as a daemon does that ends.

@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use hadmd::wire::{HEADER_LEN, Header, PacketType};
+use hadmd::wire::{ALL_DEVICES, HEADER_LEN, Header, Mask, PacketType};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -18,8 +18,8 @@ fn two_sites(script: impl FnMut(u8, u8, &mut Vec<u8>) -> Fate + Send + 'static) 
     Hub::planned(vec![seat(0, 0, &[3, 4]), seat(0, 1, &[]), seat(1, 0, &[3, 4])], script)
 }
 
-/// A file from site 1 to site 0 in resource 3 while node 1 is attached too; `seat` is gone from the third chunk
-/// on. Gives the sender, the receiver, and whether the file came.
+/// A file from site 1 to site 0 in resource 3 while node 1 is attached too; `seat` is gone from the third
+/// chunk on. Gives the sender, the receiver, and whether the file came.
 fn site_transfer_without(seat: u8) -> (Ended, Ended, bool) {
     let hub = two_sites(move |_, _, packet| {
         if says(packet) != CHUNK || number(packet) != 3 {
@@ -131,4 +131,26 @@ fn state_tells_nodes_and_sites_in_one_line() {
     assert_eq!(first["sites_came"], first["sites"]);
     hub.hang_up(2);
     prints("Z connected nodes: {1}; sites of resource 3: {}, went: {1}; sites of resource 4: {}, went: {1}");
+}
+
+#[test]
+fn state_tells_an_absence_though_the_return_comes_with_it() {
+    let hub = two_sites(|_, _, _| Fate::Deliver);
+    let state = Probe::start(hub.servers[0], &["state"]);
+    state.line();
+    let announcement = |nodes, sites| {
+        [
+            Header { dev_id: ALL_DEVICES, node_to: Mask(nodes), ..Header::new(PacketType::NC_CONN_STATE) },
+            Header { dev_id: 3, node_to: Mask(sites), ..Header::new(PacketType::SC_CONN_STATE) },
+        ]
+    };
+    hub.announce(0, &[announcement(2, 2), announcement(2, 0), announcement(0, 2)].concat());
+    for part in [
+        "nodes: {1}, came: {1}; sites of resource 3: {1}, came: {1}; sites of resource 4: {}",
+        "nodes: {1}; sites of resource 3: {}, went: {1}; sites of resource 4: {}",
+        "nodes: {}, went: {1}; sites of resource 3: {1}, came: {1}; sites of resource 4: {}",
+    ] {
+        let line = state.line();
+        assert!(line.ends_with(part), "{part:?} in {line:?}");
+    }
 }
