@@ -41,6 +41,8 @@ pub const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
 pub const HALF_LIMIT: Duration = Duration::from_secs(5);
 /// A session that ends younger than this counts as a flap, and the next attempt waits.
 pub const FLAP_AGE: Duration = Duration::from_secs(1);
+/// How often the time is doubled for which a peer that never keeps up is held off.
+pub const HOLD_DOUBLINGS: u32 = 5;
 /// This part of a ping interval is left, after too many pings were not answered, for reading ACKs that came.
 const READ_SHARE: u32 = 10;
 /// How long queues may drain at an orderly end.
@@ -283,10 +285,11 @@ impl Core {
         out: &mut Vec<Action>,
     ) {
         let mut rng = self.rng.fork();
+        let slow_timeout = self.settings.slow_timeout;
         let Some(peer) = self.peer(key) else { return };
         let current = peer.state.session();
         if current.is_some() && (session.is_none() || session == current) {
-            peer.end(now, cause, &mut rng, out);
+            peer.end(now, cause, slow_timeout, &mut rng, out);
             self.tell_kernel(out);
         }
     }
@@ -300,16 +303,17 @@ impl Core {
     ) {
         for peer in &mut self.peers {
             if peer.state.up().is_some_and(&which) {
-                peer.end(now, cause.clone(), &mut self.rng, out);
+                peer.end(now, cause.clone(), self.settings.slow_timeout, &mut self.rng, out);
             }
         }
     }
 
     fn want(&mut self, now: Moment, key: PeerKey, wanted: bool, out: &mut Vec<Action>) {
         let mut rng = self.rng.fork();
+        let slow_timeout = self.settings.slow_timeout;
         let Some(peer) = self.peer(key) else { return };
         let was_up = peer.state.is_up();
-        peer.want(now, wanted, &mut rng, out);
+        peer.want(now, wanted, slow_timeout, &mut rng, out);
         if was_up && !wanted {
             self.tell_kernel(out);
         }

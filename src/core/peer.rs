@@ -17,7 +17,7 @@
 use std::time::Duration;
 
 use super::types::{Action, AttemptId, ConnId, EndCause, Moment, PeerKey, Role, SessionId, Via};
-use super::{ATTEMPT_LIMIT, FLAP_AGE, HALF_LIMIT, ROUND_WAITS};
+use super::{ATTEMPT_LIMIT, FLAP_AGE, HALF_LIMIT, HOLD_DOUBLINGS, ROUND_WAITS};
 use crate::wire::Class;
 
 #[derive(Debug)]
@@ -27,6 +27,11 @@ pub(super) struct Peer {
     pub state: State,
     /// Sessions in a row that ended younger than [`FLAP_AGE`].
     flaps: u32,
+    /// Sessions in a row that ended because the peer did not keep up.
+    slow: u32,
+    /// Until when a peer that did not keep up again and again gets no session: each one would hold up the
+    /// others for as long as a full queue may.
+    held_off: Moment,
     /// When the last attempt began: a knock may not start attempts faster than one a second.
     last_dial: Option<Moment>,
 }
@@ -99,7 +104,7 @@ impl Peer {
             PeerKey::Node(_) => State::Idle,
             PeerKey::Site(..) => State::Off,
         };
-        Peer { key, role, state, flaps: 0, last_dial: None }
+        Peer { key, role, state, flaps: 0, slow: 0, held_off: Moment::ZERO, last_dial: None }
     }
 
     /// A link is through its hello. `ping_in` is the time to the first ping of a session that begins.
@@ -120,7 +125,7 @@ impl Peer {
                 Some(_) => out.push(Action::Close { conn }),
             },
             (State::Idle | State::Half { .. } | State::Up(_), Via::Accepted(epoch))
-                if self.role == Role::Acceptor =>
+                if self.role == Role::Acceptor && now >= self.held_off =>
             {
                 match self.state {
                     State::Half { class: first, conn: other, epoch: with, .. }
@@ -201,6 +206,7 @@ impl Peer {
     /// The peer is alive: call it now, but not more often than once a second.
     pub fn knock(&mut self, now: Moment) {
         let soon = self.last_dial.map_or(now, |last| now.max(last + Duration::from_secs(1)));
+        let soon = soon.max(self.held_off);
         match &mut self.state {
             State::Waiting { until, .. } => *until = soon.min(*until),
             State::Idle if self.role == Role::Caller => self.state = State::Waiting { until: soon, tries: 0 },
@@ -241,9 +247,27 @@ impl Peer {
         }
     }
 
-    /// Ends the session, if there is one; a caller calls again at once, unless its sessions flap.
-    pub fn end(&mut self, now: Moment, cause: EndCause, rng: &mut fastrand::Rng, out: &mut Vec<Action>) {
+    /// Ends the session, if there is one; a caller calls again at once, unless its sessions flap. A peer
+    /// that does not keep up for `slow_timeout` comes back at once the first time; then it is held off for
+    /// that time, doubled with each further time.
+    pub fn end(
+        &mut self,
+        now: Moment,
+        cause: EndCause,
+        slow_timeout: Duration,
+        rng: &mut fastrand::Rng,
+        out: &mut Vec<Action>,
+    ) {
         let State::Up(Up { session, since, .. }) = self.state else { return };
+        if cause == EndCause::Slow {
+            self.held_off = match self.slow {
+                0 => now,
+                n => now + slow_timeout * (1 << (n - 1).min(HOLD_DOUBLINGS)),
+            };
+            self.slow += 1;
+        } else if now > since + 2 * slow_timeout {
+            self.slow = 0;
+        }
         out.push(Action::EndSession { peer: self.key, session, cause });
         self.flaps = if now < since + FLAP_AGE { self.flaps + 1 } else { 0 };
         self.state = match self.role {
@@ -253,13 +277,20 @@ impl Peer {
                     None => jitter(Duration::from_millis(20), rng),
                     Some(n) => round_wait(n, rng),
                 };
-                State::Waiting { until: now + wait, tries: 0 }
+                State::Waiting { until: self.held_off.max(now + wait), tries: 0 }
             }
         };
     }
 
     /// Switches the peer on or off.
-    pub fn want(&mut self, now: Moment, wanted: bool, rng: &mut fastrand::Rng, out: &mut Vec<Action>) {
+    pub fn want(
+        &mut self,
+        now: Moment,
+        wanted: bool,
+        slow_timeout: Duration,
+        rng: &mut fastrand::Rng,
+        out: &mut Vec<Action>,
+    ) {
         match (&self.state, wanted) {
             (State::Off, true) => {
                 self.state = State::Idle;
@@ -267,7 +298,7 @@ impl Peer {
             }
             (State::Off, false) | (_, true) => {}
             (_, false) => {
-                self.end(now, EndCause::Unwanted, rng, out);
+                self.end(now, EndCause::Unwanted, slow_timeout, rng, out);
                 match self.state {
                     State::Dialing { attempt, ready, .. } => {
                         out.push(Action::CancelDial { attempt });

@@ -36,6 +36,7 @@ impl Desk {
             resources: vec![ResourceId::try_from(0).unwrap()],
             ping_interval: PING,
             max_ping_count: MAX,
+            slow_timeout: Duration::from_secs(10),
             check_modules: true,
             seed,
         };
@@ -438,4 +439,26 @@ fn fm37_stop_is_said_once_and_nothing_begins_after_it() {
     let hello = Event::KernelHello { class: Class::Data, conn };
     assert_eq!(desk.handle(hello), [Action::RefuseKernel { conn }]);
     assert!(desk.stall(SECOND * 60).is_empty());
+}
+
+/// A peer that takes part again and again without reading would hold up the others most of the time.
+#[test]
+fn a_peer_that_never_keeps_up_is_held_off_longer_each_time() {
+    let mut desk = Desk::new(17);
+    let hold = desk.core.settings.slow_timeout;
+    for (epoch, wait) in [(1, hold * 0), (2, hold), (3, hold * 2), (4, hold * 4)] {
+        let session = desk.accept(epoch);
+        desk.now += hold;
+        desk.handle(Event::SessionLost { peer: node(CALLER), session, cause: EndCause::Slow });
+        let (conn, out) = desk.link(CALLER, Class::Data, Via::Accepted(None));
+        assert_eq!(out == [Action::Close { conn }], !wait.is_zero(), "after session {epoch}");
+        desk.now += wait;
+    }
+    // One that lived on is forgiven.
+    let session = desk.accept(5);
+    desk.now += hold * 3;
+    desk.handle(lost(session, CALLER));
+    let session = desk.accept(6);
+    desk.handle(Event::SessionLost { peer: node(CALLER), session, cause: EndCause::Slow });
+    desk.accept(7);
 }

@@ -89,6 +89,8 @@ pub struct Settings {
     pub ping_interval: Duration,
     /// Unanswered pings that end a session.
     pub max_ping_count: u32,
+    /// How long a peer may hold up the others before its session is ended.
+    pub slow_timeout: Duration,
     /// Whether to look for the kernel module.
     pub check_modules: bool,
     /// Seed of the jitter.

@@ -107,6 +107,7 @@ impl Timer {
             resources: owner::runsites_here(&config).map(|(resource, _)| resource.id).collect(),
             ping_interval: config.ping_interval,
             max_ping_count: config.max_ping_count,
+            slow_timeout: config.slow_timeout,
             check_modules: modules.is_some(),
             seed: fastrand::u64(..),
             peers,

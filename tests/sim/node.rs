@@ -163,6 +163,7 @@ impl Node {
             resources: vec![resource()],
             ping_interval: ping,
             max_ping_count: max,
+            slow_timeout: Duration::from_secs(10),
             check_modules: false,
             seed,
         };
