@@ -27,7 +27,9 @@
 
 pub mod config;
 pub mod connect;
+pub mod control;
 pub mod core;
+pub mod ctl;
 pub mod device;
 pub mod kmod;
 pub mod link;

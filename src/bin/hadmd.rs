@@ -7,12 +7,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crossbeam::channel::{Receiver, unbounded};
-use log::{LevelFilter, error, warn};
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use log::{LevelFilter, error, info, warn};
 use rustix::fs::{FlockOperation, flock};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use hadmd::config::Config;
+use hadmd::control::{self, Ask, Server};
 use hadmd::log::Target;
 use hadmd::timer::{Setup, Timer};
 
@@ -34,6 +35,7 @@ Options:
                        where log lines go [default: stderr on a terminal, else syslog]
   -v                   log more; twice: every packet header
       --pidfile FILE   write the process id to FILE while running
+      --control FILE   control socket, for hadmctl [default: /run/hadm/hadmd.sock]
       --version        print the version
       --help           print this help
 
@@ -52,6 +54,7 @@ struct Options {
     log: Target,
     verbose: u8,
     pidfile: Option<PathBuf>,
+    control: Option<PathBuf>,
 }
 
 enum Command {
@@ -70,6 +73,7 @@ fn parse() -> Result<Command, lexopt::Error> {
         log: if rustix::termios::isatty(std::io::stderr()) { Target::Stderr } else { Target::Syslog },
         verbose: 0,
         pidfile: None,
+        control: None,
     };
     let (mut modules, mut no_check) = (None, false);
     let mut args = lexopt::Parser::from_env();
@@ -98,6 +102,7 @@ fn parse() -> Result<Command, lexopt::Error> {
             }
             Short('v') => options.verbose += 1,
             Long("pidfile") => options.pidfile = Some(args.value()?.into()),
+            Long("control") => options.control = Some(args.value()?.into()),
             Long("version") => return Ok(Command::Print(format!("hadmd {}\n", env!("CARGO_PKG_VERSION")))),
             Long("help") | Short('h') => return Ok(Command::Print(USAGE.into())),
             other => return Err(other.unexpected()),
@@ -178,9 +183,22 @@ fn run(options: Options, config: Config) -> Result<u8, String> {
     end_on_panic();
     let stop = signals()?;
     let _pidfile = options.pidfile.as_deref().map(PidFile::take).transpose()?;
-    let timer = Timer::new(Setup { config, modules: options.modules, stop })?;
+    let (ask, asks) = unbounded();
+    let timer = Timer::new(Setup { config, modules: options.modules, stop, asks })?;
+    let _control = control_socket(options.control.as_deref(), ask)?;
     hadmd::sys::run("timer", move || timer.run())
         .map_err(|error| format!("cannot run the timer thread: {error}"))
+}
+
+/// Opens the control socket. The one everybody has by default may be another daemon's on this machine, or
+/// not be ours to make: that is no reason not to run.
+fn control_socket(path: Option<&Path>, ask: Sender<Ask>) -> Result<Option<Server>, String> {
+    match path {
+        Some(path) => control::serve(path, ask).map(Some),
+        None => Ok(control::serve(Path::new(control::SOCKET), ask)
+            .inspect_err(|why| info!("running without a control socket: {why}"))
+            .ok()),
+    }
 }
 
 /// A panic anywhere ends the process, so that the service manager starts a whole one instead of a half-dead

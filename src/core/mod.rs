@@ -17,7 +17,7 @@ mod types;
 pub use admit::{Admission, Admitted, Door, Known, Refused};
 pub use types::{
     Action, AttachId, AttemptId, ConnId, ConnState, EndCause, Event, Moment, PeerKey, Role, SessionId,
-    Settings, Via,
+    Settings, Via, View,
 };
 
 use std::time::Duration;
@@ -100,6 +100,11 @@ impl Core {
             state.add(peer.key);
         }
         state
+    }
+
+    /// Every peer as it stands, for those who want to know.
+    pub fn views(&self) -> impl Iterator<Item = View> {
+        self.peers.iter().map(Peer::view)
     }
 
     /// The peers that are up.

@@ -16,7 +16,7 @@
 
 use std::time::Duration;
 
-use super::types::{Action, AttemptId, ConnId, EndCause, Moment, PeerKey, Role, SessionId, Via};
+use super::types::{Action, AttemptId, ConnId, EndCause, Moment, PeerKey, Role, SessionId, Via, View};
 use super::{ATTEMPT_LIMIT, FLAP_AGE, HALF_LIMIT, HOLD_DOUBLINGS, ROUND_WAITS};
 use crate::wire::Class;
 
@@ -105,6 +105,19 @@ impl Peer {
             PeerKey::Site(..) => State::Off,
         };
         Peer { key, role, state, flaps: 0, slow: 0, held_off: Moment::ZERO, last_dial: None }
+    }
+
+    pub fn view(&self) -> View {
+        let state = match self.state {
+            State::Off => "off",
+            State::Idle => "idle",
+            State::Waiting { .. } => "waiting",
+            State::Dialing { .. } => "dialing",
+            State::Half { .. } => "half",
+            State::Up(_) => "connected",
+        };
+        let unanswered = self.state.up().map_or(0, |up| up.unanswered);
+        View { key: self.key, role: self.role, state, until: self.state.deadline(), unanswered }
     }
 
     /// A link is through its hello. `ping_in` is the time to the first ping of a session that begins.

@@ -446,7 +446,7 @@ fn fm37_stop_is_said_once_and_nothing_begins_after_it() {
 fn a_peer_that_never_keeps_up_is_held_off_longer_each_time() {
     let mut desk = Desk::new(17);
     let hold = desk.core.settings.slow_timeout;
-    for (epoch, wait) in [(1, hold * 0), (2, hold), (3, hold * 2), (4, hold * 4)] {
+    for (epoch, wait) in [(1, Duration::ZERO), (2, hold), (3, hold * 2), (4, hold * 4)] {
         let session = desk.accept(epoch);
         desk.now += hold;
         desk.handle(Event::SessionLost { peer: node(CALLER), session, cause: EndCause::Slow });

@@ -214,6 +214,17 @@ pub enum EndCause {
     Stopping,
 }
 
+impl EndCause {
+    /// Who ended the session: `peer`, `network` or `here`.
+    pub const fn by(&self) -> &'static str {
+        match self {
+            EndCause::Link(..) | EndCause::Replaced => "peer",
+            EndCause::Heartbeat => "network",
+            _ => "here",
+        }
+    }
+}
+
 impl fmt::Display for EndCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -366,4 +377,40 @@ pub enum Action {
         /// Exit code.
         code: u8,
     },
+}
+
+/// One peer as it stands.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    /// Which peer.
+    pub key: PeerKey,
+    /// Who calls.
+    pub role: Role,
+    /// Its state in one word: `off`, `idle`, `waiting`, `dialing`, `half` or `connected`.
+    pub state: &'static str,
+    /// When the state ends by itself: the next attempt, the end of a wait, the next ping.
+    pub until: Option<Moment>,
+    /// Unanswered pings.
+    pub unanswered: u32,
+}
+
+impl std::str::FromStr for PeerKey {
+    type Err = String;
+
+    /// Reads `N` or `node N` for a node, `R:S` for site S of resource R.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.trim().parse::<u32>().ok();
+        let key = match text.split_once(':') {
+            None => number(text.strip_prefix("node").unwrap_or(text))
+                .and_then(|node| NodeId::try_from(node).ok())
+                .map(PeerKey::Node),
+            Some((resource, site)) => number(resource)
+                .and_then(|resource| ResourceId::try_from(resource).ok())
+                .zip(number(site).and_then(|site| SiteId::try_from(site).ok()))
+                .map(|(resource, site)| PeerKey::Site(resource, site)),
+        };
+        key.ok_or_else(|| {
+            format!("{text:?} is no peer: it must be N for node N, or R:S for site S of resource R")
+        })
+    }
 }

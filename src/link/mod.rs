@@ -7,6 +7,7 @@ mod intake;
 mod outlet;
 mod pair;
 mod reader;
+pub mod tap;
 
 pub use intake::{Intake, Item, Run};
 pub use outlet::{Late, Outlet};

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 
 use log::trace;
 
-use super::{Intake, Item};
+use super::{Intake, Item, tap};
 use crate::sys;
 use crate::wire::Refusal;
 
@@ -61,7 +61,11 @@ pub fn read_link(stream: &TcpStream, name: &str, max_packet: u32, sink: &mut imp
                 Ok(n) => intake.filled(n),
                 Err(error) => return Err(Closed::Broken(error)),
             }
-            while let Some(item) = intake.next(&mut |header| trace!("{name}: {header}"))? {
+            let mut seen = |header: &_| {
+                trace!("{name}: {header}");
+                tap::show(name, header);
+            };
+            while let Some(item) = intake.next(&mut seen)? {
                 sink.take(item)?;
             }
         }

@@ -7,7 +7,7 @@ use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam::channel::Sender;
@@ -15,7 +15,7 @@ use crossbeam::channel::Sender;
 use super::{Direction, Record};
 use crate::core::{EndCause, Event, PeerKey, SessionId};
 use crate::link::{Closed, Pair, Run, Sink};
-use crate::queue::{Account, DropCause, Load, Refusal};
+use crate::queue::{Account, Counter, DropCause, Load, Refusal};
 use crate::wire::{Class, Header, NodeId, PacketType, SiteId};
 
 /// Ceiling of what the daemon itself may have queued for a peer: room for 64 pings and ACKs. A peer that
@@ -45,6 +45,11 @@ pub struct Session {
     own: Arc<Account>,
     slow: Duration,
     acks: AtomicU32,
+    born: Instant,
+    /// When the last ping was sent, in microseconds since `born`.
+    pinged: Counter,
+    /// From the last ping to the first ACK after it, in microseconds, 0 if there was none.
+    rtt: AtomicU32,
     data_dropped: AtomicBool,
     /// The local node's or site's id, as the peer's scope has it.
     local_id: u8,
@@ -92,6 +97,9 @@ impl Session {
             own: Account::new(OWN_CEILING, Arc::default()),
             slow: limits.slow,
             acks: AtomicU32::new(0),
+            born: Instant::now(),
+            pinged: Counter::default(),
+            rtt: AtomicU32::new(0),
             data_dropped: AtomicBool::new(false),
             local_id: match peer {
                 PeerKey::Node(_) => node.get(),
@@ -188,6 +196,7 @@ impl Session {
             PeerKey::Node(_) => (PacketType::NC_PING, 0),
             PeerKey::Site(..) => (PacketType::SC_PING, 1),
         };
+        self.pinged.set(self.born.elapsed().as_micros() as u64);
         self.put_own(Header { node_type, ..Header::new(kind) });
     }
 
@@ -201,6 +210,9 @@ impl Session {
             self.put_own(Header::new(kind));
         } else {
             self.acks.fetch_add(1, Relaxed);
+            let pinged = Duration::from_micros(self.pinged.get());
+            let rtt = self.born.elapsed().saturating_sub(pinged).as_micros();
+            self.rtt.store(u32::try_from(rtt).unwrap_or(u32::MAX), Relaxed);
         }
     }
 
@@ -211,6 +223,17 @@ impl Session {
         if let Ok(hold) = self.own.try_hold(load) {
             self.pair.outlet(Class::Meta).put(Bytes::copy_from_slice(&header), hold);
         }
+    }
+
+    /// Time from the last ping to the answer after it, once there was one.
+    pub fn rtt(&self) -> Option<Duration> {
+        let rtt = self.rtt.load(Relaxed);
+        (rtt > 0).then(|| Duration::from_micros(rtt.into()))
+    }
+
+    /// Memory that waits to be written to the peer, in bytes.
+    pub fn queued_bytes(&self) -> usize {
+        self.out.iter().map(|account| account.charged()).sum()
     }
 
     /// Ping ACKs that came in since the last call.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use log::{debug, error, info, warn};
+use serde_json::json;
 
 use super::{Timer, Waiting, hex, owner};
 use crate::connect::{Dial, Order};
@@ -66,6 +67,8 @@ impl Timer {
                         self.switch.set_device(None);
                         device.close();
                     }
+                    self.attached_since = None;
+                    self.note_daemon("kernel module detached", &why);
                 }
                 Action::TellKernel { state } => {
                     if let Some(device) = &self.switch.table().device {
@@ -82,6 +85,7 @@ impl Timer {
 
     fn dial(&mut self, peer: PeerKey, attempt: AttemptId) {
         if let Some((to, from)) = owner::call(&self.config, peer) {
+            self.stories.entry(peer).or_default().attempts += 1;
             let epoch = fastrand::u64(..);
             self.reactor.order(Order::Dial(Dial { peer, attempt, epoch, to, from }));
         }
@@ -100,6 +104,8 @@ impl Timer {
             account.void();
         }
         self.tell_connected(peer, &data);
+        let how = if data.called { "this side called" } else { "the peer called" };
+        let source = data.source.to_string();
         let table = self.switch.table();
         let Some(entry) = table.peers.get(&peer) else { return };
         let streams = [data.stream, meta.stream];
@@ -107,28 +113,33 @@ impl Timer {
             Ok(session) => {
                 self.previous.insert(peer, session.inbound().to_vec());
                 self.switch.set_session(peer, Some(session));
-                self.since.insert(peer, Instant::now());
-                self.unreachable.remove(&peer);
+                self.note(peer, "connected", how, json!({"from": "half", "source": source}));
             }
             Err(error) => self.session_failed(peer, id, &error),
         }
     }
 
-    fn tell_connected(&self, peer: PeerKey, link: &Waiting) {
+    fn tell_connected(&mut self, peer: PeerKey, link: &Waiting) {
         let how = if link.called { "called" } else { "was called from" };
-        match &link.extension {
+        let theirs = link.extension.as_ref();
+        let digest = theirs.and_then(|extension| extension.digest);
+        let story = self.stories.entry(peer).or_default();
+        story.since = Some(Instant::now());
+        story.source = link.source.to_string();
+        story.version = theirs.map(|extension| extension.version.clone().unwrap_or_default());
+        story.same_config = digest.map(|digest| digest == self.digest);
+        story.sessions += 1;
+        story.unreachable = false;
+        match &story.version {
             None => info!("{peer}: connected ({how} {}; without hello extension)", link.source),
-            Some(extension) => {
-                let version = extension.version.as_deref().unwrap_or("of unknown version");
-                info!("{peer}: connected ({how} {}; hadmd {version})", link.source);
-                if let Some(theirs) = extension.digest.filter(|theirs| *theirs != self.digest) {
-                    warn!(
-                        "{peer} has another configuration: its digest is {}, here it is {}; compare the files",
-                        hex(&theirs),
-                        hex(&self.digest)
-                    );
-                }
-            }
+            Some(version) => info!("{peer}: connected ({how} {}; hadmd {version})", link.source),
+        }
+        if let Some(theirs) = digest.filter(|theirs| *theirs != self.digest) {
+            warn!(
+                "{peer} has another configuration: its digest is {}, here it is {}; compare the files",
+                hex(&theirs),
+                hex(&self.digest)
+            );
         }
         if let Some(expected) = link.expected {
             warn!(
@@ -156,12 +167,18 @@ impl Timer {
     }
 
     fn end_session(&mut self, peer: PeerKey, id: SessionId, cause: &EndCause) {
-        let age = self.since.remove(&peer).map_or(0.0, |since| since.elapsed().as_secs_f64());
+        let story = self.stories.entry(peer).or_default();
+        let age = story.since.take().map_or(0.0, |since| since.elapsed().as_secs_f64());
+        story.last_error = Some(cause.to_string());
         warn!("{peer}: session ended after {age:.1} s: {cause}");
+        let mut more = json!({"from": "connected", "age_s": age, "by": cause.by()});
         if let Some(session) = self.session(peer, id) {
+            more["rtt_us"] = session.rtt().map(|rtt| rtt.as_micros() as u64).into();
+            more["queued_bytes"] = session.queued_bytes().into();
             self.switch.set_session(peer, None);
             session.end();
         }
+        self.note(peer, "disconnected", &cause.to_string(), more);
     }
 
     fn ack_kernel(&mut self, conn: ConnId, class: Class) {
@@ -188,7 +205,11 @@ impl Timer {
                 device.open(self.config.max_packet, guard, |_| FromKernel::new(&self.switch))
             });
         match opened {
-            Ok(()) => info!("kernel module attached from {}", meta.source),
+            Ok(()) => {
+                info!("kernel module attached from {}", meta.source);
+                self.attached_since = Some(Instant::now());
+                self.note_daemon("kernel module attached", &meta.source.to_string());
+            }
             Err(error) => {
                 error!("cannot start the kernel module's threads: {error}");
                 let _ = self.events.send(Event::KernelLost { attach, why: error.to_string() });

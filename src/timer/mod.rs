@@ -6,6 +6,7 @@
 
 mod carry;
 mod owner;
+mod report;
 mod stop;
 
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use log::info;
 
 use crate::config::{Config, PeerAddr};
 use crate::connect::{Offer, Plan, Reactor};
+use crate::control::Ask;
 use crate::core::{Action, Admission, AttachId, ConnId, Core, Event, Moment, PeerKey, Settings, Via};
 use crate::kmod;
 use crate::log as logging;
@@ -26,6 +28,7 @@ use crate::peer::{Limits, Record, Session};
 use crate::queue::{Account, Counter};
 use crate::route::Switch;
 use crate::wire::{Extension, NodeId, SiteId};
+use report::Story;
 
 /// Ceiling of each data queue: enough for the receive buffers in flight at full speed, and a second of a
 /// 40 Mbit/s line.
@@ -43,6 +46,8 @@ pub struct Setup {
     pub modules: Option<PathBuf>,
     /// Something that asks the daemon to end: a message, in words, why.
     pub stop: Receiver<String>,
+    /// Questions from the control socket.
+    pub asks: Receiver<Ask>,
 }
 
 /// A connection that is through its handshake and waits for the core.
@@ -73,10 +78,12 @@ pub struct Timer {
     last_conn: u64,
     /// What the last session of each peer may still have queued for the kernel module.
     previous: HashMap<PeerKey, Vec<Arc<Account>>>,
-    /// Since when each session is up, for the log.
-    since: HashMap<PeerKey, Instant>,
-    /// Peers whose last call failed: the next failure is no news.
-    unreachable: std::collections::HashSet<PeerKey>,
+    /// What is kept of each peer for those who ask.
+    stories: HashMap<PeerKey, Story>,
+    /// Who wants to hear of every change.
+    listeners: Vec<Sender<serde_json::Value>>,
+    attached_since: Option<Instant>,
+    asks: Receiver<Ask>,
     /// Kernel modules turned away because one is attached.
     second_kernels: Counter,
     digest: [u8; 8],
@@ -95,7 +102,7 @@ impl Timer {
     /// # Errors
     /// A sentence for the operator: what is missing, where, and what helps.
     pub fn new(setup: Setup) -> Result<Self, String> {
-        let Setup { config, modules, stop } = setup;
+        let Setup { config, modules, stop, asks } = setup;
         if let Some(list) = &modules {
             kmod::check(list).map_err(|missing| missing.to_string())?;
         }
@@ -136,6 +143,8 @@ impl Timer {
             // Once the timer is gone the process ends.
             Box::new(move |offered, ticket| drop(offer.send((offered, ticket)))),
         )?;
+        let stories = settings.peers.iter().map(|&(key, _)| (key, Story::default())).collect::<Vec<_>>();
+        let stories = stories.into_iter();
         let records = settings.peers.iter().map(|&(key, _)| Record::new(key));
         let switch = Switch::new((config.node, config.site), records);
         let (events, incoming) = unbounded();
@@ -162,8 +171,10 @@ impl Timer {
             waiting: HashMap::new(),
             last_conn: 0,
             previous: HashMap::new(),
-            since: HashMap::new(),
-            unreachable: Default::default(),
+            stories: stories.collect(),
+            listeners: Vec::new(),
+            attached_since: None,
+            asks,
             second_kernels: Counter::default(),
             digest,
             events,
@@ -178,7 +189,7 @@ impl Timer {
     /// Runs until the daemon ends; its exit code.
     pub fn run(mut self) -> u8 {
         let mut actions = Vec::new();
-        let mut stop = self.stop.clone();
+        let (mut stop, mut asks) = (self.stop.clone(), self.asks.clone());
         loop {
             let mut left = self.core.deadline().saturating_sub(self.now());
             if logging::left_out_pending() {
@@ -195,6 +206,10 @@ impl Timer {
                         self.offered(offer, ticket, &mut actions);
                     }
                 }
+                recv(asks) -> ask => match ask {
+                    Ok(ask) => self.answer(ask, &mut actions),
+                    Err(_) => asks = never(),
+                },
                 recv(stop) -> why => match why {
                     Ok(why) => {
                         info!("ending: {why}");
@@ -277,8 +292,12 @@ impl Timer {
                 Event::LinkReady { peer, class, conn, via }
             }
             Offer::DialFailed { peer, attempt, why } => {
-                let level = if self.unreachable.insert(peer) { log::Level::Info } else { log::Level::Debug };
+                let story = self.stories.entry(peer).or_default();
+                let news = !std::mem::replace(&mut story.unreachable, true);
+                story.last_error = Some(why.clone());
+                let level = if news { log::Level::Info } else { log::Level::Debug };
                 log::log!(level, "{peer} cannot be reached: {why}; trying again");
+                self.note(peer, "unreachable", &why, serde_json::json!({"from": "dialing"}));
                 Event::DialFailed { peer, attempt }
             }
             Offer::Knock(peer) => Event::Knock { peer },

@@ -10,8 +10,7 @@ use log::{Level, info};
 
 use super::Timer;
 use crate::config::{Config, Resource, RunSite};
-use crate::connect::Order;
-use crate::core::{Action, Event, Known, PeerKey, Role};
+use crate::core::{Action, Known, PeerKey, Role};
 use crate::limited;
 use crate::wire::ResourceId;
 
@@ -97,36 +96,23 @@ impl Timer {
         if owned == before {
             return;
         }
+        let mut news = Vec::new();
         for (resource, here) in runsites_here(&self.config) {
             match (before.contains(&resource.id), owned.contains(&resource.id)) {
-                (false, true) => {
-                    info!("{} ({}): log owner now, {} is here", resource.id, resource.name, here.addr.ip());
-                }
-                (true, false) => {
-                    info!(
-                        "{} ({}): log owner no longer, {} is gone",
-                        resource.id,
-                        resource.name,
-                        here.addr.ip()
-                    );
-                }
+                (false, true) => news.push((resource, here, "log owner now", "is here")),
+                (true, false) => news.push((resource, here, "log owner no longer", "is gone")),
                 _ => {}
             }
         }
-        for known in &mut self.admission.known {
-            if let PeerKey::Site(resource, _) = known.key {
-                known.wanted = owned.contains(&resource);
-            }
+        let news = news.into_iter().map(|(resource, here, what, address)| {
+            let (what, why) = (format!("{} ({}): {what}", resource.id, resource.name), here.addr.ip());
+            (what, format!("{why} {address}"))
+        });
+        for (what, why) in news.collect::<Vec<_>>() {
+            info!("{what}, {why}");
+            self.note_daemon(&what, &why);
         }
-        // First who may come in and where packets go, then the calls and sessions.
-        self.reactor.order(Order::Admit(self.admission.clone()));
         self.switch.set_owned(owned);
-        let now = self.now();
-        for known in &self.admission.known {
-            if let PeerKey::Site(..) = known.key {
-                let event = Event::Wanted { peer: known.key, wanted: known.wanted };
-                self.core.handle(now, event, actions);
-            }
-        }
+        self.apply_wanted(actions);
     }
 }

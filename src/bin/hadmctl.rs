@@ -1,0 +1,33 @@
+//! Command line of `hadmctl`: arguments and exit status only.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the command line's own output")]
+
+use std::process::ExitCode;
+
+use hadmd::ctl::args::{Parsed, USAGE, parse};
+use hadmd::ctl::{Failure, run};
+
+fn main() -> ExitCode {
+    let options = match parse(lexopt::Parser::from_env()) {
+        Ok(Parsed::Run(options)) => options,
+        Ok(Parsed::Print(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprint!("hadmctl: {error}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&options) {
+        // Whoever read the output has seen enough.
+        Ok(()) | Err(Failure::Unread) => ExitCode::SUCCESS,
+        Err(Failure::Configuration(text)) => {
+            eprintln!("{text}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Said(why)) => {
+            eprintln!("hadmctl: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}

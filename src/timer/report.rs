@@ -1,0 +1,259 @@
+//! What others are told: the status, the last transitions of each peer, and every change as it happens.
+
+use std::collections::VecDeque;
+use std::time::{Instant, SystemTime};
+
+use crossbeam::channel::{Sender, TrySendError};
+use log::info;
+use serde_json::{Map, Value, json};
+
+use super::{Timer, hex};
+use crate::control::{self, Ask, Request};
+use crate::core::{Action, Event, PeerKey, Role, View};
+use crate::link::tap;
+use crate::peer::{Direction, Record, Session};
+use crate::wire::{Class, PacketType};
+
+/// Transitions remembered of each peer.
+const HISTORY: usize = 32;
+
+/// What is kept of a peer for those who ask.
+#[derive(Default)]
+pub(super) struct Story {
+    transitions: VecDeque<Value>,
+    /// Since when its session is up.
+    pub since: Option<Instant>,
+    /// Where its session's other end is, and what it told.
+    pub source: String,
+    pub version: Option<String>,
+    pub same_config: Option<bool>,
+    pub sessions: u64,
+    pub attempts: u64,
+    pub last_error: Option<String>,
+    /// Whether the last call came to nothing: the next failure is no news.
+    pub unreachable: bool,
+    /// Whether the operator keeps it disconnected.
+    pub held: bool,
+}
+
+fn timestamp() -> String {
+    humantime::format_rfc3339_millis(SystemTime::now()).to_string()
+}
+
+fn counters(list: &[(&str, u64)]) -> Value {
+    list.iter().map(|&(what, n)| (what.to_string(), n.into())).collect::<Map<_, _>>().into()
+}
+
+/// The fields that tell which peer.
+fn identity(key: PeerKey) -> Value {
+    match key {
+        PeerKey::Node(node) => json!({"peer": key.to_string(), "node": node.get()}),
+        PeerKey::Site(resource, site) => {
+            json!({"peer": key.to_string(), "site": site.get(), "resource": resource.get()})
+        }
+    }
+}
+
+fn books(record: &Record) -> Value {
+    let mut all = Map::new();
+    for class in Class::BOTH {
+        for direction in Direction::BOTH {
+            let tally = record.books(direction, class).tally();
+            let dropped: Vec<_> = tally.dropped.iter().map(|(cause, n)| (cause.words(), *n)).collect();
+            let books = json!({
+                "received": tally.received, "received_bytes": tally.received_bytes,
+                "forwarded": tally.forwarded, "forwarded_bytes": tally.forwarded_bytes,
+                "queued": tally.queued, "queued_bytes": tally.queued_bytes,
+                "dropped": counters(&dropped),
+            });
+            all.insert(format!("{class}_{}", direction.name()), books);
+        }
+    }
+    all.into()
+}
+
+impl Timer {
+    /// Answers a question from the control socket.
+    pub(super) fn answer(&mut self, ask: Ask, actions: &mut Vec<Action>) {
+        let Ask { request, reply } = ask;
+        let known = |key: PeerKey| match self.stories.contains_key(&key) {
+            true => Ok(key),
+            false => Err(format!("{key} is not configured here")),
+        };
+        let answer = match request {
+            Request::Status => Ok(self.status()),
+            Request::Events => {
+                let _ = reply.try_send(control::good(self.status()));
+                self.listeners.push(reply);
+                return;
+            }
+            Request::Trace(peer, kind) => match peer.map(known).transpose() {
+                Err(why) => Err(why),
+                Ok(peer) => {
+                    let _ = reply.try_send(control::good(Value::Null));
+                    return trace(reply, peer, kind);
+                }
+            },
+            Request::Why(peer) => known(peer).map(|key| self.why(key)),
+            Request::Connect(peer) => known(peer).map(|key| self.hold(key, false, actions)),
+            Request::Disconnect(peer) => known(peer).map(|key| self.hold(key, true, actions)),
+            Request::LogLevel(level) => {
+                log::set_max_level(level);
+                Ok(Value::Null)
+            }
+        };
+        // A client that has hung up already needs no answer.
+        let _ = reply.try_send(answer.map_or_else(|why| control::bad(&why), control::good));
+    }
+
+    fn why(&self, key: PeerKey) -> Value {
+        self.stories.get(&key).map_or(Value::Null, |story| story.transitions.iter().cloned().collect())
+    }
+
+    /// Keeps a peer disconnected, or no longer.
+    fn hold(&mut self, key: PeerKey, held: bool, actions: &mut Vec<Action>) -> Value {
+        if let Some(story) = self.stories.get_mut(&key) {
+            story.held = held;
+        }
+        info!("{key}: {} by the operator", if held { "disconnected" } else { "connected again" });
+        self.apply_wanted(actions);
+        Value::Null
+    }
+
+    /// Tells the reactor and the core which peers are to be linked now.
+    pub(super) fn apply_wanted(&mut self, actions: &mut Vec<Action>) {
+        let owned = self.switch.table().owned.clone();
+        for known in &mut self.admission.known {
+            let here = match known.key {
+                PeerKey::Node(_) => true,
+                PeerKey::Site(resource, _) => owned.contains(&resource),
+            };
+            known.wanted = here && !self.stories.get(&known.key).is_some_and(|story| story.held);
+        }
+        // First who may come in, then the calls and sessions.
+        self.reactor.order(crate::connect::Order::Admit(self.admission.clone()));
+        let now = self.now();
+        for known in &self.admission.known {
+            self.core.handle(now, Event::Wanted { peer: known.key, wanted: known.wanted }, actions);
+        }
+    }
+
+    /// Remembers a transition of a peer, and tells whoever listens.
+    pub(super) fn note(&mut self, key: PeerKey, to: &str, cause: &str, more: Value) {
+        let mut transition = identity(key);
+        if let (Some(fields), Value::Object(more)) = (transition.as_object_mut(), more) {
+            fields.insert("time".into(), timestamp().into());
+            fields.insert("to".into(), to.into());
+            fields.insert("cause".into(), cause.into());
+            fields.extend(more);
+        }
+        if let Some(story) = self.stories.get_mut(&key) {
+            if story.transitions.len() == HISTORY {
+                story.transitions.pop_front();
+            }
+            story.transitions.push_back(transition.clone());
+        }
+        self.tell_listeners(transition);
+    }
+
+    /// Tells whoever listens of something that is no peer's.
+    pub(super) fn note_daemon(&mut self, what: &str, cause: &str) {
+        self.tell_listeners(json!({"time": timestamp(), "to": what, "cause": cause}));
+    }
+
+    fn tell_listeners(&mut self, event: Value) {
+        // Whoever does not keep up is hung up on: a stream with a hole would be worse.
+        self.listeners.retain(|listener| listener.try_send(control::event(event.clone())).is_ok());
+    }
+
+    fn status(&self) -> Value {
+        let table = self.switch.table();
+        let local = self.config.local_node();
+        let now = self.now();
+        let peers = self.core.views().filter_map(|view| {
+            let entry = table.peers.get(&view.key)?;
+            Some(self.peer_status(&view, &entry.record, entry.session.as_deref(), now))
+        });
+        let second = [("second kernel module", self.second_kernels.get())];
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "node": self.config.node.get(),
+            "site": self.config.site.get(),
+            "hostname": local.map(|node| node.hostname.clone()),
+            "address": local.map(|node| node.addr.to_string()),
+            "server": self.config.server.to_string(),
+            "configuration": hex(&self.digest),
+            "uptime_s": now.as_secs_f64(),
+            "owned": table.owned.iter().map(|resource| resource.get()).collect::<Vec<_>>(),
+            "kernel": {
+                "attached": table.device.is_some(),
+                "since_s": self.attached_since.map(|since| since.elapsed().as_secs_f64()),
+            },
+            "peers": peers.collect::<Vec<_>>(),
+            "strays": counters(&self.switch.strays.list()),
+            "refused": counters(&[&self.reactor.refusals.list()[..], &second].concat()),
+            "stalls": self.core.stalls(),
+        })
+    }
+
+    fn peer_status(
+        &self,
+        view: &View,
+        record: &Record,
+        session: Option<&Session>,
+        now: crate::core::Moment,
+    ) -> Value {
+        let mut status = identity(view.key);
+        let story = self.stories.get(&view.key);
+        let connected = session.is_some();
+        let waits = (view.state == "waiting").then_some(view.until).flatten();
+        let more = json!({
+            "role": match view.role { Role::Caller => "caller", Role::Acceptor => "acceptor" },
+            "address": super::owner::call(&self.config, view.key).map(|(to, _)| to.to_string()),
+            "state": view.state,
+            "held": story.is_some_and(|story| story.held),
+            "connected": connected,
+            "age_s": story.and_then(|story| story.since).map(|since| since.elapsed().as_secs_f64()),
+            "source": story.filter(|_| connected).map(|story| story.source.clone()),
+            "version": story.filter(|_| connected).and_then(|story| story.version.clone()),
+            "same_config": story.filter(|_| connected).and_then(|story| story.same_config),
+            "sessions": story.map_or(0, |story| story.sessions),
+            "attempts": story.map_or(0, |story| story.attempts),
+            "next_attempt_s": waits.map(|at| at.saturating_sub(now).as_secs_f64()),
+            "last_error": story.and_then(|story| story.last_error.clone()),
+            "unanswered": view.unanswered,
+            "rtt_us": session.and_then(Session::rtt).map(|rtt| rtt.as_micros() as u64),
+            "books": books(record),
+        });
+        if let (Some(fields), Value::Object(more)) = (status.as_object_mut(), more) {
+            fields.extend(more);
+        }
+        status
+    }
+}
+
+/// Sends packet headers to a client until it hangs up. What it does not take in time is left out and counted:
+/// tracing must not slow down what it watches.
+fn trace(reply: Sender<Value>, peer: Option<PeerKey>, kind: Option<PacketType>) {
+    let link = peer.map(|peer| format!("{peer} "));
+    let mut left_out = 0u64;
+    tap::add(Box::new(move |name, header| {
+        if link.as_ref().is_some_and(|link| !name.starts_with(link))
+            || kind.is_some_and(|kind| kind != header.kind)
+        {
+            return true;
+        }
+        let event = control::event(json!({
+            "time": timestamp(), "link": name, "type": header.kind.0, "name": header.kind.to_string(),
+            "dev_id": header.dev_id, "node_type": header.node_type, "node_from": header.node_from,
+            "node_to": header.node_to.ids().collect::<Vec<_>>(), "len": header.len, "left_out": left_out,
+        }));
+        match reply.try_send(event) {
+            Ok(()) => left_out = 0,
+            Err(TrySendError::Full(_)) => left_out += 1,
+            Err(TrySendError::Disconnected(_)) => return false,
+        }
+        true
+    }));
+}
