@@ -157,10 +157,11 @@ impl Core {
                 }
             }
             Event::PingAcks { peer, session, count } => {
-                if let Some(State::Up(up)) = self.peer(peer).map(|peer| &mut peer.state)
-                    && up.session == session
-                {
-                    up.unanswered = up.unanswered.saturating_sub(count);
+                match self.peer(peer).map(|peer| &mut peer.state) {
+                    Some(State::Up(up)) if up.session == session => {
+                        up.unanswered = up.unanswered.saturating_sub(count);
+                    }
+                    _ => {}
                 }
             }
             Event::KernelHello { class, conn } => self.kernel_hello(now, class, conn, out),

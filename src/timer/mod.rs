@@ -309,9 +309,8 @@ impl Timer {
     /// A kernel module that comes back must not be refused because nobody has looked yet whether its
     /// predecessor is still there: a reader that waits for a queue sees no end of its link.
     fn notice_lost_kernel(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        if let Some(device) = &self.switch.table().device
-            && device.hung_up()
-        {
+        let table = self.switch.table();
+        if let Some(device) = table.device.as_ref().filter(|device| device.hung_up()) {
             let why = "closed by the other side".into();
             self.core.handle(now, Event::KernelLost { attach: device.id, why }, actions);
         }

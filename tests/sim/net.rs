@@ -186,10 +186,10 @@ impl World {
             }
             Side::Gone => {}
             of => {
-                if let (Side::Session(session), Message::Pong) = (of, message)
-                    && let Some(session) = self.nodes[node].session(other, session)
-                {
-                    session.unread.push_back(self.now);
+                if let (Side::Session(session), Message::Pong) = (of, message) {
+                    if let Some(session) = self.nodes[node].session(other, session) {
+                        session.unread.push_back(self.now);
+                    }
                 }
                 let run = self.nodes[node].run;
                 self.at_process(node, Task::Read { node, run, end: (id, side), message });

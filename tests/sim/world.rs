@@ -207,10 +207,8 @@ impl World {
     }
 
     pub fn run_until(&mut self, end: Moment) {
-        while let Some(Reverse(due)) = self.queue.peek()
-            && due.0 <= end
-            && let Some(Reverse(Due(at, _, task))) = self.queue.pop()
-        {
+        while self.queue.peek().is_some_and(|Reverse(due)| due.0 <= end) {
+            let Some(Reverse(Due(at, _, task))) = self.queue.pop() else { break };
             self.now = at;
             self.perform(task);
         }
@@ -401,9 +399,10 @@ impl World {
         self.later(Duration::from_millis(10), Task::Chat);
         let (from, to) = (self.rng.usize(0..NODES), self.rng.usize(0..NODES));
         let node = &self.nodes[from];
-        if node.module.attach.is_some()
-            && let Some(session) = node.peers.get(to).and_then(|peer| peer.session.as_ref())
-        {
+        if node.module.attach.is_none() {
+            return;
+        }
+        if let Some(session) = node.peers.get(to).and_then(|peer| peer.session.as_ref()) {
             self.send(session.ends[Class::Data.index()], Message::Data);
         }
     }
