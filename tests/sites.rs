@@ -170,6 +170,15 @@ fn fm34_two_resources_share_a_port_by_their_addresses() {
     same_owners(cluster);
 }
 
+/// And with one port in both families of addresses.
+#[test]
+fn fm34_two_resources_share_a_port_in_both_families() {
+    let mut resources = two([7100, 7100]);
+    resources[1].1 = [0, 1].map(|site| SocketAddr::from((floating_v6(site, 9), 7100)));
+    let Some(cluster) = Cluster::start(&resources, &[[A0, B0], [A0, B0]]) else { return };
+    same_owners(cluster);
+}
+
 #[track_caller]
 fn same_owners(cluster: Cluster) {
     wait_linked(&cluster, 4, [A0, B0]);
