@@ -4,7 +4,7 @@
 //! resource's local runsite. Only then does it call, and accept, the other runsites of that resource.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use log::{Level, info};
 
@@ -72,6 +72,13 @@ pub(super) fn call(config: &Config, peer: PeerKey) -> Option<(SocketAddr, IpAddr
     }
 }
 
+/// Whether a held address can be called from. An IPv6 address cannot as long as the system still asks whether
+/// another machine has it; the address watch tells when that is over.
+fn is_ready(held: IpAddr) -> bool {
+    let refused = |error: std::io::Error| error.kind() == std::io::ErrorKind::AddrNotAvailable;
+    held.is_ipv4() || !UdpSocket::bind((held, 0)).is_err_and(refused)
+}
+
 impl Timer {
     /// Looks which floating addresses this machine holds, and tells the core what changed.
     pub(super) fn check_ownership(&mut self, actions: &mut Vec<Action>) {
@@ -89,7 +96,7 @@ impl Timer {
             }
         };
         let owned: BTreeSet<ResourceId> = runsites_here(&self.config)
-            .filter(|(_, here)| held.contains(&here.addr.ip()))
+            .filter(|(_, here)| held.contains(&here.addr.ip()) && is_ready(here.addr.ip()))
             .map(|(resource, _)| resource.id)
             .collect();
         let before = self.switch.table().owned.clone();

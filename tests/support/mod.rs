@@ -20,7 +20,7 @@ pub use books::Books;
 pub use config::{ConfigBuilder, ConfigFile};
 pub use daemon::{Daemon, TempDir};
 pub use kernel::{FakeKernel, kernel_hello};
-pub use link::{Flood, Link};
+pub use link::{Filter, Flood, Link};
 pub use packet::{HEADER, MAGIC, Packet, kind};
 pub use peer::{Acceptor, Caller, DATA, FakePeer, HELLO, META, connect_from, hello};
 pub use rig::Rig;

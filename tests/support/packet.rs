@@ -16,6 +16,9 @@ pub mod kind {
     pub const NC_STATE_REQ: u8 = 18;
     pub const NC_STATE: u8 = 19;
     pub const SC_STATE: u8 = 3;
+    pub const SC_PING: u8 = 5;
+    pub const SC_PING_ACK: u8 = 6;
+    pub const SC_CONN_STATE: u8 = 7;
     pub const SD_DATA: u8 = 23;
     pub const ND_SBIO: u8 = 36;
     pub const ND_SBIO_ACK: u8 = 37;

@@ -1,0 +1,160 @@
+//! Configuration files with two sites and resources, and their daemons with kernel modules in the network.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::process::Command;
+
+use super::kernel::SiteKernel;
+use super::net::{ALL, NAMES, Network, SERVER, SITE_PORT, floating, node, own_ip, site};
+use crate::support::{ConfigFile, Daemon, PATIENCE, Packet, TempDir, bit, kind};
+
+/// A resource: its id, and address and port at sites 0 and 1.
+pub type Resource = (u8, [SocketAddr; 2]);
+
+/// A resource at its IPv4 addresses and the port of all.
+pub fn resource(id: u8) -> Resource {
+    (id, [0, 1].map(|site| (floating(site, id), SITE_PORT).into()))
+}
+
+/// A hadm.xml: callers checked by address, heartbeats so slow that a busy machine ends no session; later
+/// values of `global` win.
+pub fn config(resources: &[Resource], global: &[(&str, &str)]) -> ConfigFile {
+    let server = (SERVER.ip().to_string(), SERVER.port().to_string());
+    let mut values = vec![
+        ("serverip", &*server.0),
+        ("serverport", &*server.1),
+        ("pingtimeout", "1"),
+        ("maxpingcount", "5"),
+        ("peeraddr", "strict"),
+    ];
+    values.retain(|(name, _)| global.iter().all(|(other, _)| other != name));
+    let mut xml = String::from("<hadm>\n<global>\n");
+    for (name, value) in values.iter().chain(global) {
+        writeln!(xml, "  <{name}>{value}</{name}>").unwrap();
+    }
+    xml += "</global>\n<sites>\n";
+    for id in [0, 1] {
+        writeln!(xml, "<site><id>{id}</id><mode>share</mode><nodes>").unwrap();
+        for at in ALL.into_iter().filter(|&at| site(at) == id) {
+            let (node, name, ip) = (node(at), NAMES[at], own_ip(at));
+            writeln!(xml, "  <node><id>{node}</id><hostname>{name}</hostname><ipaddr>{ip}</ipaddr><port>7000</port></node>")
+                .unwrap();
+        }
+        xml += "</nodes></site>\n";
+    }
+    xml += "</sites>\n<resources>\n";
+    for (id, addrs) in resources {
+        writeln!(xml, "<resource><id>{id}</id><name>r{id}</name><runsites>").unwrap();
+        for (site, addr) in addrs.iter().enumerate() {
+            let (ip, port) = (addr.ip(), addr.port());
+            writeln!(
+                xml,
+                "  <runsite><id>{site}</id><ip>{ip}</ip><port>{port}</port><protocol>async</protocol>\
+                 <disk>/dev/sdb</disk><bwr_disk>/dev/sdc</bwr_disk><runnodes><id>0</id><id>1</id></runnodes></runsite>"
+            )
+            .unwrap();
+        }
+        xml += "</runsites></resource>\n";
+    }
+    xml += "</resources>\n</hadm>\n";
+    let dir = TempDir::new();
+    let path = dir.path.join("hadm.xml");
+    std::fs::write(&path, xml).unwrap();
+    ConfigFile { dir, path }
+}
+
+/// One machine's daemon and the kernel module attached to it.
+pub struct Seat {
+    pub kernel: SiteKernel,
+    pub daemon: Daemon,
+}
+
+impl Seat {
+    /// Starts both.
+    #[track_caller]
+    pub fn start(net: &Network, config: &ConfigFile, at: usize) -> Self {
+        Self::start_as(net, config, at, Daemon::binary())
+    }
+
+    /// Starts both; `command` is the daemon's, up to its options.
+    #[track_caller]
+    pub fn start_as(net: &Network, config: &ConfigFile, at: usize, mut command: Command) -> Self {
+        command.arg("-c").arg(&config.path).args(["--hostname", NAMES[at]]);
+        command.args(["--no-kmod-check", "--log", "stderr", "-v"]);
+        net.machines[at].inside(|| {
+            let daemon = Daemon::spawn(&mut command, NAMES[at]);
+            daemon.wait_log("ready", PATIENCE);
+            Seat { kernel: SiteKernel::attach(NAMES[at], SERVER, site(at), node(at)), daemon }
+        })
+    }
+}
+
+/// All four machines at work.
+pub struct Cluster {
+    pub seats: [Seat; 4],
+    pub net: Network,
+    _config: ConfigFile,
+}
+
+impl Cluster {
+    /// Starts the cluster; `owners` has for each resource its log owners at sites 0 and 1. Does not wait for
+    /// links. `None` where there can be no namespaces.
+    #[track_caller]
+    pub fn start(resources: &[Resource], owners: &[[usize; 2]]) -> Option<Self> {
+        Self::start_with(resources, owners, &[])
+    }
+
+    /// The same with values for `global`.
+    #[track_caller]
+    pub fn start_with(
+        resources: &[Resource],
+        owners: &[[usize; 2]],
+        global: &[(&str, &str)],
+    ) -> Option<Self> {
+        let net = Network::new()?;
+        for ((_, addrs), owners) in resources.iter().zip(owners) {
+            for (addr, &owner) in addrs.iter().zip(owners) {
+                net.add(owner, addr.ip());
+            }
+        }
+        let config = config(resources, global);
+        let seats = ALL.map(|at| Seat::start(&net, &config, at));
+        Some(Cluster { seats, net, _config: config })
+    }
+
+    /// The kernel module of a machine.
+    pub fn kernel(&self, at: usize) -> &SiteKernel {
+        &self.seats[at].kernel
+    }
+
+    /// Carries a data and a meta packet of a resource each way between two log owners.
+    #[track_caller]
+    pub fn assert_carries(&self, resource: u8, a: usize, b: usize, seq: u64) {
+        for (from, to) in [(a, b), (b, a)] {
+            let mask = bit(site(to));
+            let (data, meta) = (site_data(seq, resource, mask, 100), site_meta(seq, resource, mask));
+            self.kernel(from).data.send(&data);
+            self.kernel(from).meta.send(&meta);
+            assert_eq!(self.kernel(to).data.recv(), data, "{} to {}", NAMES[from], NAMES[to]);
+            assert_eq!(self.kernel(to).meta.recv(), meta, "{} to {}", NAMES[from], NAMES[to]);
+        }
+    }
+
+    /// Ends every daemon in order, and checks their books.
+    #[track_caller]
+    pub fn stop(self) {
+        for seat in self.seats {
+            seat.daemon.stop();
+        }
+    }
+}
+
+/// A data packet of a resource for sites; the kernel module leaves node_type 0 in these, too.
+pub fn site_data(seq: u64, resource: u8, sites: u32, len: usize) -> Packet {
+    Packet::filled(kind::SD_DATA, seq, len).with_dev(resource).with_to(sites)
+}
+
+/// A meta packet of a resource for sites.
+pub fn site_meta(seq: u64, resource: u8, sites: u32) -> Packet {
+    Packet::filled(kind::SC_STATE, seq, 0).with_dev(resource).with_to(sites)
+}
