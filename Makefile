@@ -7,13 +7,12 @@ CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
 
 bin = $(CARGO_TARGET_DIR)/release
-config = $(DESTDIR)$(SYSCONFDIR)/hadm
-doc = $(DESTDIR)$(PREFIX)/share/doc/hadmd
+doc = $(PREFIX)/share/doc/hadmd
 
-.PHONY: help build demo test sim fmt lint clean install uninstall
+.PHONY: help build demo test sim fmt lint clean man-lint deb deb-test install uninstall
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
 build: ## build hadmd and hadm-probe, optimised
 	cargo build --release --locked
@@ -36,14 +35,58 @@ lint: ## clippy, warnings are errors
 clean: ## remove what was built
 	cargo clean
 
+man-lint: ## check the man pages with mandoc
+	mandoc -T lint -W warning etc/man/*
+
+deb: build ## make a Debian package of it, target/hadmd_VERSION_ARCH.deb
+	@etc/debian/build.sh $(bin) $(CARGO_TARGET_DIR)
+
+deb-test: deb ## install, run and purge that package in a Debian of its own; needs root, debootstrap and ip
+	@tests/deb.sh $(CARGO_TARGET_DIR)
+
+# Where the files of etc/ say /usr and /etc, the installed ones say PREFIX and SYSCONFDIR.
+# put MODE,DIRECTORY,FILES[,NAME]
+define put
+@install -d '$(DESTDIR)$(2)'
+@for file in $(3); do to='$(DESTDIR)$(2)'/$(or $(4),$${file##*/}); \
+	echo "$$to"; \
+	sed -e 's|/usr/sbin/|$(PREFIX)/sbin/|g' -e 's|/etc/hadm/|$(SYSCONFDIR)/hadm/|g' \
+		-e 's|/etc/default/|$(SYSCONFDIR)/default/|g' -e 's|/etc/init.d/|$(SYSCONFDIR)/init.d/|g' $$file > "$$to" && \
+	chmod $(1) "$$to" || exit 1; \
+done
+
+endef
+
+# keep PATH,FILE: a configuration that is there stays as it is.
+define keep
+@test -e '$(DESTDIR)$(1)' || { echo '$(DESTDIR)$(1)'; install -D -m 644 $(2) '$(DESTDIR)$(1)'; }
+
+endef
+
 install: ## install what `make build` built; PREFIX=/usr/local, SYSCONFDIR=/etc, DESTDIR= for packages
 	@test -x $(bin)/hadmd || { echo "nothing is built yet: run 'make build' first" >&2; exit 1; }
-	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin $(doc) $(config)
-	install -m 755 $(bin)/hadmd $(DESTDIR)$(PREFIX)/sbin/hadmd
-	install -m 755 $(bin)/hadm-probe $(DESTDIR)$(PREFIX)/bin/hadm-probe
-	install -m 644 README.md etc/one-site.xml etc/two-sites.xml LICENSE-MIT LICENSE-APACHE $(doc)
-	@test -e $(config)/hadm.xml || { set -x; install -m 644 etc/one-site.xml $(config)/hadm.xml; }
+	install -D -m 755 $(bin)/hadmd '$(DESTDIR)$(PREFIX)/sbin/hadmd'
+	install -D -m 755 $(bin)/hadm-probe '$(DESTDIR)$(PREFIX)/bin/hadm-probe'
+	$(call put,644,$(PREFIX)/share/man/man8,etc/man/*.8)
+	$(call put,644,$(PREFIX)/share/man/man5,etc/man/*.5)
+	$(call put,644,$(PREFIX)/share/bash-completion/completions,etc/completion/hadmd)
+	ln -sf hadmd '$(DESTDIR)$(PREFIX)/share/bash-completion/completions/hadm-probe'
+	$(call put,644,$(PREFIX)/lib/systemd/system,etc/systemd/hadmd.service)
+	$(call put,644,$(PREFIX)/lib/sysusers.d,etc/systemd/hadm.sysusers,hadm.conf)
+	$(call put,644,$(PREFIX)/lib/udev/rules.d,etc/udev/90-hadmd.rules)
+	$(call put,755,$(SYSCONFDIR)/init.d,etc/init.d/hadmd)
+	$(call put,644,$(doc),README.md LICENSE-MIT LICENSE-APACHE etc/one-site.xml etc/two-sites.xml)
+	$(call put,644,$(doc)/procd,etc/procd/hadmd.init)
+	$(call put,644,$(doc)/rsyslog,etc/rsyslog/hadmd.conf)
+	$(call put,644,$(doc)/logrotate,etc/logrotate/hadmd)
+	$(call keep,$(SYSCONFDIR)/hadm/hadm.xml,etc/one-site.xml)
+	$(call keep,$(SYSCONFDIR)/default/hadmd,etc/default/hadmd)
 
 uninstall: ## remove what `make install` installed, but not the configuration
-	rm -f $(DESTDIR)$(PREFIX)/sbin/hadmd $(DESTDIR)$(PREFIX)/bin/hadm-probe
-	rm -rf $(doc)
+	rm -f '$(DESTDIR)$(PREFIX)/sbin/hadmd' '$(DESTDIR)$(PREFIX)/bin/hadm-probe' '$(DESTDIR)$(SYSCONFDIR)/init.d/hadmd'
+	rm -f $(patsubst etc/man/%,'$(DESTDIR)$(PREFIX)/share/man/man8/%',$(wildcard etc/man/*.8))
+	rm -f $(patsubst etc/man/%,'$(DESTDIR)$(PREFIX)/share/man/man5/%',$(wildcard etc/man/*.5))
+	rm -f $(patsubst %,'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/%',hadmd hadm-probe)
+	rm -f $(patsubst %,'$(DESTDIR)$(PREFIX)/lib/%',systemd/system/hadmd.service sysusers.d/hadm.conf \
+		udev/rules.d/90-hadmd.rules)
+	rm -rf '$(DESTDIR)$(doc)'
