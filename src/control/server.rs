@@ -31,9 +31,8 @@ pub struct Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // Not the one that another daemon has put in its place.
-        if fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode)
-            && let Err(error) = fs::remove_file(&self.path)
-        {
+        let ours = fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode);
+        if let Some(error) = ours.then(|| fs::remove_file(&self.path).err()).flatten() {
             warn!("cannot remove control socket {}: {error}", self.path.display());
         }
     }
@@ -67,9 +66,7 @@ pub fn serve(path: &Path, asks: Sender<Ask>) -> Result<Server, String> {
     let listener = UnixListener::bind(path).map_err(fail("bind"))?;
     let file = fs::metadata(path).map_err(fail("look at"))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(fail("protect"))?;
-    if let Some(group) = group_id(GROUP)
-        && let Err(error) = chown(path, None, Some(group))
-    {
+    if let Some(error) = group_id(GROUP).and_then(|group| chown(path, None, Some(group)).err()) {
         warn!("cannot give control socket {place} to group {GROUP}: {error}");
     }
     let server = Server { path: path.into(), inode: file.ino() };
