@@ -143,6 +143,10 @@ impl Inner {
             return;
         }
         link.write_all(&Header::new(ack).encode()).unwrap();
+        if class == 0 {
+            // A probe connects its data link first: a meta link that waits here is of a try that failed.
+            seats.halves[at] = [None, None];
+        }
         seats.halves[at][class] = Some(link);
         let [Some(data), Some(meta)] = &seats.halves[at] else { return };
         let (mut data, mut meta) = (data.try_clone().unwrap(), meta.try_clone().unwrap());

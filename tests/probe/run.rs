@@ -46,7 +46,7 @@ impl Probe {
 
     /// The next line on stdout.
     pub fn line(&self) -> String {
-        self.out.recv_timeout(LIMIT).unwrap()
+        self.out.recv_timeout(LIMIT).unwrap_or_else(|e| panic!("no line: {e}; {}", rest(&self.err)))
     }
 
     /// Waits for a line on stderr that has this in it.
