@@ -76,6 +76,8 @@ impl Timer {
     /// Answers a question from the control socket.
     pub(super) fn answer(&mut self, ask: Ask, actions: &mut Vec<Action>) {
         let Ask { request, reply } = ask;
+        // So that an answered ping does not show as unanswered until the next one is sent.
+        self.count_acks(self.now(), actions);
         let known = |key: PeerKey| match self.stories.contains_key(&key) {
             true => Ok(key),
             false => Err(format!("{key} is not configured here")),

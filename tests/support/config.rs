@@ -21,6 +21,13 @@ pub struct ConfigFile {
     pub path: PathBuf,
 }
 
+impl ConfigFile {
+    /// Where node `id`'s daemon has its control socket.
+    pub fn control(&self, id: u8) -> PathBuf {
+        self.path.with_file_name(format!("control{id}"))
+    }
+}
+
 impl ConfigBuilder {
     /// `nodes` nodes n0, n1, ... on the subnet's node addresses, callers checked by address, heartbeats
     /// so slow that a busy machine ends no session.

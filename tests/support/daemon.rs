@@ -56,6 +56,7 @@ impl Daemon {
         let mut command = Self::binary();
         command.arg("-c").arg(&config.path).args(["--hostname", &format!("n{id}")]);
         command.args(["--server", &net.server(id).to_string(), "--log", "stderr", "-v"]);
+        command.arg("--control").arg(config.control(id));
         command
     }
 

@@ -1,0 +1,311 @@
+//! The control socket and `hadmctl`: what is asked of a running daemon, and what it answers.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+use support::*;
+
+fn hadmctl(rig: &Rig) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hadmctl"));
+    command.arg("--control").arg(rig.config.control(rig.node));
+    command
+}
+
+fn run(rig: &Rig, args: &[&str]) -> Output {
+    hadmctl(rig).args(args).output().unwrap()
+}
+
+/// What a command that succeeds prints.
+#[track_caller]
+fn says(rig: &Rig, args: &[&str]) -> String {
+    let output = run(rig, args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn status(rig: &Rig) -> Value {
+    serde_json::from_str(&says(rig, &["status", "--json"])).unwrap()
+}
+
+fn peer(status: &Value, node: u64) -> &Value {
+    status["peers"].as_array().unwrap().iter().find(|peer| peer["node"] == node).unwrap()
+}
+
+/// A command that goes on, its output line by line.
+struct Stream {
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Stream {
+    fn open(rig: &Rig, args: &[&str]) -> Self {
+        let mut child = hadmctl(rig).args(args).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Stream { child, lines }
+    }
+
+    fn json(&mut self) -> Value {
+        serde_json::from_str(&self.lines.next().expect("the stream goes on").unwrap()).unwrap()
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn status_shows_kernel_peers_books_and_round_trip() {
+    let rig = Rig::with(3, 0, |config| config.heartbeat(0.05, 100));
+    let caller = rig.call(1);
+    rig.assert_carries(&caller);
+    let seen = redial("an answered ping", PATIENCE, || {
+        let status = status(&rig);
+        peer(&status, 1)["rtt_us"].is_u64().then_some(status)
+    });
+    assert_eq!((&seen["node"], &seen["hostname"]), (&0.into(), &"n0".into()));
+    assert_eq!(seen["kernel"]["attached"], true);
+    let (here, away) = (peer(&seen, 1), peer(&seen, 2));
+    assert_eq!((&here["connected"], &here["state"]), (&true.into(), &"connected".into()));
+    assert_eq!((&away["connected"], &away["state"]), (&false.into(), &"idle".into()));
+    for (stream, books) in here["books"].as_object().unwrap() {
+        let field = |name: &str| books[name].as_u64().unwrap();
+        let dropped: u64 = books["dropped"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
+        assert!(field("received") > 0, "{stream}");
+        assert_eq!(field("received"), field("forwarded") + field("queued") + dropped, "{stream}");
+    }
+    let text = says(&rig, &["status"]);
+    for word in ["node 0 (n0)", "attached for", "node 1", "connected for", "rtt", "data out", "node 2"] {
+        assert!(text.contains(word), "{word} in\n{text}");
+    }
+    assert!(!text.contains('\x1b'), "no colour where there is no terminal");
+    rig.stop();
+}
+
+/// From a snapshot on, with no gap between the two.
+#[test]
+fn events_follow_their_snapshot() {
+    let rig = Rig::new(3);
+    let first = rig.call(1);
+    let mut events = Stream::open(&rig, &["events", "--json"]);
+    assert_eq!(peer(&events.json(), 1)["connected"], true);
+    first.kill();
+    let gone = events.json();
+    assert_eq!((&gone["peer"], &gone["to"]), (&"node 1".into(), &"disconnected".into()));
+    assert!(gone["cause"].as_str().unwrap().contains("closed by the other side"), "{gone}");
+    rig.kernel.wait_state(0, PATIENCE);
+    let _second = rig.call(2);
+    let came = events.json();
+    assert_eq!((&came["peer"], &came["to"]), (&"node 2".into(), &"connected".into()));
+    drop(events);
+    rig.stop();
+}
+
+#[test]
+fn why_tells_the_last_transitions_with_their_causes() {
+    let rig = Rig::with(2, 0, |config| config.heartbeat(0.1, 2));
+    let silent = rig.caller(1).call();
+    rig.kernel.wait_state(bit(1), PATIENCE);
+    silent.answer_pings(false);
+    rig.kernel.wait_state(0, PATIENCE);
+    let text = says(&rig, &["why", "1"]);
+    assert!(text.contains("pings were not answered") && text.contains("ended by network"), "{text}");
+    for _ in 0..40 {
+        rig.call(1).kill();
+        rig.kernel.wait_state(0, PATIENCE);
+    }
+    assert_eq!(says(&rig, &["why", "1"]).lines().count(), 32, "the last ones are kept");
+    let unknown = run(&rig, &["why", "7"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("not configured"));
+    rig.stop();
+}
+
+#[test]
+fn a_disconnected_peer_stays_away_until_it_is_connected_again() {
+    let rig = Rig::new(3);
+    let (first, other) = (rig.call(1), rig.call(2));
+    says(&rig, &["disconnect", "1"]);
+    first.wait_closed(PATIENCE);
+    rig.kernel.wait_state(bit(2), PATIENCE);
+    assert_eq!(peer(&status(&rig), 1)["held"], true);
+    assert!(rig.caller(1).try_call().is_err(), "it is turned away");
+    says(&rig, &["connect", "1"]);
+    let back = rig.call(1);
+    rig.assert_carries(&back);
+    rig.assert_carries(&other);
+    rig.stop();
+}
+
+#[test]
+fn trace_shows_headers_as_they_are_read() {
+    let rig = Rig::new(3);
+    let (one, two) = (rig.call(1), rig.call(2));
+    let mut trace = Stream::open(&rig, &["trace", "--peer", "1", "--type", "36", "--json"]);
+    // Nothing tells when the trace has begun: packets are sent until one shows.
+    let seen = std::thread::scope(|scope| {
+        let seen = scope.spawn(|| trace.json());
+        redial("a traced packet", PATIENCE, || {
+            two.data.send(&Packet::data(1, bit(0), 5));
+            one.data.send(&Packet::data(2, bit(0), 7));
+            one.meta.send(&Packet::meta(3, bit(0)));
+            seen.is_finished().then_some(())
+        });
+        seen.join().unwrap()
+    });
+    assert_eq!((&seen["link"], &seen["name"]), (&"node 1 data in".into(), &"ND_SBIO".into()));
+    assert_eq!((&seen["len"], &seen["node_to"]), (&7.into(), &serde_json::json!([0])));
+    drop(trace);
+    rig.stop();
+}
+
+/// Each sample belongs to a family with HELP and TYPE, and is a number.
+#[test]
+fn metrics_are_prometheus_text() {
+    let rig = Rig::new(2);
+    let caller = rig.call(1);
+    rig.assert_carries(&caller);
+    let text = says(&rig, &["metrics"]);
+    let mut family = String::new();
+    let mut samples = 0;
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            assert!(matches!(kind, "counter" | "gauge"), "{line}");
+            assert!(text.contains(&format!("# HELP {name} ")), "{name}");
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+            family = name.into();
+        } else if !line.starts_with('#') {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            assert_eq!(name.split('{').next(), Some(family.as_str()), "{line}");
+            value.parse::<f64>().unwrap();
+            samples += 1;
+        }
+    }
+    assert!(samples > 20, "{text}");
+    assert!(text.contains("hadm_peer_connected{peer=\"node 1\"} 1"));
+    rig.stop();
+}
+
+#[test]
+fn the_socket_is_for_its_group_and_goes_with_the_daemon() {
+    let rig = Rig::new(2);
+    let path = rig.config.control(0);
+    let file = std::fs::metadata(&path).unwrap();
+    assert!(file.file_type().is_socket());
+    assert_eq!(file.permissions().mode() & 0o777, 0o660);
+    // A second daemon with the same socket says so and leaves it alone.
+    let mut second = Daemon::command(&rig.net, &rig.config, 0);
+    let second = second.args(["--no-kmod-check", "--server", &format!("{}:9997", rig.net.ip(1))]);
+    let output = second.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(path.exists());
+    rig.stop();
+    assert!(!path.exists());
+}
+
+/// A crashed daemon leaves its socket; the next one takes its place.
+#[test]
+fn a_stale_socket_is_replaced() {
+    let rig = Rig::new(2);
+    let Rig { daemon, config, net, .. } = rig;
+    daemon.kill9();
+    assert!(config.control(0).exists());
+    let daemon = Daemon::start(&net, &config, 0);
+    let rig = Rig::of(daemon, FakeKernel::attach(&net, 0), 0, config, net);
+    assert_eq!(status(&rig)["node"], 0);
+    rig.stop();
+}
+
+/// What a client sends and does not read costs nobody but itself.
+#[test]
+fn stuck_and_hostile_clients_cost_nothing() {
+    let rig = Rig::new(2);
+    let caller = rig.call(1);
+    let path = rig.config.control(0);
+    let mut stuck = UnixStream::connect(&path).unwrap();
+    // Asks and never reads.
+    stuck.set_write_timeout(Some(ms(200))).unwrap();
+    while stuck.write_all(b"{\"v\":1,\"cmd\":\"status\"}\n").is_ok() {}
+    for garbage in [&b"\xff\xfe\n"[..], b"{}\n", b"[]\n", b"{\"v\":1,\"cmd\":\"why\",\"peer\":[]}\n"] {
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.write_all(garbage).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.is_empty() || answer.contains("\"ok\":false"), "{answer}");
+    }
+    let mut long = UnixStream::connect(&path).unwrap();
+    long.write_all(&[b'x'; 5000]).unwrap();
+    let mut answer = String::new();
+    let _ = long.read_to_string(&mut answer);
+    assert!(answer.contains("4096"), "{answer}");
+    rig.assert_carries(&caller);
+    assert_eq!(status(&rig)["node"], 0);
+    drop(stuck);
+    rig.stop();
+}
+
+#[test]
+fn at_most_16_clients_are_attended_to() {
+    let rig = Rig::new(2);
+    let path = rig.config.control(0);
+    let clients: Vec<UnixStream> = (0..16)
+        .map(|_| {
+            let mut client = UnixStream::connect(&path).unwrap();
+            client.write_all(b"{\"v\":1,\"cmd\":\"status\"}\n").unwrap();
+            let mut line = String::new();
+            BufReader::new(&client).read_line(&mut line).unwrap();
+            assert!(line.contains("\"ok\":true"), "{line}");
+            client
+        })
+        .collect();
+    let mut answer = String::new();
+    UnixStream::connect(&path).unwrap().read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("16 clients"), "{answer}");
+    drop(clients);
+    redial("a free place", PATIENCE, || run(&rig, &["version"]).status.success().then_some(()));
+    rig.stop();
+}
+
+#[test]
+fn the_log_level_can_be_changed() {
+    let rig = Rig::new(2);
+    says(&rig, &["loglevel", "trace"]);
+    let caller = rig.call(1);
+    rig.assert_carries(&caller);
+    rig.daemon.wait_log("node 1 data in: ND_SBIO", PATIENCE);
+    rig.stop();
+}
+
+#[test]
+fn check_and_wrong_command_lines_need_no_daemon() {
+    let net = Subnet::claim();
+    let config = ConfigBuilder::new(&net, 2).build();
+    let hadmctl = |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_hadmctl")).args(args).output().unwrap();
+    let file = config.path.to_str().unwrap();
+    let good = hadmctl(&["check", file, "--hostname", "n1"]);
+    assert!(good.status.success());
+    assert!(String::from_utf8_lossy(&good.stdout).contains("good, seen from node 1 of site 0"));
+    let bad = hadmctl(&["check", file, "--hostname", "nobody"]);
+    assert_eq!(bad.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&bad.stderr).contains(file));
+    for args in [&[][..], &["dance"], &["why"], &["status", "x"], &["metrics", "--json"], &["why", "99"]] {
+        let wrong = hadmctl(args);
+        assert_eq!(wrong.status.code(), Some(2), "{args:?}");
+        assert!(String::from_utf8_lossy(&wrong.stderr).contains("Usage"), "{args:?}");
+    }
+    let absent = hadmctl(&["--control", "/nonexistent/socket", "status"]);
+    assert_eq!(absent.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&absent.stderr).contains("is hadmd running?"));
+}
