@@ -6,14 +6,15 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use log::{LevelFilter, error, info, warn};
 use rustix::fs::{FlockOperation, flock};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use hadmd::config::Config;
-use hadmd::control::{self, Ask, Server};
+use hadmd::control::{self, Ask, Loader, Request, Server};
 use hadmd::log::Target;
 use hadmd::timer::{Setup, Timer};
 
@@ -21,7 +22,7 @@ const USAGE: &str = "\
 Usage: hadmd [OPTIONS]
 
 Carries the packets of the mirror's kernel module between the nodes of a cluster.
-Runs in the foreground; SIGTERM and SIGINT end it in order.
+Runs in the foreground; SIGTERM and SIGINT end it in order, SIGHUP reloads the configuration.
 
 Options:
   -c FILE              configuration file [default: /etc/hadm/hadm.xml]
@@ -130,7 +131,13 @@ fn main() -> ExitCode {
             return USAGE_ERROR.into();
         }
     };
-    let Some(config) = load(&options) else { return USAGE_ERROR.into() };
+    let config = match load(&options, None, |warning| eprintln!("{warning}")) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return USAGE_ERROR.into();
+        }
+    };
     if options.check {
         let place = options.file.display();
         println!("{place}: good, seen from {} of {}", config.node, config.site);
@@ -149,28 +156,20 @@ fn main() -> ExitCode {
     ended.map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
-/// Reads the configuration; what is wrong with it is told on stderr.
-fn load(options: &Options) -> Option<Config> {
-    let hostname = options
-        .hostname
-        .clone()
-        .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
-    match Config::read(&options.file, &hostname) {
-        Ok(loaded) => {
-            for warning in &loaded.warnings {
-                eprintln!("{}:{warning}", options.file.display());
-            }
-            let mut config = loaded.config;
-            if let Some(server) = options.server {
-                config.server = server;
-            }
-            Some(config)
-        }
-        Err(error) => {
-            eprintln!("{error}");
-            None
-        }
+/// Reads a configuration file as the command line says; warnings are told by `warn`.
+///
+/// # Errors
+/// What is wrong with it, ready to be shown.
+fn load(options: &Options, file: Option<&Path>, warn: impl Fn(&str)) -> Result<Config, String> {
+    let machine = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let hostname = options.hostname.clone().unwrap_or_else(machine);
+    let file = file.unwrap_or(&options.file);
+    let loaded = Config::read(file, &hostname).map_err(|error| error.to_string())?;
+    for warning in &loaded.warnings {
+        warn(&format!("{}:{warning}", file.display()));
     }
+    let server = options.server.unwrap_or(loaded.config.server);
+    Ok(Config { server, ..loaded.config })
 }
 
 fn run(options: Options, config: Config) -> Result<u8, String> {
@@ -181,21 +180,23 @@ fn run(options: Options, config: Config) -> Result<u8, String> {
     };
     hadmd::log::install(options.log, level)?;
     end_on_panic();
-    let stop = signals()?;
     let _pidfile = options.pidfile.as_deref().map(PidFile::take).transpose()?;
     let (ask, asks) = unbounded();
-    let timer = Timer::new(Setup { config, modules: options.modules, stop, asks })?;
-    let _control = control_socket(options.control.as_deref(), ask)?;
+    let (modules, control) = (options.modules.clone(), options.control.clone());
+    let loader: Loader = Arc::new(move |file| load(&options, file, |warning| warn!("{warning}")));
+    let stop = signals(ask.clone(), Arc::clone(&loader))?;
+    let timer = Timer::new(Setup { config, modules, stop, asks })?;
+    let _control = control_socket(control.as_deref(), ask, loader)?;
     hadmd::sys::run("timer", move || timer.run())
         .map_err(|error| format!("cannot run the timer thread: {error}"))
 }
 
 /// Opens the control socket. The one everybody has by default may be another daemon's on this machine, or
 /// not be ours to make: that is no reason not to run.
-fn control_socket(path: Option<&Path>, ask: Sender<Ask>) -> Result<Option<Server>, String> {
+fn control_socket(path: Option<&Path>, ask: Sender<Ask>, load: Loader) -> Result<Option<Server>, String> {
     match path {
-        Some(path) => control::serve(path, ask).map(Some),
-        None => Ok(control::serve(Path::new(control::SOCKET), ask)
+        Some(path) => control::serve(path, ask, load).map(Some),
+        None => Ok(control::serve(Path::new(control::SOCKET), ask, load)
             .inspect_err(|why| info!("running without a control socket: {why}"))
             .ok()),
     }
@@ -213,19 +214,42 @@ fn end_on_panic() {
     }));
 }
 
-/// SIGTERM and SIGINT as messages.
-fn signals() -> Result<Receiver<String>, String> {
+/// SIGTERM and SIGINT as messages, SIGHUP as a request to reload.
+fn signals(ask: Sender<Ask>, load: Loader) -> Result<Receiver<String>, String> {
     let fail = |error: std::io::Error| format!("cannot wait for signals: {error}");
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).map_err(fail)?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(fail)?;
     let (sender, receiver) = unbounded();
     let wait = move || {
         for signal in signals.forever() {
-            let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
+            let name = match signal {
+                SIGHUP => {
+                    reload(&ask, &load);
+                    continue;
+                }
+                SIGTERM => "SIGTERM",
+                _ => "SIGINT",
+            };
             let _ = sender.send(name.to_string());
         }
     };
     hadmd::sys::spawn("signals", wait).map_err(fail)?;
     Ok(receiver)
+}
+
+/// Reads the configuration anew and has it put in force; what is wrong is logged, and nothing changed then.
+fn reload(ask: &Sender<Ask>, load: &Loader) {
+    let applied = load(None).and_then(|config| {
+        let (reply, answer) = bounded(1);
+        let _ = ask.send(Ask { request: Request::Reload, config: Some(Box::new(config)), reply });
+        match answer.recv() {
+            Ok(answer) => answer["error"].as_str().map_or(Ok(()), |why| Err(why.to_string())),
+            // The daemon ends.
+            Err(_) => Ok(()),
+        }
+    });
+    if let Err(why) = applied {
+        error!("cannot reload the configuration: {why}");
+    }
 }
 
 /// A PID file that is locked while the daemon runs, and removed at its end.

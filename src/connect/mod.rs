@@ -49,8 +49,8 @@ pub enum Order {
     Dial(Dial),
     /// Give an attempt up and report nothing of it.
     Cancel(AttemptId),
-    /// Who may connect has changed.
-    Admit(Admission),
+    /// Who may connect has changed, or what is told to them.
+    Admit(Admission, Extension),
     /// Accept no more, and drop every handshake in flight.
     Stop,
 }

@@ -195,7 +195,10 @@ impl Thread {
         match order {
             Order::Dial(order) => self.dial(&order),
             Order::Cancel(attempt) => self.drop_attempt(attempt),
-            Order::Admit(admission) => self.plan.admission = admission,
+            Order::Admit(admission, extension) => {
+                self.plan.admission = admission;
+                self.plan.extension = extension;
+            }
             Order::Stop => {
                 self.listeners.clear();
                 self.flights.clear();

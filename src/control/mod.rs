@@ -9,14 +9,16 @@
 pub mod metrics;
 mod server;
 
-pub use server::{Server, serve};
+pub use server::{Loader, Server, serve};
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use crossbeam::channel::Sender;
 use log::LevelFilter;
 use serde_json::{Value, json};
 
+use crate::config::Config;
 use crate::core::PeerKey;
 use crate::wire::PacketType;
 
@@ -48,12 +50,16 @@ pub enum Request {
     Disconnect(PeerKey),
     /// How much is logged.
     LogLevel(LevelFilter),
+    /// Read the configuration file anew and put it in force.
+    Reload,
+    /// What [`Request::Reload`] would do with this file.
+    Plan(PathBuf),
 }
 
 impl Request {
     /// Whether it changes anything: then only root and the daemon's own user may ask it.
     pub fn changes(&self) -> bool {
-        matches!(self, Request::Connect(_) | Request::Disconnect(_) | Request::LogLevel(_))
+        matches!(self, Request::Connect(_) | Request::Disconnect(_) | Request::LogLevel(_) | Request::Reload)
     }
 
     /// Reads a request.
@@ -92,6 +98,8 @@ impl Request {
                 let words = "off, error, warn, info, debug or trace";
                 Request::LogLevel(level.parse().map_err(|_| format!("{level:?} is no log level: {words}"))?)
             }
+            "reload" => Request::Reload,
+            "plan" => Request::Plan(word("file").ok_or("\"file\" is missing")?.into()),
             other => return Err(format!("unknown command {other:?}")),
         })
     }
@@ -111,6 +119,8 @@ impl Request {
             }
             Request::Connect(key) => json!({"cmd": "connect", "peer": peer(key)}),
             Request::Disconnect(key) => json!({"cmd": "disconnect", "peer": peer(key)}),
+            Request::Reload => json!({"cmd": "reload"}),
+            Request::Plan(file) => json!({"cmd": "plan", "file": file}),
             Request::LogLevel(level) => {
                 json!({"cmd": "loglevel", "level": level.as_str().to_ascii_lowercase()})
             }
@@ -127,6 +137,8 @@ impl Request {
 pub struct Ask {
     /// What is asked.
     pub request: Request,
+    /// The checked configuration that a reload or plan is about.
+    pub config: Option<Box<Config>>,
     /// Where the lines of the answer go.
     pub reply: Sender<Value>,
 }
@@ -164,6 +176,8 @@ mod tests {
             Request::Connect(site),
             Request::Disconnect(node),
             Request::LogLevel(LevelFilter::Debug),
+            Request::Reload,
+            Request::Plan("/etc/hadm/new.xml".into()),
         ] {
             assert_eq!(Request::read(&request.line()), Ok(request));
         }

@@ -15,12 +15,17 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
 
 use super::{Ask, BACKLOG, GROUP, MAX_CLIENTS, Request, bad};
+use crate::config::Config;
 use crate::{limited, sys};
 
 /// How long a client may take to read a line.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest request in bytes.
 const LINE_MAX: u64 = 4096;
+
+/// Reads and checks a configuration file, or the daemon's own if none is named. What it says is ready to be
+/// shown.
+pub type Loader = Arc<dyn Fn(Option<&Path>) -> Result<Config, String> + Send + Sync>;
 
 /// The control socket; its file is removed with it.
 pub struct Server {
@@ -42,7 +47,7 @@ impl Drop for Server {
 ///
 /// # Errors
 /// A sentence for the operator: another daemon has it, or it cannot be made.
-pub fn serve(path: &Path, asks: Sender<Ask>) -> Result<Server, String> {
+pub fn serve(path: &Path, asks: Sender<Ask>, load: Loader) -> Result<Server, String> {
     let place = path.display();
     let fail = |what: &'static str| {
         move |error: io::Error| {
@@ -70,7 +75,7 @@ pub fn serve(path: &Path, asks: Sender<Ask>) -> Result<Server, String> {
         warn!("cannot give control socket {place} to group {GROUP}: {error}");
     }
     let server = Server { path: path.into(), inode: file.ino() };
-    sys::spawn("control", move || accept(&listener, &asks)).map_err(fail("start the thread of"))?;
+    sys::spawn("control", move || accept(&listener, &asks, &load)).map_err(fail("start the thread of"))?;
     Ok(server)
 }
 
@@ -82,7 +87,7 @@ fn group_id(name: &str) -> Option<Gid> {
     number.parse().ok().map(Gid::from_raw)
 }
 
-fn accept(listener: &UnixListener, asks: &Sender<Ask>) {
+fn accept(listener: &UnixListener, asks: &Sender<Ask>, load: &Loader) {
     let clients = Arc::new(());
     for client in listener.incoming() {
         let client = match client {
@@ -96,7 +101,7 @@ fn accept(listener: &UnixListener, asks: &Sender<Ask>) {
             }
         };
         let ticket = Arc::clone(&clients);
-        let asks = asks.clone();
+        let (asks, load) = (asks.clone(), Arc::clone(load));
         let begun = client.set_write_timeout(Some(PATIENCE)).and_then(|()| {
             if Arc::strong_count(&clients) > MAX_CLIENTS + 1 {
                 return say(&client, &bad(&format!("{MAX_CLIENTS} clients are connected already")));
@@ -104,7 +109,7 @@ fn accept(listener: &UnixListener, asks: &Sender<Ask>) {
             sys::spawn("control-client", move || {
                 let _ticket = ticket;
                 // A client that is gone has nothing left to be told.
-                let _ = attend(&client, &asks);
+                let _ = attend(&client, &asks, &load);
             })
         });
         if let Err(error) = begun {
@@ -114,7 +119,7 @@ fn accept(listener: &UnixListener, asks: &Sender<Ask>) {
 }
 
 /// Answers one client's requests, one after the other.
-fn attend(client: &UnixStream, asks: &Sender<Ask>) -> io::Result<()> {
+fn attend(client: &UnixStream, asks: &Sender<Ask>, load: &Loader) -> io::Result<()> {
     let uid = socket_peercred(client)?.uid;
     let mut reader = BufReader::new(client);
     loop {
@@ -136,8 +141,21 @@ fn attend(client: &UnixStream, asks: &Sender<Ask>) -> io::Result<()> {
             say(client, &bad("only root and the daemon's own user may change anything"))?;
             continue;
         }
+        // Files are read here: looking up names may take its time, and the timer thread has none.
+        let config = match &request {
+            Request::Reload => load(None).map(Some),
+            Request::Plan(file) => load(Some(file)).map(Some),
+            _ => Ok(None),
+        };
+        let config = match config {
+            Ok(config) => config.map(Box::new),
+            Err(why) => {
+                say(client, &bad(&why))?;
+                continue;
+            }
+        };
         let (reply, lines) = bounded(BACKLOG);
-        if asks.send(Ask { request, reply }).is_err() {
+        if asks.send(Ask { request, config, reply }).is_err() {
             return Ok(());
         }
         for line in lines {

@@ -78,6 +78,26 @@ impl Core {
         }
     }
 
+    /// Puts new settings in force. Peers that are gone from them have been unwanted before; new ones are off
+    /// until they are wanted.
+    pub fn reconfigure(&mut self, now: Moment, settings: Settings) {
+        self.peers.retain(|peer| settings.peers.iter().any(|&(key, _)| key == peer.key));
+        for &(key, role) in &settings.peers {
+            if self.peer(key).is_none() {
+                let mut peer = Peer::new(key, role);
+                peer.state = State::Off;
+                self.peers.push(peer);
+            }
+        }
+        self.peers.sort_by_key(|peer| peer.key);
+        for peer in &mut self.peers {
+            if let State::Up(up) = &mut peer.state {
+                up.next_ping = up.next_ping.min(now + settings.ping_interval);
+            }
+        }
+        self.settings = settings;
+    }
+
     /// When [`Core::tick`] wants to be called next, at the latest.
     pub fn deadline(&self) -> Moment {
         let peers = self.peers.iter().filter_map(|peer| peer.state.deadline());

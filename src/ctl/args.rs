@@ -23,6 +23,8 @@ Commands:
   metrics                    Prometheus text
   connect PEER               link a peer again that was disconnected
   disconnect PEER            end a peer's session, and leave it so until connect or a restart
+  plan FILE [--json]         what a reload of FILE would do to each peer; changes nothing
+  reload                     read the configuration file anew and put it in force
   loglevel LEVEL             off, error, warn, info, debug or trace
   check FILE [--hostname NAME]
                              check a configuration file; needs no daemon
@@ -59,6 +61,8 @@ pub enum Command {
     Connect(PeerKey),
     Disconnect(PeerKey),
     LogLevel(LevelFilter),
+    Plan { file: PathBuf, json: bool },
+    Reload,
     Check(PathBuf, String),
     Version,
 }
@@ -99,7 +103,7 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let given = [
-        (json, "--json", &["status", "events", "why", "trace"][..]),
+        (json, "--json", &["status", "events", "why", "trace", "plan"][..]),
         (watch, "--watch", &["status"]),
         (peer.is_some(), "--peer", &["trace"]),
         (kind.is_some(), "--type", &["trace"]),
@@ -128,14 +132,20 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
             let machine = || rustix::system::uname().nodename().to_string_lossy().into_owned();
             Command::Check(file.into(), hostname.unwrap_or_else(machine))
         }
+        ["plan", file] => {
+            // The daemon reads it, and it runs elsewhere.
+            let file = std::path::absolute(file).map_err(|error| format!("plan: {error}"))?;
+            Command::Plan { file, json }
+        }
+        ["reload"] => Command::Reload,
         ["version"] => Command::Version,
         [] => return Err("a command is missing".into()),
         [command @ ("why" | "connect" | "disconnect"), ..] => {
             return Err(format!("{command} takes one PEER").into());
         }
         ["loglevel", ..] => return Err("loglevel takes one LEVEL".into()),
-        ["check", ..] => return Err("check takes one FILE".into()),
-        [command @ ("status" | "events" | "trace" | "metrics" | "version"), ..] => {
+        [command @ ("check" | "plan"), ..] => return Err(format!("{command} takes one FILE").into()),
+        [command @ ("status" | "events" | "trace" | "metrics" | "reload" | "version"), ..] => {
             return Err(format!("{command} takes no arguments").into());
         }
         [command, ..] => return Err(format!("unknown command {command:?}").into()),

@@ -131,6 +131,12 @@ pub fn run(options: &Options) -> Result<(), Failure> {
             let daemon = status["version"].as_str().unwrap_or("unknown");
             writeln!(out, "hadmctl {}\nhadmd {daemon}", env!("CARGO_PKG_VERSION"))?;
         }
+        Command::Plan { file, json } => {
+            let plan = daemon.ask(&Request::Plan(file.clone()))?;
+            let text = if *json { format!("{plan}\n") } else { show::plan(&plan) };
+            out.write_all(text.as_bytes())?;
+        }
+        Command::Reload => out.write_all(show::plan(&daemon.ask(&Request::Reload)?).as_bytes())?,
         Command::Connect(peer) => drop(daemon.ask(&Request::Connect(*peer))?),
         Command::Disconnect(peer) => drop(daemon.ask(&Request::Disconnect(*peer))?),
         Command::LogLevel(level) => drop(daemon.ask(&Request::LogLevel(*level))?),

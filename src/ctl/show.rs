@@ -149,6 +149,20 @@ fn peer_lines(peer: &Value, earlier: Option<&Value>, colour: bool, line: &mut im
     }
 }
 
+/// What a reload does, or would do.
+pub(super) fn plan(plan: &Value) -> String {
+    let mut out = String::new();
+    for (what, list) in [("needs a restart", &plan["refused"]), ("setting", &plan["settings"])] {
+        for entry in list.as_array().into_iter().flatten() {
+            let _ = writeln!(out, "{what}: {}", text(entry));
+        }
+    }
+    for peer in plan["peers"].as_array().into_iter().flatten() {
+        let _ = writeln!(out, "{}: {}", text(&peer["peer"]), text(&peer["fate"]));
+    }
+    out
+}
+
 /// What is connected, as the lines that an event stream begins with.
 pub(super) fn snapshot(status: &Value) -> String {
     let mut out = String::new();

@@ -143,6 +143,16 @@ impl Switch {
         });
     }
 
+    /// Adds a peer, without a session.
+    pub fn add_peer(&self, record: Arc<Record>) {
+        self.update(|table| drop(table.peers.insert(record.key, Entry { record, session: None })));
+    }
+
+    /// Removes a peer whose session has ended.
+    pub fn remove_peer(&self, key: PeerKey) {
+        self.update(|table| drop(table.peers.remove(&key)));
+    }
+
     /// Sets or removes the kernel module.
     pub fn set_device(&self, device: Option<Arc<Device>>) {
         self.update(|table| table.device = device);

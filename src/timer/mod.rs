@@ -6,6 +6,7 @@
 
 mod carry;
 mod owner;
+mod reload;
 mod report;
 mod stop;
 
@@ -21,7 +22,7 @@ use log::info;
 use crate::config::{Config, PeerAddr};
 use crate::connect::{Offer, Plan, Reactor};
 use crate::control::Ask;
-use crate::core::{Action, Admission, AttachId, ConnId, Core, Event, Moment, PeerKey, Settings, Via};
+use crate::core::{Action, Admission, AttachId, ConnId, Core, Event, Moment, PeerKey, Via};
 use crate::kmod;
 use crate::log as logging;
 use crate::peer::{Limits, Record, Session};
@@ -109,16 +110,7 @@ impl Timer {
         let born = Instant::now();
         let local = config.local_node().ok_or("the configuration has no local node")?.clone();
         let known = owner::known(&config);
-        let peers = known.iter().map(|known| (known.key, owner::role(&config, known.key))).collect();
-        let settings = Settings {
-            resources: owner::runsites_here(&config).map(|(resource, _)| resource.id).collect(),
-            ping_interval: config.ping_interval,
-            max_ping_count: config.max_ping_count,
-            slow_timeout: config.slow_timeout,
-            check_modules: modules.is_some(),
-            seed: fastrand::u64(..),
-            peers,
-        };
+        let settings = owner::settings(&config, modules.is_some());
         let digest = config.digest();
         let plan = Plan {
             server: config.server,
@@ -130,11 +122,7 @@ impl Timer {
                 known,
                 strict: config.peer_addr == PeerAddr::Strict,
             },
-            extension: Extension {
-                version: Some(env!("CARGO_PKG_VERSION").into()),
-                digest: Some(digest),
-                ..Default::default()
-            },
+            extension: extension(digest),
         };
         let admission = plan.admission.clone();
         let (offer, offers) = unbounded();
@@ -327,6 +315,11 @@ impl Timer {
     fn attached(&self, attach: AttachId) -> Option<Arc<crate::device::Device>> {
         self.switch.table().device.clone().filter(|device| device.id == attach)
     }
+}
+
+/// What this side tells of itself to speakers of the hello extension.
+fn extension(digest: [u8; 8]) -> Extension {
+    Extension { version: Some(env!("CARGO_PKG_VERSION").into()), digest: Some(digest), ..Default::default() }
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -10,7 +10,7 @@ use log::{Level, info};
 
 use super::Timer;
 use crate::config::{Config, Resource, RunSite};
-use crate::core::{Action, Known, PeerKey, Role};
+use crate::core::{Action, Known, PeerKey, Role, Settings};
 use crate::limited;
 use crate::wire::ResourceId;
 
@@ -36,8 +36,21 @@ pub(super) fn known(config: &Config) -> Vec<Known> {
     nodes.chain(sites).collect()
 }
 
+/// What the core is told of the configuration.
+pub(super) fn settings(config: &Config, check_modules: bool) -> Settings {
+    Settings {
+        peers: known(config).iter().map(|known| (known.key, role(config, known.key))).collect(),
+        resources: runsites_here(config).map(|(resource, _)| resource.id).collect(),
+        ping_interval: config.ping_interval,
+        max_ping_count: config.max_ping_count,
+        slow_timeout: config.slow_timeout,
+        check_modules,
+        seed: fastrand::u64(..),
+    }
+}
+
 /// Who calls: the larger id of the two.
-pub(super) fn role(config: &Config, peer: PeerKey) -> Role {
+fn role(config: &Config, peer: PeerKey) -> Role {
     let calls = match peer {
         PeerKey::Node(node) => node < config.node,
         PeerKey::Site(_, site) => site < config.site,

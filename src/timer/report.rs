@@ -7,6 +7,7 @@ use crossbeam::channel::{Sender, TrySendError};
 use log::info;
 use serde_json::{Map, Value, json};
 
+use super::reload::Difference;
 use super::{Timer, hex};
 use crate::control::{self, Ask, Request};
 use crate::core::{Action, Event, PeerKey, Role, View};
@@ -75,7 +76,9 @@ fn books(record: &Record) -> Value {
 impl Timer {
     /// Answers a question from the control socket.
     pub(super) fn answer(&mut self, ask: Ask, actions: &mut Vec<Action>) {
-        let Ask { request, reply } = ask;
+        let Ask { request, config, reply } = ask;
+        let unread =
+            |config: Option<Box<_>>| config.map(|config| *config).ok_or("no file was read".to_string());
         // So that an answered ping does not show as unanswered until the next one is sent.
         self.count_acks(self.now(), actions);
         let known = |key: PeerKey| match self.stories.contains_key(&key) {
@@ -99,6 +102,10 @@ impl Timer {
             Request::Why(peer) => known(peer).map(|key| self.why(key)),
             Request::Connect(peer) => known(peer).map(|key| self.hold(key, false, actions)),
             Request::Disconnect(peer) => known(peer).map(|key| self.hold(key, true, actions)),
+            Request::Reload => unread(config).and_then(|config| self.reload(config, actions)),
+            Request::Plan(_) => {
+                unread(config).map(|config| Difference::between(&self.config, &config).json())
+            }
             Request::LogLevel(level) => {
                 log::set_max_level(level);
                 Ok(Value::Null)
@@ -133,7 +140,8 @@ impl Timer {
             known.wanted = here && !self.stories.get(&known.key).is_some_and(|story| story.held);
         }
         // First who may come in, then the calls and sessions.
-        self.reactor.order(crate::connect::Order::Admit(self.admission.clone()));
+        self.reactor
+            .order(crate::connect::Order::Admit(self.admission.clone(), super::extension(self.digest)));
         let now = self.now();
         for known in &self.admission.known {
             self.core.handle(now, Event::Wanted { peer: known.key, wanted: known.wanted }, actions);
