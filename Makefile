@@ -3,6 +3,10 @@
 PREFIX = /usr/local
 SYSCONFDIR = /etc
 SEED = 1
+TARGET = aarch64
+STATIC =
+TARGETS =
+export STATIC
 CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
 
@@ -10,10 +14,10 @@ bin = $(CARGO_TARGET_DIR)/release
 config = $(DESTDIR)$(SYSCONFDIR)/hadm
 doc = $(DESTDIR)$(PREFIX)/share/doc/hadmd
 
-.PHONY: help build demo test sim fmt lint clean install uninstall
+.PHONY: help build demo test sim fmt lint clean install uninstall msrv cross cross-test cross-pair size
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
 build: ## build hadmd and hadm-probe, optimised
 	cargo build --release --locked
@@ -32,6 +36,24 @@ fmt: ## format the source
 
 lint: ## clippy, warnings are errors
 	cargo clippy --locked --all-targets -- -D warnings
+
+msrv: ## build everything and run the unit tests with Debian's Rust 1.85, the oldest that will do
+	cross/cargo.sh x86_64 test --locked --no-run
+	cross/cargo.sh x86_64 test --locked --lib
+
+cross: ## build for another machine; TARGET=aarch64 (cross/targets has all), STATIC=1
+	cross/cargo.sh $(TARGET) build --release --locked
+
+cross-test: cross ## that, and run the unit tests and two daemons emulated
+	cross/cargo.sh $(TARGET) test --locked --lib
+	cross/pair.sh $(TARGET) $(TARGET)
+
+cross-pair: build ## a big-endian daemon and one of this machine form a cluster and exchange files
+	cross/cargo.sh s390x build --release --locked
+	cross/pair.sh s390x native
+
+size: ## how large hadmd is for each target, and whether it keeps to cross/size-budget; TARGETS="x86_64 armv7"
+	@cross/size.sh $(TARGETS)
 
 clean: ## remove what was built
 	cargo clean
