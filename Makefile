@@ -3,13 +3,18 @@
 PREFIX = /usr/local
 SYSCONFDIR = /etc
 SEED = 1
+TARGET = aarch64
+STATIC =
+TARGETS =
+export STATIC
 CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
 
 bin = $(CARGO_TARGET_DIR)/release
 doc = $(PREFIX)/share/doc/hadmd
 
-.PHONY: help build demo test sim fmt lint clean man-lint deb deb-test install uninstall
+.PHONY: help build demo test sim fmt lint clean man-lint deb deb-test install uninstall msrv cross cross-test \
+        cross-pair size bench bench-plot
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -31,6 +36,24 @@ fmt: ## format the source
 
 lint: ## clippy, warnings are errors
 	cargo clippy --locked --all-targets -- -D warnings
+
+msrv: ## build everything and run the unit tests with Debian's Rust 1.85, the oldest that will do
+	cross/cargo.sh x86_64 test --locked --no-run
+	cross/cargo.sh x86_64 test --locked --lib
+
+cross: ## build for another machine; TARGET=aarch64 (cross/targets has all), STATIC=1
+	cross/cargo.sh $(TARGET) build --release --locked
+
+cross-test: cross ## that, and run the unit tests and two daemons emulated
+	cross/cargo.sh $(TARGET) test --locked --lib
+	cross/pair.sh $(TARGET) $(TARGET)
+
+cross-pair: build ## a big-endian daemon and one of this machine form a cluster and exchange files
+	cross/cargo.sh s390x build --release --locked
+	cross/pair.sh s390x native
+
+size: ## how large hadmd is for each target, and whether it keeps to cross/size-budget; TARGETS="x86_64 armv7"
+	@cross/size.sh $(TARGETS)
 
 clean: ## remove what was built
 	cargo clean

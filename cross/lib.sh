@@ -1,0 +1,28 @@
+# What the scripts in this directory share; they source it. Leaves them in the project's top directory.
+set -eu
+
+version=1.85.0+dfsg3-1~deb12u3
+cd "${0%/*}/.."
+mkdir -p "${CARGO_TARGET_DIR:=target}/cross"
+cross=$(cd "$CARGO_TARGET_DIR/cross" && pwd)
+linking=${STATIC:+static}
+linking=${linking:-dynamic}
+
+fail() {
+    echo "${0##*/}: $1" >&2
+    exit 1
+}
+
+names() { awk '!/^#/ { print $1 }' cross/targets; }
+
+# target NAME: sets what the table says, the command that runs programs of the target, and where they are.
+target() {
+    row=$(awk -v name="$1" '$1 == name' cross/targets)
+    [ -n "$row" ] || fail "there is no target \"$1\"; TARGET= takes one of: $(names | paste -sd ' ')"
+    read -r name triple arch gnu emulator digest <<-END
+	$row
+	END
+    runner=
+    [ "$emulator" = - ] || runner="$emulator -L /usr/$gnu"
+    bin=$cross/$linking/$triple/release
+}
