@@ -17,8 +17,9 @@ skip() {
 }
 
 if [ "${2-}" != inside ]; then
-    command -v ip > /dev/null || skip "needs ip (package iproute2)"
-    command -v unshare > /dev/null && command -v nsenter > /dev/null || skip "needs unshare and nsenter"
+    for tool in ip unshare nsenter; do
+        command -v "$tool" > /dev/null || skip "needs $tool (packages iproute2 and util-linux)"
+    done
     user=
     [ "$(id -u)" = 0 ] || user="--user --map-root-user"
     # shellcheck disable=SC2086

@@ -223,7 +223,8 @@ fn fm24_owners_come_and_go_while_another_resource_carries() {
     for (from, to) in [(A0, A1), (A1, A0), (B0, B1), (B1, B0)] {
         cluster.kernel(from).data.send(&Packet::data(1, bit(node(to)), 10));
         cluster.kernel(from).meta.send(&Packet::meta(1, bit(node(to))));
-        (cluster.kernel(to).data.recv(), cluster.kernel(to).meta.recv());
+        cluster.kernel(to).data.recv();
+        cluster.kernel(to).meta.recv();
     }
     (0..2).for_each(|resource| cluster.assert_carries(resource, A0, B0, 2));
     let daemon = |at: usize| &cluster.seats[at].daemon;
