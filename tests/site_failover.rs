@@ -216,22 +216,36 @@ fn fm24_owners_come_and_go_while_another_resource_carries() {
     let resources = [resource(0), resource(1)];
     let Some(cluster) = Cluster::start(&resources, &[[A0, B0], [A0, B0]]) else { return };
     wait_linked(&cluster, [A0, B0]);
-    cluster.kernel(A0).wait_state(Whom::Sites(1), bit(1));
-    let costs = || {
-        [A0, B0]
-            .map(|at| (cluster.seats[at].daemon.status("Threads"), cluster.seats[at].daemon.descriptors()))
-    };
+    for at in ALL {
+        cluster.kernel(at).wait_state(Whom::Nodes, bit(1 - node(at)));
+    }
+    // What carries both ways has all its threads.
+    for (from, to) in [(A0, A1), (A1, A0), (B0, B1), (B1, B0)] {
+        cluster.kernel(from).data.send(&Packet::data(1, bit(node(to)), 10));
+        cluster.kernel(from).meta.send(&Packet::meta(1, bit(node(to))));
+        cluster.kernel(to).data.recv();
+        cluster.kernel(to).meta.recv();
+    }
+    (0..2).for_each(|resource| cluster.assert_carries(resource, A0, B0, 2));
+    let daemon = |at: usize| &cluster.seats[at].daemon;
+    let costs = || [A0, B0].map(|at| (daemon(at).status("Threads"), daemon(at).descriptors()));
     let before = costs();
     let floods = [A0, B0].map(|from| flood(&cluster, from));
-    let mut owner = A0;
-    for _ in 0..6 {
-        let start = Instant::now();
-        let next = A0 + A1 - owner;
-        cluster.net.move_address(floating(0, 1), owner, next);
-        cluster.kernel(owner).wait_since(Whom::Sites(1), start, 0);
-        owner = next;
-        // The other site's packets go on into both resources.
-        cluster.kernel(B0).data.try_send(&site_data(7, 1, bit(0), 100)).unwrap();
+    for round in 1..=3 {
+        for (from, to) in [(A0, A1), (A1, A0)] {
+            let start = Instant::now();
+            cluster.net.move_address(floating(0, 1), from, to);
+            for (at, line, count) in [(from, "no longer", round), (to, "now", round + usize::from(to == A0))]
+            {
+                let line = format!("resource 1 (r1): log owner {line}");
+                redial(&line, PATIENCE, || (daemon(at).log_count(&line) == count).then_some(()));
+            }
+            // The other site's packets go on into both resources.
+            cluster.kernel(B0).data.send(&site_data(7, 1, bit(0), 100));
+            if to == A0 {
+                cluster.kernel(A0).wait_since(Whom::Sites(1), start, bit(1));
+            }
+        }
     }
     let sent = floods.map(Flood::stop);
     for (from, to, sent) in [(A0, B0, sent[0]), (B0, A0, sent[1])] {

@@ -7,7 +7,7 @@
 mod sites;
 mod support;
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
@@ -300,6 +300,36 @@ fn heartbeats_with_a_site_that_is_called() {
     seat.daemon.stop();
 }
 
+/// A runsite's address that follows in the record behind the hello is checked no less.
+#[test]
+fn fm19_a_wrong_address_in_the_record_is_refused() {
+    let Some((seat, net, _config)) = lone_owner(&[]) else { return };
+    let good = caller().call(&net.machines[B0]).unwrap();
+    seat.kernel.wait_state(Whom::Sites(0), bit(1));
+    for (seq, (entry, line)) in [
+        ("fd77::1:999", "claims to be site 1 at fd77::1:999, but no resource"),
+        ("", "claims to be site 1, but does not name its runsite's address"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut link = caller().say(&net.machines[B0], hello(1, DATA, 1, "", true));
+        let mut answer = [0; HELLO];
+        link.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, hello(0, DATA + 1, 0, "", true));
+        let entry = match entry.len() {
+            0 => Vec::new(),
+            len => [&[5, len as u8], entry.as_bytes()].concat(),
+        };
+        link.write_all(&[&(entry.len() as u16).to_le_bytes(), &entry[..]].concat()).unwrap();
+        assert!(matches!(link.read(&mut [0; HELLO]), Ok(0)), "closed without a record: {line}");
+        seat.daemon.wait_log(line, PATIENCE);
+        assert_carries(&seat.kernel, &good, 1, seq as u64);
+    }
+    assert_eq!(seat.kernel.masks(Whom::Sites(0)).last(), Some(&bit(1)));
+    seat.daemon.stop();
+}
+
 /// Half-said hellos at a site port cost nobody else anything, and are closed in time.
 #[test]
 fn a_half_hello_at_a_site_port_is_closed_in_time() {
@@ -308,7 +338,7 @@ fn a_half_hello_at_a_site_port_is_closed_in_time() {
     let mut links: Vec<_> = (0..20)
         .map(|n| {
             let mut link = net.machines[B0].inside(|| connect_from(half.source, half.target, None)).unwrap();
-            std::io::Write::write_all(&mut link, &half.hello(DATA)[..n]).unwrap();
+            link.write_all(&half.hello(DATA)[..n]).unwrap();
             link
         })
         .collect();

@@ -80,7 +80,8 @@ impl Seat {
     #[track_caller]
     pub fn start_as(net: &Network, config: &ConfigFile, at: usize, mut command: Command) -> Self {
         command.arg("-c").arg(&config.path).args(["--hostname", NAMES[at]]);
-        command.args(["--no-kmod-check", "--log", "stderr", "-v"]);
+        command.args(["--no-kmod-check", "--log", "stderr", "-v", "--control"]);
+        command.arg(config.dir.path.join(NAMES[at]));
         net.machines[at].inside(|| {
             let daemon = Daemon::spawn(&mut command, NAMES[at]);
             daemon.wait_log("ready", PATIENCE);
