@@ -16,6 +16,11 @@ check() {
     echo "==> $name: passed, $(($(date +%s) - began)) s"
 }
 
+skip() {
+    echo "==> SKIPPED: $1: $2"
+    skipped="$skipped, $1"
+}
+
 # part COMPONENT NAME CARGO-COMMAND ARGUMENTS...: a check by a part of Rust that may be missing.
 part() {
     component=$1 name=$2
@@ -23,8 +28,19 @@ part() {
     if { cargo "$1" --version || rustup component add "$component"; } > /dev/null 2>&1; then
         check "$name" cargo "$@"
     else
-        echo "==> SKIPPED: $name: Rust's $component is not installed"
-        skipped="$skipped, $name"
+        skip "$name" "Rust's $component is not installed"
+    fi
+}
+
+# tool COMMAND PACKAGE NAME COMMAND...: a check by a program of Debian's, which root gets where it is missing.
+tool() {
+    tool=$1 package=$2 name=$3
+    shift 3
+    get() { [ "$(id -u)" = 0 ] && apt-get install -qy --no-install-recommends "$package"; }
+    if { command -v "$tool" || get; } > /dev/null 2>&1; then
+        check "$name" "$@"
+    else
+        skip "$name" "$tool is not installed (Debian package $package)"
     fi
 }
 
@@ -32,4 +48,19 @@ part rustfmt formatting fmt --check
 part clippy lints clippy --locked --all-targets -- -D warnings
 check documentation env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 check tests cargo test --locked
+
+tool mandoc mandoc "manual pages" make -s man-lint
+tool shellcheck shellcheck "shell scripts" shellcheck -x tests/*.sh etc/debian/* etc/init.d/hadmd \
+    etc/procd/hadmd.init etc/completion/hadmd
+if systemd-analyze --help 2> /dev/null | grep -q -e --offline; then
+    check "systemd unit" systemd-analyze security --no-pager --offline=true --threshold=20 etc/systemd/hadmd.service
+else
+    skip "systemd unit" "there is no systemd-analyze that works offline"
+fi
+# A container's root may not be allowed what this takes.
+if unshare --mount --net --pid --uts --ipc --fork true 2> /dev/null; then
+    tool busybox busybox-static "init script" tests/init-script.sh "${CARGO_TARGET_DIR:-target}/debug"
+else
+    skip "init script" "it takes root, and the right to make namespaces"
+fi
 echo "==> everything passed${skipped:+; skipped: ${skipped#, }}"

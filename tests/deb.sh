@@ -28,10 +28,11 @@ refused() {
 service() { /etc/init.d/hadmd "$@"; }
 pid() { cat /run/hadmd.pid; }
 
-# Every file, and whatever else the package could have changed outside dpkg's own records.
+# Every file, and whatever else the package could have changed outside dpkg's own records. useradd keeps backups,
+# whose names end in `-`.
 inventory() {
     find / -xdev \( -path /proc -o -path /tmp -o -path /var/lib/dpkg -o -path /var/log -o -path /var/cache -o -path /run \) \
-        -prune -o -print | sort
+        -prune -o ! -name '*-' -print | sort
     find /run -name '*hadm*'
     cat /etc/passwd /etc/group
 }
@@ -43,7 +44,7 @@ runs_as_hadm() {
 speaks() {
     timeout 10 hadm-probe state > /tmp/probe.out 2>&1 &
     tries=50
-    until grep -q 'attached to the daemon of node 0' /tmp/probe.out; do
+    until grep -qs 'attached to the daemon of node 0' /tmp/probe.out; do
         tries=$((tries - 1))
         [ "$tries" -gt 0 ] || { cat /tmp/probe.out; return 1; }
         sleep 0.1
@@ -66,6 +67,9 @@ inside() {
     export DEBIAN_FRONTEND=noninteractive LC_ALL=C
     mount -t proc proc /proc
     hostname node0
+    # Without an init system, Debian starts nothing unless a policy allows it.
+    printf '#!/bin/sh\nexit 0\n' > /usr/sbin/policy-rc.d
+    chmod 755 /usr/sbin/policy-rc.d
     inventory > /tmp/before
 
     step "install" dpkg -i /tmp/hadmd.deb
@@ -94,6 +98,7 @@ inside() {
     echo "hadm_kmod 16384 0 - Live 0x0" > /tmp/modules
     step "start when it is back" service start
 
+    step "enable" update-rc.d hadmd enable
     first=$(pid)
     echo "<!-- ours -->" >> /etc/hadm/hadm.xml
     step "upgrade" dpkg -i /tmp/newer.deb
@@ -139,7 +144,8 @@ sed -i 's/^Version: .*/&+1/' "$root/tmp/newer/DEBIAN/control"
 dpkg-deb --build "$root/tmp/newer" "$root/tmp/newer.deb" > /dev/null
 cp "$0" "$root/tmp/deb.sh"
 
-# The kill of the first process in it ends whatever was left running.
+# The end of the first process in it ends whatever was left running.
+# shellcheck disable=SC2016 # that is for the inner shell
 unshare --mount --net --pid --uts --ipc --fork --kill-child \
     sh -c 'ip link set lo up && exec chroot "$1" /bin/sh /tmp/deb.sh inside' sh "$root"
 echo "deb-test: installed, ran, upgraded and went without a trace"

@@ -1,0 +1,249 @@
+//! What is installed beside the programs: `make install` and its undoing, and that the manual pages, the README
+//! and the completions know the same options and elements as the programs.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const HADMD: &str = env!("CARGO_BIN_EXE_hadmd");
+const PROBE: &str = env!("CARGO_BIN_EXE_hadm-probe");
+
+type Names = BTreeSet<String>;
+
+fn source(file: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
+}
+
+fn help(program: &str) -> String {
+    let output = Command::new(program).arg("--help").output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn is_option(word: &str) -> bool {
+    word.trim_start_matches('-').starts_with(|c: char| c.is_ascii_alphabetic()) && word.starts_with('-')
+}
+
+/// The options a help text names.
+fn options_of(help: &str) -> Names {
+    let words = help.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'));
+    words.filter(|word| is_option(word)).map(str::to_owned).collect()
+}
+
+/// The options a manual page names: what follows the macro `Fl`, which writes the first dash.
+fn options_in_page(page: &str) -> Names {
+    let mut options = Names::new();
+    for line in page.lines().filter(|line| line.starts_with('.')) {
+        let words: Vec<_> = line.trim_start_matches('.').split_whitespace().collect();
+        options.extend(words.windows(2).filter(|pair| pair[0] == "Fl").map(|pair| format!("-{}", pair[1])));
+    }
+    options
+}
+
+/// The words of the entries `.It Cm`, by the last part of the `.Ss` or `.Sh` they stand under.
+fn entries(page: &str) -> BTreeMap<String, Names> {
+    let mut found = BTreeMap::<_, Names>::new();
+    let mut heading = "";
+    for line in page.lines() {
+        if let Some(title) = line.strip_prefix(".Ss ").or_else(|| line.strip_prefix(".Sh ")) {
+            heading = title.rsplit('/').next().unwrap();
+        } else if let Some(words) = line.strip_prefix(".It Cm ") {
+            found.entry(heading.to_owned()).or_default().extend(words.split(" , ").map(str::to_owned));
+        }
+    }
+    found
+}
+
+#[test]
+fn manual_pages_have_the_options_of_help_and_no_others() {
+    for (program, page) in [(HADMD, "etc/man/hadmd.8"), (PROBE, "etc/man/hadm-probe.8")] {
+        let options = options_of(&help(program));
+        assert!(options.len() > 5, "{options:?}");
+        assert_eq!(options_in_page(&source(page)), options, "{page}");
+    }
+}
+
+#[test]
+fn manual_page_of_the_probe_has_its_commands() {
+    let help = help(PROBE);
+    let commands = help.lines().skip_while(|line| *line != "Commands").skip(1);
+    let commands = commands.take_while(|line| !line.is_empty()).filter_map(|line| {
+        let line = line.strip_prefix("  ")?;
+        line.starts_with(|c: char| !c.is_whitespace()).then(|| line.split(' ').next().unwrap().to_owned())
+    });
+    let commands: Names = commands.collect();
+    assert!(commands.len() > 5, "{commands:?}");
+    assert_eq!(entries(&source("etc/man/hadm-probe.8"))["DESCRIPTION"], commands);
+}
+
+/// Which elements each element may hold, as the reader of the configuration says itself, in its warning of an
+/// element that is like none it knows.
+fn elements() -> BTreeMap<String, Names> {
+    let mut text = source("etc/two-sites.xml");
+    let closing = "hadm global sites site nodes node resources resource runsites runsite runnodes";
+    for name in closing.split(' ') {
+        text = text.replace(&format!("</{name}>"), &format!("<x0000/></{name}>"));
+    }
+    let resolve = |_: &str| Ok(Vec::new());
+    let loaded = hadmd::config::parse(&text, "north-a", &resolve).unwrap();
+    let mut found = BTreeMap::new();
+    for warning in loaded.warnings {
+        // <global> holds <serverip>, <serverport>, ...
+        let (_, holds) = warning.message.split_once("it is ignored; <").expect(&warning.message);
+        let (parent, children) = holds.split_once("> holds <").expect(holds);
+        let children = children.trim_end_matches('>').split(">, <").map(str::to_owned).collect();
+        found.insert(parent.to_owned(), children);
+    }
+    assert_eq!(found.len(), closing.split(' ').count(), "{found:?}");
+    found
+}
+
+#[test]
+fn hadm_xml_5_has_the_elements_of_the_configuration_and_no_others() {
+    assert_eq!(entries(&source("etc/man/hadm.xml.5")), elements());
+}
+
+#[test]
+fn readme_has_the_elements_of_the_configuration_and_no_others() {
+    let readme = source("README.md");
+    let (_, section) = readme.split_once("\n## Configuration\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let in_code = |text: &str| -> Names {
+        let parts = text.split('`').skip(1).step_by(2).flat_map(|code| code.split('/'));
+        parts.map(str::to_owned).collect()
+    };
+    let known: Names =
+        elements().into_iter().flat_map(|(parent, children)| [children, [parent].into()]).flatten().collect();
+    let named = in_code(section);
+    let missing: Vec<_> = known.difference(&named).collect();
+    assert!(missing.is_empty(), "README.md does not name {missing:?}");
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    let tables: Names =
+        rows.flat_map(|row| in_code(&format!("`{}", row.split(" | ").next().unwrap()))).collect();
+    let unknown: Vec<_> = tables.difference(&known).collect();
+    assert!(unknown.is_empty(), "README.md names {unknown:?}, which are no elements");
+}
+
+/// A directory that goes when the test ends.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("hadmd-{name}-{}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Scratch(path)
+    }
+
+    /// What is in it and is no directory, in order.
+    fn files(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut dirs = vec![self.0.clone()];
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    dirs.push(path);
+                } else {
+                    found.push(format!("/{}", path.strip_prefix(&self.0).unwrap().display()));
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    fn make(&self, target: &str, more: &[&str]) {
+        let programs = Path::new(HADMD).parent().unwrap().display();
+        let output = Command::new("make")
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            // Those of a `make test` around this.
+            .env_remove("MAKEFLAGS")
+            .args([target, &format!("bin={programs}"), &format!("DESTDIR={}", self.0.display())])
+            .args(more)
+            .output();
+        let Output { status, stdout, stderr } = output.unwrap();
+        let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        assert!(status.success(), "make {target}: {stdout}{stderr}");
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn uninstall_leaves_the_configuration_and_nothing_else() {
+    let root = Scratch::new("install");
+    root.make("install", &[]);
+    let installed = root.files();
+    for file in [
+        "/etc/init.d/hadmd",
+        "/usr/local/bin/hadm-probe",
+        "/usr/local/lib/systemd/system/hadmd.service",
+        "/usr/local/sbin/hadmd",
+        "/usr/local/share/man/man5/hadm.xml.5",
+    ] {
+        assert!(installed.iter().any(|there| there == file), "no {file} in {installed:?}");
+    }
+    let configuration = ["/etc/default/hadmd", "/etc/hadm/hadm.xml"];
+    for file in configuration {
+        fs::write(root.0.join(&file[1..]), "ours").unwrap();
+    }
+    root.make("install", &[]);
+    assert_eq!(root.files(), installed);
+    root.make("uninstall", &[]);
+    assert_eq!(root.files(), configuration);
+    for file in configuration {
+        assert_eq!(fs::read_to_string(root.0.join(&file[1..])).unwrap(), "ours", "{file} was overwritten");
+    }
+}
+
+#[test]
+fn installed_files_name_the_places_of_the_installation() {
+    let root = Scratch::new("places");
+    root.make("install", &["PREFIX=/opt/hadm", "SYSCONFDIR=/opt/etc"]);
+    let read = |file: &str| fs::read_to_string(root.0.join(file)).unwrap();
+    let unit = read("opt/hadm/lib/systemd/system/hadmd.service");
+    assert!(unit.contains("ExecStart=/opt/hadm/sbin/hadmd -c /opt/etc/hadm/hadm.xml "), "{unit}");
+    assert!(unit.contains("EnvironmentFile=-/opt/etc/default/hadmd"), "{unit}");
+    let script = read("opt/etc/init.d/hadmd");
+    assert!(script.contains("DAEMON=/opt/hadm/sbin/hadmd\nCONFIG=/opt/etc/hadm/hadm.xml\n"), "{script}");
+    assert!(root.files().iter().all(|file| file.starts_with("/opt/")), "{:?}", root.files());
+    root.make("uninstall", &["PREFIX=/opt/hadm", "SYSCONFDIR=/opt/etc"]);
+    assert_eq!(root.files(), ["/opt/etc/default/hadmd", "/opt/etc/hadm/hadm.xml"]);
+}
+
+/// What bash would offer for the last of the words.
+fn offered(words: &[&str]) -> Names {
+    let script = format!(
+        "source etc/completion/hadmd; COMP_WORDS=({0}); COMP_CWORD={1}; \
+         _hadmd \"${{COMP_WORDS[0]}}\" \"${{COMP_WORDS[{1}]}}\" \"${{COMP_WORDS[{1}-1]}}\"; \
+         printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+        words.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" "),
+        words.len() - 1,
+    );
+    let output = Command::new("bash").current_dir(env!("CARGO_MANIFEST_DIR")).args(["-c", &script]).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn completion_offers_options_and_commands() {
+    if Command::new("bash").arg("--version").output().is_err() {
+        eprintln!("skipped: bash is not installed");
+        return;
+    }
+    for program in [HADMD, PROBE] {
+        assert_eq!(offered(&[program, "-"]), options_of(&help(program)));
+    }
+    assert_eq!(offered(&[HADMD, "--log", "s"]), ["stderr", "syslog"].map(str::to_owned).into());
+    assert_eq!(offered(&[PROBE, "la"]), ["latency".to_owned()].into());
+    assert_eq!(offered(&[PROBE, "send", "Cargo.t"]), ["Cargo.toml".to_owned()].into());
+    assert_eq!(offered(&[HADMD, "-c", "etc/one"]), ["etc/one-site.xml".to_owned()].into());
+    assert!(offered(&[HADMD, "--server", ""]).iter().all(String::is_empty));
+}
