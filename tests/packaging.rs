@@ -1,7 +1,13 @@
 //! What is installed beside the programs: `make install` and its undoing, and that the manual pages, the README
 //! and the completions know the same options and elements as the programs.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "helpers of tests"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

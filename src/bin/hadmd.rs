@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use log::{LevelFilter, error, info, warn};
 use rustix::fs::{FlockOperation, flock};
+use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use hadmd::config::Config;
@@ -238,6 +239,9 @@ fn signals(ask: Sender<Ask>, load: Loader) -> Result<Receiver<String>, String> {
 
 /// Reads the configuration anew and has it put in force; what is wrong is logged, and nothing changed then.
 fn reload(ask: &Sender<Ask>, load: &Loader) {
+    let reloading = [Some(NotifyState::Reloading), NotifyState::monotonic_usec_now().ok()];
+    // Whoever does not listen need not hear.
+    let _ = sd_notify::notify(reloading.into_iter().flatten().collect::<Vec<_>>().as_slice());
     let applied = load(None).and_then(|config| {
         let (reply, answer) = bounded(1);
         let _ = ask.send(Ask { request: Request::Reload, config: Some(Box::new(config)), reply });
@@ -250,6 +254,7 @@ fn reload(ask: &Sender<Ask>, load: &Loader) {
     if let Err(why) = applied {
         error!("cannot reload the configuration: {why}");
     }
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
 }
 
 /// A PID file that is locked while the daemon runs, and removed at its end.

@@ -51,6 +51,8 @@ pub enum Order {
     Cancel(AttemptId),
     /// Who may connect has changed, or what is told to them.
     Admit(Admission, Extension),
+    /// Nothing: it shows that the reactor still runs.
+    Beat,
     /// Accept no more, and drop every handshake in flight.
     Stop,
 }

@@ -16,6 +16,7 @@ use super::handshake::{Failure, Handshake, Party, Step};
 use super::{DIAL_LIMIT, Deliver, Dial, HELLO_LIMIT, MAX_OFFERED, MAX_PENDING, Offer, Order, Plan, Refusals};
 use crate::core::{AttemptId, Door, PeerKey, Refused};
 use crate::limited;
+use crate::queue::Counter;
 use crate::sys::{self, Registered};
 use crate::wire::Class;
 
@@ -34,6 +35,7 @@ pub struct Reactor {
     poller: Arc<Poller>,
     /// What was turned away.
     pub refusals: Arc<Refusals>,
+    beats: Arc<Counter>,
 }
 
 impl Reactor {
@@ -45,6 +47,7 @@ impl Reactor {
         let system = |error: io::Error| format!("cannot start the reactor: {error}");
         let poller = Arc::new(Poller::new().map_err(system)?);
         let refusals = Arc::new(Refusals::default());
+        let beats = Arc::new(Counter::default());
         let mut listeners = Vec::new();
         let kernel = "serverip and serverport, or option --server";
         let sites = plan.sites.iter().map(|&addr| {
@@ -77,9 +80,15 @@ impl Reactor {
             deliver,
             offered: Arc::new(()),
             refusals: Arc::clone(&refusals),
+            beats: Arc::clone(&beats),
         };
         sys::spawn("reactor", move || thread.run()).map_err(system)?;
-        Ok(Reactor { orders: sender, poller, refusals })
+        Ok(Reactor { orders: sender, poller, refusals, beats })
+    }
+
+    /// How often the thread has looked at its sockets and orders.
+    pub fn beat(&self) -> u64 {
+        self.beats.get()
     }
 
     /// Gives an order; it is carried out by the reactor thread, in the order given.
@@ -149,6 +158,7 @@ struct Thread {
     /// Shared with every offer that was not looked at yet.
     offered: Arc<()>,
     refusals: Arc<Refusals>,
+    beats: Arc<Counter>,
 }
 
 impl Thread {
@@ -170,6 +180,7 @@ impl Thread {
                 }
             }
             self.expire(Instant::now());
+            self.beats.add(1);
         }
     }
 
@@ -199,6 +210,7 @@ impl Thread {
                 self.plan.admission = admission;
                 self.plan.extension = extension;
             }
+            Order::Beat => {}
             Order::Stop => {
                 self.listeners.clear();
                 self.flights.clear();

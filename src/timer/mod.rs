@@ -8,6 +8,7 @@ mod carry;
 mod owner;
 mod reload;
 mod report;
+mod service;
 mod stop;
 
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, never, select, unbounded};
 use log::info;
+use sd_notify::NotifyState;
 
 use crate::config::{Config, PeerAddr};
 use crate::connect::{Offer, Plan, Reactor};
@@ -30,6 +32,7 @@ use crate::queue::{Account, Counter};
 use crate::route::Switch;
 use crate::wire::{Extension, NodeId, SiteId};
 use report::Story;
+use service::Watchdog;
 
 /// Ceiling of each data queue: enough for the receive buffers in flight at full speed, and a second of a
 /// 40 Mbit/s line.
@@ -84,6 +87,7 @@ pub struct Timer {
     /// Who wants to hear of every change.
     listeners: Vec<Sender<serde_json::Value>>,
     attached_since: Option<Instant>,
+    watchdog: Option<Watchdog>,
     asks: Receiver<Ask>,
     /// Kernel modules turned away because one is attached.
     second_kernels: Counter,
@@ -162,6 +166,7 @@ impl Timer {
             stories: stories.collect(),
             listeners: Vec::new(),
             attached_since: None,
+            watchdog: Watchdog::new(),
             asks,
             second_kernels: Counter::default(),
             digest,
@@ -178,10 +183,15 @@ impl Timer {
     pub fn run(mut self) -> u8 {
         let mut actions = Vec::new();
         let (mut stop, mut asks) = (self.stop.clone(), self.asks.clone());
+        service::tell(&[NotifyState::Ready]);
+        self.tell_status();
         loop {
             let mut left = self.core.deadline().saturating_sub(self.now());
             if logging::left_out_pending() {
                 left = left.min(LOG_TICK);
+            }
+            if let Some(watchdog) = &self.watchdog {
+                left = left.min(watchdog.left());
             }
             select! {
                 recv(self.incoming) -> event => {
@@ -220,6 +230,7 @@ impl Timer {
             if logging::left_out_pending() {
                 logging::tell_left_out();
             }
+            self.pet_watchdog();
         }
     }
 

@@ -172,6 +172,7 @@ impl Timer {
     }
 
     fn tell_listeners(&mut self, event: Value) {
+        self.tell_status();
         // Whoever does not keep up is hung up on: a stream with a hole would be worse.
         self.listeners.retain(|listener| listener.try_send(control::event(event.clone())).is_ok());
     }

@@ -16,6 +16,7 @@ const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 impl Timer {
     /// Ends everything, at the latest soon after `deadline`; gives back the exit code.
     pub(super) fn stop_all(&mut self, deadline: Instant, code: u8) -> u8 {
+        super::service::tell(&[sd_notify::NotifyState::Stopping]);
         self.reactor.order(crate::connect::Order::Stop);
         self.switch.stop();
         let sessions = self.sessions();
