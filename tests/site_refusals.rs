@@ -188,7 +188,9 @@ fn fm19_another_source_is_accepted_with_a_warning_where_any_is_configured() {
 /// not know, are dropped, counted and logged, not too often; the daemon lives.
 #[test]
 fn fm22_site_packets_with_nowhere_to_go_are_dropped_and_counted() {
-    let Some((seat, net, _config)) = lone_owner(&[]) else { return };
+    let Some((seat, net, config)) = lone_owner(&[]) else { return };
+    let witness = Seat::start(&net, &config, A1);
+    seat.kernel.wait_state(Whom::Nodes, bit(1));
     let start = Instant::now();
     for seq in 0..300 {
         for resource in [0, 1, 77] {
@@ -196,6 +198,11 @@ fn fm22_site_packets_with_nowhere_to_go_are_dropped_and_counted() {
             seat.kernel.meta.send(&site_meta(seq, resource, bit(1)));
         }
     }
+    // What comes behind them on each link is there: they were looked at while no site was linked.
+    seat.kernel.data.send(&Packet::data(1, bit(1), 10));
+    seat.kernel.meta.send(&Packet::meta(1, bit(1)));
+    assert_eq!(witness.kernel.data.recv(), Packet::data(1, bit(1), 10));
+    assert_eq!(witness.kernel.meta.recv(), Packet::meta(1, bit(1)));
     let peer = caller().call(&net.machines[B0]).unwrap();
     seat.kernel.wait_state(Whom::Sites(0), bit(1));
     assert_carries(&seat.kernel, &peer, 1, 1000);
@@ -214,6 +221,7 @@ fn fm22_site_packets_with_nowhere_to_go_are_dropped_and_counted() {
         let line = books.0.iter().find(|entry| entry.name == name).unwrap();
         assert_eq!((line.received, line.forwarded, line.dropped), (301, 1, 300), "{line:?}");
     }
+    witness.daemon.stop();
 }
 
 /// Failure mode 22 with a configuration that has no resources at all.
