@@ -10,10 +10,10 @@ bin = $(CARGO_TARGET_DIR)/release
 config = $(DESTDIR)$(SYSCONFDIR)/hadm
 doc = $(DESTDIR)$(PREFIX)/share/doc/hadmd
 
-.PHONY: help build demo test sim fmt lint clean install uninstall
+.PHONY: help build demo test sim bench bench-plot fmt lint clean install uninstall
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
 build: ## build hadmd and hadm-probe, optimised
 	cargo build --release --locked
@@ -26,6 +26,14 @@ test: ## every check: formatting, lints, documentation, all tests
 
 sim: ## run a whole cluster in virtual time; SEED=7 chooses the run, the same seed gives the same run
 	SEED=$(SEED) cargo test --locked --release --test sim -- --nocapture
+
+bench: ## side by side with HAProxy and direct TCP, two to three minutes; QUICK=1 shorter, HADMD=path other builds, too
+	@command -v haproxy > /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
+		apt-get install -qy haproxy > /dev/null || { apt-get update -q && apt-get install -qy haproxy; } > /dev/null || true
+	cargo bench --locked --bench side_by_side
+
+bench-plot: ## draw the last results of `make bench` as SVG
+	cargo bench --locked --bench side_by_side -- plot
 
 fmt: ## format the source
 	cargo fmt
