@@ -1,6 +1,7 @@
 //! What a packet costs in memory traffic, counted, not timed: allocations per packet on the way from a read
 //! to a write, and bytes of payload that leave from elsewhere than where they were read to.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+#![allow(clippy::print_stderr, reason = "says what was counted")]
 
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
@@ -86,7 +87,7 @@ fn allocations_per_packet() {
     // Counts this thread's: the one that reads, queues, and writes unless the socket is full.
     let counted = measure(|| carry(2 * PACKETS));
     let per_packet = counted.count_total as f64 / PACKETS as f64;
-    println!(
+    eprintln!(
         "{per_packet:.4} allocations, {} bytes allocated per packet",
         counted.bytes_total / PACKETS as u64
     );
@@ -123,7 +124,7 @@ fn copies_per_payload_byte() {
             },
         );
     }
-    println!("{stayed} bytes stayed where they were read to, {moved} were moved");
+    eprintln!("{stayed} bytes stayed where they were read to, {moved} were moved");
     assert_eq!(stayed + moved, out);
     assert!(moved < out / 1000, "{moved} of {out} bytes were copied");
 }
