@@ -31,6 +31,14 @@ test: ## every check: formatting, lints, documentation, all tests
 sim: ## run a whole cluster in virtual time; SEED=7 chooses the run, the same seed gives the same run
 	SEED=$(SEED) cargo test --locked --release --test sim -- --nocapture
 
+bench: ## side by side with HAProxy and direct TCP, two to three minutes; QUICK=1 shorter, HADMD=path other builds, too
+	@command -v haproxy > /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
+		apt-get install -qy haproxy > /dev/null || { apt-get update -q && apt-get install -qy haproxy; } > /dev/null || true
+	cargo bench --locked --bench side_by_side
+
+bench-plot: ## draw the last results of `make bench` as SVG
+	cargo bench --locked --bench side_by_side -- plot
+
 fmt: ## format the source
 	cargo fmt
 

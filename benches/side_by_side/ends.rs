@@ -61,8 +61,9 @@ pub struct Peer {
 }
 
 impl Peer {
-    pub fn call(net: &Subnet, id: u8) -> Self {
-        let caller = Caller::new(net, id, 0);
+    /// `buffer`: bytes of its receive buffers, where the system is not to choose.
+    pub fn call(net: &Subnet, id: u8, buffer: Option<usize>) -> Self {
+        let caller = Caller { buffer, ..Caller::new(net, id, 0) };
         // Both hellos go out before either answer is waited for.
         let open = [DATA, META].map(|class| (class, caller.open(class).unwrap()));
         let [data, meta] = open.map(|(class, mut link)| {

@@ -106,7 +106,7 @@ impl Figures {
             let ratio = self.ratio((trip, &column, US), (trip, &column, "haproxy"));
             bar(&format!("round trip {part}, 4 KiB, depth 1 : HAProxy"), ratio, false, limit);
         }
-        let load = "round trip p50 under load of another peer, us";
+        let load = "round trip p50 beside another peer's full load, us";
         for (class, loads) in [("data", &["in", "out"][..]), ("meta", &["out"])] {
             for way in loads {
                 let column = format!("{class}, load {way}");

@@ -32,12 +32,14 @@ struct Star {
 }
 
 impl Star {
-    fn new(build: &Build, peers: u8, change: impl FnOnce(ConfigBuilder) -> ConfigBuilder) -> Self {
+    /// `element`: one of the configuration's that is not as usual. `buffer`: bytes of the receive buffers of
+    /// all peers but the first, where the system is not to choose.
+    fn new(build: &Build, peers: u8, element: (&'static str, u32), buffer: Option<usize>) -> Self {
         let net = Subnet::claim();
-        let config = change(ConfigBuilder::new(&net, peers + 1)).build();
+        let config = ConfigBuilder::new(&net, peers + 1).set(element.0, element.1).build();
         let daemon = start(build, &net, &config, 0);
         let kernel = Kernel::attach(&net, 0);
-        let peers: Vec<_> = (1..=peers).map(|id| Peer::call(&net, id)).collect();
+        let peers: Vec<_> = (1..=peers).map(|id| Peer::call(&net, id, buffer.filter(|_| id > 1))).collect();
         kernel.wait_mask(mask(peers.len() as u8), PATIENCE);
         Star { peers, kernel, daemon, _net: net, _config: config }
     }
@@ -54,7 +56,7 @@ fn mask(n: u8) -> u32 {
 
 /// Fan-out to more and more of 31 peers, and round trips to one of them while another carries full load.
 pub fn fan_out_and_load(build: &Build, rounds: usize, slice: Duration, figures: &mut Figures) {
-    let star = Star::new(build, PEERS, |config| config);
+    let star = Star::new(build, PEERS, ("slowtimeout", 10), None);
     for round in 0..rounds {
         eprintln!("round {} of {rounds}: fan-out, round trips under load", round + 1);
         for n in FAN {
@@ -72,30 +74,37 @@ pub fn fan_out_and_load(build: &Build, rounds: usize, slice: Duration, figures: 
             );
             figures.add("fan-out of 4 KiB, CPU s per GB", &n.to_string(), &build.name, cpu / gb);
         }
-        let packets = Packets::new(4096, bit(1));
-        let alone = round_trips(&star.kernel.data, star.peer(1), &packets, bit(0), 1, slice);
-        let mut add = |column, times: &[f64]| {
-            figures.add(
-                "round trip p50 under load of another peer, us",
-                column,
-                &build.name,
-                quantile(times, 0.5),
-            );
-        };
-        add("data, no load", &alone);
-        add("data, load in", &under_inbound_load(&star, slice));
-        add("data, load out", &under_outbound_load(&star, slice));
-        add("meta, no load", &meta_round_trips(&star, slice));
-        let packets = Packets::new(4096, bit(2));
-        let total = AtomicU64::new(u64::MAX);
-        thread::scope(|scope| {
-            scope.spawn(|| receive(star.peer(2), &packets, &total));
-            scope.spawn(|| send(&star.kernel.data, &packets, slice, &total));
-            add("meta, load out", &meta_round_trips(&star, slice * 9 / 10));
-        });
+        under_load(&star, slice, &build.name, figures);
     }
     let resident = star.daemon.status("VmRSS") as f64 / 1024.0;
     figures.add("memory, MiB", "idle after load", &build.name, resident);
+}
+
+/// Round trips with peer 1 without load, and beside each kind of load of peer 2.
+fn under_load(star: &Star, slice: Duration, name: &str, figures: &mut Figures) {
+    let packets = Packets::new(4096, bit(1));
+    let alone = round_trips(&star.kernel.data, star.peer(1), &packets, bit(0), 1, slice);
+    let meta_alone = meta_round_trips(star, slice);
+    let mut add = |column, times: &[f64], load: u64| {
+        let section = "round trip p50 beside another peer's full load, us";
+        figures.add(section, column, name, quantile(times, 0.5));
+        if load > 0 {
+            figures.add("that load, MB/s", column, name, load as f64 / 1e6 / slice.as_secs_f64());
+        }
+    };
+    add("data, no load", &alone, 0);
+    add("meta, no load", &meta_alone, 0);
+    let (times, load) = under_inbound_load(star, slice);
+    add("data, load in", &times, load);
+    let (times, load) = under_outbound_load(star, slice);
+    add("data, load out", &times, load);
+    let (packets, total) = (Packets::new(4096, bit(2)), AtomicU64::new(u64::MAX));
+    let times = thread::scope(|scope| {
+        scope.spawn(|| receive(star.peer(2), &packets, &total));
+        scope.spawn(|| send(&star.kernel.data, &packets, slice, &total));
+        meta_round_trips(star, slice * 9 / 10)
+    });
+    add("meta, load out", &times, total.into_inner());
 }
 
 /// Round trips with peer 1 on the meta links.
@@ -120,22 +129,23 @@ fn meta_round_trips(star: &Star, slice: Duration) -> Vec<f64> {
 
 /// Round trips with peer 1 while peer 2 sends to the kernel module as fast as it can: the answers share the
 /// kernel's data link with that.
-fn under_inbound_load(star: &Star, slice: Duration) -> Vec<f64> {
+fn under_inbound_load(star: &Star, slice: Duration) -> (Vec<f64>, u64) {
     let flood = Packets::new(4096, bit(0)).from(2);
     let total = AtomicU64::new(u64::MAX);
-    thread::scope(|scope| {
+    let times = thread::scope(|scope| {
         scope.spawn(|| send(star.peer(2), &flood, slice, &total));
         loaded(star, &total, true, |packet| (&star.kernel.data).write_all(&packet).unwrap())
-    })
+    });
+    (times, total.into_inner())
 }
 
 /// Round trips with peer 1 while the kernel module sends to peer 2 as fast as it can: the questions share the
 /// kernel's data link with that, and wait in its socket's buffers, too.
-fn under_outbound_load(star: &Star, slice: Duration) -> Vec<f64> {
+fn under_outbound_load(star: &Star, slice: Duration) -> (Vec<f64>, u64) {
     let flood = Packets::new(4096, bit(2));
     let total = AtomicU64::new(u64::MAX);
     let (ask, asked) = mpsc::channel::<Vec<u8>>();
-    thread::scope(|scope| {
+    let times = thread::scope(|scope| {
         let (flood, total) = (&flood, &total);
         scope.spawn(|| receive(star.peer(2), flood, total));
         scope.spawn(move || {
@@ -154,7 +164,8 @@ fn under_outbound_load(star: &Star, slice: Duration) -> Vec<f64> {
         let times = loaded(star, total, false, |packet| ask.send(packet).unwrap());
         drop(ask);
         times
-    })
+    });
+    (times, total.into_inner())
 }
 
 /// Round trips with peer 1, one at a time, until the load has its total. `inbound`: the load comes in on the
@@ -201,7 +212,8 @@ fn loaded(star: &Star, total: &AtomicU64, inbound: bool, mut ask: impl FnMut(Vec
 pub fn stalled(build: &Build, rounds: usize, slice: Duration, figures: &mut Figures) {
     for round in 0..rounds {
         eprintln!("round {} of {rounds}: 30 of 31 peers stalled", round + 1);
-        let star = Star::new(build, PEERS, |config| config.set("slowtimeout", 1));
+        // Elsewhere, stalled peers would not fill this machine's TCP memory with what they do not read.
+        let star = Star::new(build, PEERS, ("slowtimeout", 1), Some(16 * 1024));
         let (counted, stop) = (AtomicU64::new(0), AtomicBool::new(false));
         let rate = || {
             let (begin, before) = (Instant::now(), counted.load(SeqCst));
@@ -248,7 +260,7 @@ pub fn stalled(build: &Build, rounds: usize, slice: Duration, figures: &mut Figu
 pub fn idle(build: &Build, slice: Duration, figures: &mut Figures) {
     eprintln!("idling");
     for n in [1, PEERS] {
-        let star = Star::new(build, n, |config| config.set("pingtimeout", 1));
+        let star = Star::new(build, n, ("pingtimeout", 1), None);
         figures.add("threads", &format!("{n} peers"), &build.name, star.daemon.status("Threads") as f64);
         if n == PEERS {
             thread::park_timeout(ms(1000));
