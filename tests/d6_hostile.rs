@@ -159,6 +159,8 @@ fn half_a_hello_then_the_end_costs_nothing() {
 fn many_silent_connections_leave_room_for_peers() {
     let rig = Rig::new(3);
     let healthy = rig.call(2);
+    // Its readers, with descriptors of their own, start after the kernel was told.
+    rig.assert_carries(&healthy);
     let before = rig.daemon.descriptors();
     let open = |_| TcpStream::connect(rig.net.node(0)).unwrap();
     let held: Vec<TcpStream> = (0..200).map(open).collect();
