@@ -37,9 +37,14 @@ impl fmt::Display for Missing {
 /// # Errors
 /// It is not in the list, or the list cannot be read.
 pub fn check(list: &Path) -> Result<(), Missing> {
-    let text = fs::read_to_string(list).map_err(|error| {
-        Missing::NoList(io::Error::new(error.kind(), format!("{}: {error}", list.display())))
-    })?;
+    let regular = |file: fs::Metadata| match file.is_file() {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file")),
+    };
+    let text =
+        fs::metadata(list).and_then(regular).and_then(|()| fs::read_to_string(list)).map_err(|error| {
+            Missing::NoList(io::Error::new(error.kind(), format!("{}: {error}", list.display())))
+        })?;
     if text.lines().any(|line| line.split_whitespace().next() == Some(MODULE)) {
         Ok(())
     } else {

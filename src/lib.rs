@@ -11,6 +11,7 @@
 //! | room | its idea |
 //! |---|---|
 //! | [`timer`] | owns the core and the one schedule; carries out what the core decides |
+//! | [`control`] | the control socket: who asks, what may be asked |
 //! | [`connect`] | the reactor: accepts, calls, handshakes |
 //! | [`route`] | who gets a packet |
 //! | [`device`], [`peer`] | the two kinds of ends: the kernel module, and everyone else |
@@ -23,7 +24,8 @@
 //! | [`sys`] | the few calls std has no word for |
 //! | [`wire`] | the bytes |
 //!
-//! [`probe`] is another program that plays the kernel module; it shares nothing but `wire`.
+//! Two more programs live here: [`probe`] plays the kernel module and shares nothing but `wire`; [`ctl`] asks a
+//! running daemon over its control socket.
 
 pub mod config;
 pub mod connect;

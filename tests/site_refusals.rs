@@ -214,7 +214,7 @@ fn fm22_site_packets_with_nowhere_to_go_are_dropped_and_counted() {
     }
     let log = seat.daemon;
     log.term();
-    log.wait_log("packets of the kernel module that went nowhere: unknown resource 1200", PATIENCE);
+    log.wait_log("packets that went nowhere: unknown resource 1200", PATIENCE);
     let books = log.stop();
     for class in ["data", "meta"] {
         let name = format!("site 1 of resource 0 {class} out");

@@ -1,6 +1,7 @@
 //! Command line of `hadmctl`: arguments and exit status only.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the command line's own output")]
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use hadmd::ctl::args::{Parsed, USAGE, parse};
@@ -10,7 +11,8 @@ fn main() -> ExitCode {
     let options = match parse(lexopt::Parser::from_env()) {
         Ok(Parsed::Run(options)) => options,
         Ok(Parsed::Print(text)) => {
-            print!("{text}");
+            // A reader that went away is no failure of this program.
+            let _ = std::io::stdout().write_all(text.as_bytes());
             return ExitCode::SUCCESS;
         }
         Err(error) => {

@@ -4,13 +4,14 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use log::{LevelFilter, error, info, warn};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -91,6 +92,9 @@ fn parse() -> Result<Command, lexopt::Error> {
                         "--server: {text:?} is not ADDR:PORT with a numeric address, such as 127.0.0.1:9998"
                     )
                 })?;
+                if SocketAddr::port(&addr) == 0 {
+                    return Err("--server: port 0 is no port that a kernel module could find".into());
+                }
                 options.server = Some(addr);
             }
             Long("modules") => modules = Some(PathBuf::from(args.value()?)),
@@ -141,7 +145,8 @@ fn main() -> ExitCode {
     };
     if options.check {
         let place = options.file.display();
-        println!("{place}: good, seen from {} of {}", config.node, config.site);
+        // A reader that went away is no failure of this program.
+        let _ = writeln!(std::io::stdout(), "{place}: good, seen from {} of {}", config.node, config.site);
         return ExitCode::SUCCESS;
     }
     let log = options.log;
@@ -266,7 +271,14 @@ struct PidFile {
 impl PidFile {
     fn take(path: &Path) -> Result<Self, String> {
         let place = path.display();
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+        // Neither through a link that somebody may have put there, nor waiting for a pipe's reader.
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .custom_flags(flags.bits() as i32)
+            .open(path);
         let file = file.map_err(|error| format!("cannot open PID file {place}: {error}"))?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| format!("PID file {place} is in use: another hadmd runs with it"))?;

@@ -35,6 +35,14 @@ impl PeerKey {
         }
     }
 
+    /// A number that no other peer has.
+    pub const fn code(self) -> u64 {
+        match self {
+            PeerKey::Node(node) => node.get() as u64,
+            PeerKey::Site(resource, site) => 1 << 16 | (resource.get() as u64) << 8 | site.get() as u64,
+        }
+    }
+
     /// The peer's bit in `node_to` of its scope.
     pub const fn mask(self) -> Mask {
         Mask::of(self.id())

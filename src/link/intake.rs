@@ -39,8 +39,8 @@ pub struct Run {
 pub enum Item {
     /// Packets to relay.
     Run(Run),
-    /// A heartbeat or its answer: never relayed.
-    Heartbeat(Header),
+    /// A packet of a type that daemons alone originate: never relayed.
+    DaemonsOwn(Header),
     /// A packet of a type that is not relayed, skipped whole.
     Unrelayed(Header),
 }
@@ -149,21 +149,21 @@ impl Intake {
                 break;
             }
             match (checked, &first) {
-                (Ok((class, scope)), None) if !header.kind.is_heartbeat() => {
+                (Ok((class, scope)), None) if !header.kind.is_daemons_own() => {
                     first = Some((header, class, scope));
                 }
                 (Ok(way), Some((head, class, scope)))
                     if way == (*class, *scope)
                         && header.node_to == head.node_to
                         && header.dev_id == head.dev_id
-                        && !header.kind.is_heartbeat() => {}
+                        && !header.kind.is_daemons_own() => {}
                 (_, Some(_)) => break,
                 (checked, None) => {
                     seen(&header);
                     self.last_packet = size;
                     let _ = self.buf.split_to(size);
                     return Ok(Some(match checked {
-                        Ok(_) => Item::Heartbeat(header),
+                        Ok(_) => Item::DaemonsOwn(header),
                         Err(_) => Item::Unrelayed(header),
                     }));
                 }
@@ -297,7 +297,7 @@ mod tests {
             let expected: Vec<u8> = packets.iter()
                 .filter(|(kind, _)| {
                     let kind = PacketType(*kind);
-                    kind.relayed().is_some() && !kind.is_heartbeat()
+                    kind.relayed().is_some() && !kind.is_daemons_own()
                 })
                 .flat_map(|(_, bytes)| bytes.clone()).collect();
             let (relayed, headers, refusal) = feed(&stream, &pieces, 1 << 20);

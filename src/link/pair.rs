@@ -80,9 +80,10 @@ impl Pair {
         self.outlets.iter().for_each(|outlet| outlet.close());
     }
 
-    /// Tells the other side that nothing more will come.
+    /// Tells the other side that nothing more will come, on the data link: it reads that to its end, and
+    /// then ends both.
     pub fn finish(&self) {
-        self.outlets.iter().for_each(|outlet| outlet.finish());
+        self.outlet(Class::Data).finish();
     }
 
     /// Whether the other side has closed one of the links.

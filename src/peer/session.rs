@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam::channel::Sender;
+use log::Level;
 
 use super::{Direction, Record};
 use crate::core::{EndCause, Event, PeerKey, SessionId};
+use crate::limited;
 use crate::link::{Closed, Pair, Run, Sink};
 use crate::queue::{Account, Counter, DropCause, Load, Refusal};
 use crate::wire::{Class, Header, NodeId, PacketType, SiteId};
@@ -31,6 +33,8 @@ pub struct Limits {
     pub meta: usize,
     /// How long a full queue to the peer may hold up the kernel module.
     pub slow: Duration,
+    /// How long a kernel module that does not read may hold up the peer's meta link, on which its pings come.
+    pub meta_patience: Duration,
 }
 
 /// One session.
@@ -44,6 +48,7 @@ pub struct Session {
     inbound: [Arc<Account>; 2],
     own: Arc<Account>,
     slow: Duration,
+    meta_patience: Duration,
     acks: AtomicU32,
     born: Instant,
     /// When the last ping was sent, in microseconds since `born`.
@@ -96,6 +101,7 @@ impl Session {
             inbound: Class::BOTH.map(|class| account(Direction::In, class)),
             own: Account::new(OWN_CEILING, Arc::default()),
             slow: limits.slow,
+            meta_patience: limits.meta_patience,
             acks: AtomicU32::new(0),
             born: Instant::now(),
             pinged: Counter::default(),
@@ -167,9 +173,22 @@ impl Session {
             self.drop_inbound(&run, DropCause::SessionEnded);
             return Ok(());
         }
-        match self.account(&self.inbound, run.class).hold(run.load, None) {
+        // A data link may wait for as long as it takes. The meta link brings pings and their answers, too: a
+        // kernel module that has stopped reading must not make healthy peers look dead.
+        let patience = (run.class == Class::Meta).then_some(self.meta_patience);
+        match self.account(&self.inbound, run.class).hold(run.load, patience) {
             Ok(hold) => {
                 deliver(run, hold);
+                Ok(())
+            }
+            Err(Refusal::Stuck) => {
+                let peer = self.record.key;
+                limited!(
+                    Level::Warn,
+                    ("kernel stalled", peer.code()),
+                    "dropped meta packets from {peer}: the kernel module does not read its meta link"
+                );
+                self.drop_inbound(&run, DropCause::KernelStalled);
                 Ok(())
             }
             Err(_) => {

@@ -20,6 +20,10 @@ pub fn check(target: &Path) -> Result<(), String> {
     if target.is_dir() || target.file_name().is_none() {
         return Err(format!("{} is a directory: give -o the name of a file", target.display()));
     }
+    // What is renamed into its place would replace a device, a pipe or a link itself.
+    if fs::symlink_metadata(target).is_ok_and(|found| !found.is_file()) {
+        return Err(format!("{} is there and is no regular file: give -o another name", target.display()));
+    }
     let directory = directory(target);
     if directory.is_dir() {
         Ok(())

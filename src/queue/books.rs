@@ -40,14 +40,21 @@ pub enum DropCause {
     SessionEnded,
     /// No kernel module was attached.
     NoKernel,
+    /// The kernel module did not read its meta link.
+    KernelStalled,
     /// The daemon was about to end.
     Stopping,
 }
 
 impl DropCause {
     /// Every cause, by index.
-    pub const ALL: [DropCause; 4] =
-        [DropCause::NotConnected, DropCause::SessionEnded, DropCause::NoKernel, DropCause::Stopping];
+    pub const ALL: [DropCause; 5] = [
+        DropCause::NotConnected,
+        DropCause::SessionEnded,
+        DropCause::NoKernel,
+        DropCause::KernelStalled,
+        DropCause::Stopping,
+    ];
 
     /// The cause in words.
     pub const fn words(self) -> &'static str {
@@ -55,6 +62,7 @@ impl DropCause {
             DropCause::NotConnected => "not connected",
             DropCause::SessionEnded => "session ended",
             DropCause::NoKernel => "no kernel module",
+            DropCause::KernelStalled => "kernel module stalled",
             DropCause::Stopping => "stopping",
         }
     }

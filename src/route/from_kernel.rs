@@ -51,12 +51,12 @@ impl Sink for FromKernel {
         let strays = &self.switch.strays;
         match item {
             Item::Run(run) => self.relay(&run),
-            Item::Heartbeat(header) => {
-                strays.heartbeat.add(1);
+            Item::DaemonsOwn(header) => {
+                strays.daemons_own.add(1);
                 limited!(
                     Level::Warn,
-                    ("kernel heartbeat", 0),
-                    "dropped a packet of the kernel module: heartbeats are the daemon's own ({header})"
+                    ("kernel daemon's own", 0),
+                    "dropped a packet of the kernel module: heartbeats and connection states are the daemon's own ({header})"
                 );
             }
             Item::Unrelayed(header) => {

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use log::Level;
+
 use super::Switch;
+use crate::limited;
 use crate::link::{Closed, Item, Sink};
 use crate::peer::Session;
 use crate::queue::DropCause;
@@ -25,7 +28,17 @@ impl Sink for FromPeer {
     fn take(&mut self, item: Item) -> Result<(), Closed> {
         let run = match item {
             Item::Run(run) => run,
-            Item::Heartbeat(header) => {
+            Item::DaemonsOwn(header) if header.kind.is_conn_state() => {
+                self.switch.strays.foreign_state.add(1);
+                let peer = self.session.record.key;
+                limited!(
+                    Level::Warn,
+                    ("foreign state", peer.code()),
+                    "dropped a connection state from {peer}: the kernel module hears of its peers from its own daemon"
+                );
+                return Ok(());
+            }
+            Item::DaemonsOwn(header) => {
                 self.session.heartbeat(&header);
                 return Ok(());
             }

@@ -64,7 +64,7 @@ impl Table {
     }
 }
 
-/// Packets from the kernel module that went nowhere, by cause.
+/// Packets that went nowhere, by cause; from the kernel module, but for the last one.
 #[derive(Debug, Default)]
 pub struct Strays {
     /// The local node's own bit in `node_to`.
@@ -77,20 +77,23 @@ pub struct Strays {
     pub no_resource: Counter,
     /// Types that are not relayed.
     pub unrelayed: Counter,
-    /// Heartbeats, which are the daemon's own.
-    pub heartbeat: Counter,
+    /// Heartbeats and connection states, which are the daemon's own.
+    pub daemons_own: Counter,
+    /// Connection states that a peer sent.
+    pub foreign_state: Counter,
 }
 
 impl Strays {
     /// Each counter with its name in words.
-    pub fn list(&self) -> [(&'static str, u64); 6] {
+    pub fn list(&self) -> [(&'static str, u64); 7] {
         [
             ("own bit", self.own_bit.get()),
             ("unknown id", self.unknown_id.get()),
             ("no addressee", self.nobody.get()),
             ("unknown resource", self.no_resource.get()),
             ("type not relayed", self.unrelayed.get()),
-            ("heartbeat", self.heartbeat.get()),
+            ("daemon's own type", self.daemons_own.get()),
+            ("connection state of a peer", self.foreign_state.get()),
         ]
     }
 }
@@ -181,7 +184,8 @@ impl Switch {
             return limited!(
                 Level::Warn,
                 ("no resource", u64::from(run.dev_id)),
-                "dropped site packets of the kernel module: this node does not own the log of resource {}",
+                "dropped site packets of the kernel module: resource {} is not configured here, or this node does \
+                 not own its log",
                 run.dev_id
             );
         }

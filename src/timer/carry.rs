@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
-use log::{debug, error, info, warn};
+use log::{Level, debug, error, warn};
 use serde_json::json;
 
 use super::{Timer, Waiting, hex, owner};
@@ -44,7 +44,7 @@ impl Timer {
                     }
                 }
                 Action::Stalled => limited!(
-                    log::Level::Warn,
+                    Level::Warn,
                     ("stalled", 0),
                     "this daemon did not run for a while (machine busy or stopped): heartbeats start afresh"
                 ),
@@ -53,7 +53,7 @@ impl Timer {
                     if let Some(refused) = self.waiting.remove(&conn) {
                         self.second_kernels.add(1);
                         limited!(
-                            log::Level::Warn,
+                            Level::Warn,
                             ("second kernel", 0),
                             "refused a second kernel module from {}: one is attached",
                             refused.source
@@ -62,7 +62,7 @@ impl Timer {
                 }
                 Action::AttachKernel { attach, data, meta } => self.attach_kernel(attach, data, meta),
                 Action::DetachKernel { attach, why } => {
-                    warn!("kernel module detached: {why}");
+                    limited!(Level::Warn, ("detached", 0), "kernel module detached: {why}");
                     if let Some(device) = self.attached(attach) {
                         self.switch.set_device(None);
                         device.close();
@@ -131,8 +131,18 @@ impl Timer {
         story.sessions += 1;
         story.unreachable = false;
         match &story.version {
-            None => info!("{peer}: connected ({how} {}; without hello extension)", link.source),
-            Some(version) => info!("{peer}: connected ({how} {}; hadmd {version})", link.source),
+            None => limited!(
+                Level::Info,
+                ("connected", peer.code()),
+                "{peer}: connected ({how} {}; without hello extension)",
+                link.source
+            ),
+            Some(version) => limited!(
+                Level::Info,
+                ("connected", peer.code()),
+                "{peer}: connected ({how} {}; hadmd {version})",
+                link.source
+            ),
         }
         if let Some(theirs) = digest.filter(|theirs| *theirs != self.digest) {
             warn!(
@@ -170,7 +180,11 @@ impl Timer {
         let story = self.stories.entry(peer).or_default();
         let age = story.since.take().map_or(0.0, |since| since.elapsed().as_secs_f64());
         story.last_error = Some(cause.to_string());
-        warn!("{peer}: session ended after {age:.1} s: {cause}");
+        limited!(
+            Level::Warn,
+            ("session ended", peer.code()),
+            "{peer}: session ended after {age:.1} s: {cause}"
+        );
         let mut more = json!({"from": "connected", "age_s": age, "by": cause.by()});
         if let Some(session) = self.session(peer, id) {
             more["rtt_us"] = session.rtt().map(|rtt| rtt.as_micros() as u64).into();
@@ -206,7 +220,7 @@ impl Timer {
             });
         match opened {
             Ok(()) => {
-                info!("kernel module attached from {}", meta.source);
+                limited!(Level::Info, ("attached", 0), "kernel module attached from {}", meta.source);
                 self.attached_since = Some(Instant::now());
                 self.note_daemon("kernel module attached", &meta.source.to_string());
             }

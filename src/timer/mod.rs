@@ -154,7 +154,7 @@ impl Timer {
         Ok(Timer {
             born,
             core: Core::new(settings, Moment::ZERO),
-            limits: Limits { data: DATA_CEILING, meta: META_CEILING, slow: config.slow_timeout },
+            limits: limits(&config),
             config,
             modules,
             switch,
@@ -325,6 +325,16 @@ impl Timer {
 
     fn attached(&self, attach: AttachId) -> Option<Arc<crate::device::Device>> {
         self.switch.table().device.clone().filter(|device| device.id == attach)
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        data: DATA_CEILING,
+        meta: META_CEILING,
+        slow: config.slow_timeout,
+        // Half of what the other side's heartbeat allows, which is configured like ours.
+        meta_patience: config.slow_timeout.min(config.ping_interval * config.max_ping_count / 2),
     }
 }
 

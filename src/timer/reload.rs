@@ -63,7 +63,8 @@ impl Difference {
         value(&mut refused, "serverip and serverport", old.server, new.server);
         value(&mut refused, "id of the local node", old.node.get(), new.node.get());
         value(&mut refused, "id of the local site", old.site.get(), new.site.get());
-        let local = |config: &Config| config.local_node().map(|node| node.addr);
+        let local =
+            |config: &Config| config.local_node().map(|node| node.addr).into_iter().collect::<Vec<_>>();
         value(&mut refused, "ipaddr and port of the local node", local(old), local(new));
         let doors = (owner::listeners(old), owner::listeners(new));
         value(&mut refused, "ports of the local runsites", doors.0, doors.1);
@@ -131,7 +132,7 @@ impl Timer {
             self.stories.remove(&key);
         }
         self.digest = config.digest();
-        self.limits.slow = config.slow_timeout;
+        self.limits = super::limits(&config);
         self.admission.known = owner::known(&config);
         self.admission.strict = config.peer_addr == PeerAddr::Strict;
         self.config = config;

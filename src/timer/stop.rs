@@ -29,6 +29,8 @@ impl Timer {
         }
         // Links are closed for writing first, and read until the other sides have closed theirs: a socket
         // that is closed with unread bytes takes back what it has just sent.
+        // The data links go first: the other side reads them to their end before it sees that the session is
+        // over.
         sessions.iter().for_each(|session| session.finish());
         device.iter().for_each(|device| device.finish());
         self.guard = None;
@@ -63,7 +65,7 @@ impl Timer {
         };
         let strays = counted(&self.switch.strays.list());
         if !strays.is_empty() {
-            info!("packets of the kernel module that went nowhere: {strays}");
+            info!("packets that went nowhere: {strays}");
         }
         let second = [("second kernel module", self.second_kernels.get())];
         let refused = counted(&[&self.reactor.refusals.list()[..], &second].concat());

@@ -117,9 +117,15 @@ impl PacketType {
         }
     }
 
-    /// Whether this is a heartbeat, or the answer to one: those end at the daemon.
-    pub const fn is_heartbeat(self) -> bool {
-        self.is_ping() || self.is_ping_ack()
+    /// Whether daemons alone originate this type: heartbeats and their answers, which end at the daemon,
+    /// and connection states, which would tell a kernel module what its own daemon did not see.
+    pub const fn is_daemons_own(self) -> bool {
+        self.is_ping() || self.is_ping_ack() || self.is_conn_state()
+    }
+
+    /// NC_CONN_STATE or SC_CONN_STATE.
+    pub const fn is_conn_state(self) -> bool {
+        matches!(self, Self::NC_CONN_STATE | Self::SC_CONN_STATE)
     }
 
     /// NC_PING or SC_PING.
