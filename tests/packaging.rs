@@ -99,7 +99,10 @@ fn readme_has_the_help_texts_as_they_are() {
     let readme = source("README.md");
     for program in [HADMD, CTL, PROBE] {
         let help = help(program);
-        assert!(readme.contains(&format!("```text\n{help}```")), "README.md has another help text than\n{help}");
+        assert!(
+            readme.contains(&format!("```text\n{help}```")),
+            "README.md has another help text than\n{help}"
+        );
     }
 }
 
