@@ -19,11 +19,13 @@ doc = $(PREFIX)/share/doc/hadmd
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
-build: ## build hadmd and hadm-probe, optimised
+build: ## build hadmd, hadmctl and hadm-probe, optimised
 	cargo build --release --locked
 
-demo: build ## three daemons on this machine carry files; takes half a minute, touches nothing else
+demo: build ## three daemons carry files, then two sites a fail-over, on this machine; a minute, nothing stays behind
 	@tests/demo.sh $(bin)
+	@echo
+	@tests/demo-sites.sh $(bin)
 
 test: ## every check: formatting, lints, documentation, all tests
 	@tests/all.sh
@@ -97,10 +99,12 @@ endef
 install: ## install what `make build` built; PREFIX=/usr/local, SYSCONFDIR=/etc, DESTDIR= for packages
 	@test -x $(bin)/hadmd || { echo "nothing is built yet: run 'make build' first" >&2; exit 1; }
 	install -D -m 755 $(bin)/hadmd '$(DESTDIR)$(PREFIX)/sbin/hadmd'
+	install -D -m 755 $(bin)/hadmctl '$(DESTDIR)$(PREFIX)/sbin/hadmctl'
 	install -D -m 755 $(bin)/hadm-probe '$(DESTDIR)$(PREFIX)/bin/hadm-probe'
 	$(call put,644,$(PREFIX)/share/man/man8,etc/man/*.8)
 	$(call put,644,$(PREFIX)/share/man/man5,etc/man/*.5)
 	$(call put,644,$(PREFIX)/share/bash-completion/completions,etc/completion/hadmd)
+	ln -sf hadmd '$(DESTDIR)$(PREFIX)/share/bash-completion/completions/hadmctl'
 	ln -sf hadmd '$(DESTDIR)$(PREFIX)/share/bash-completion/completions/hadm-probe'
 	$(call put,644,$(PREFIX)/lib/systemd/system,etc/systemd/hadmd.service)
 	$(call put,644,$(PREFIX)/lib/sysusers.d,etc/systemd/hadm.sysusers,hadm.conf)
@@ -114,10 +118,11 @@ install: ## install what `make build` built; PREFIX=/usr/local, SYSCONFDIR=/etc,
 	$(call keep,$(SYSCONFDIR)/default/hadmd,etc/default/hadmd)
 
 uninstall: ## remove what `make install` installed, but not the configuration
-	rm -f '$(DESTDIR)$(PREFIX)/sbin/hadmd' '$(DESTDIR)$(PREFIX)/bin/hadm-probe' '$(DESTDIR)$(SYSCONFDIR)/init.d/hadmd'
+	rm -f '$(DESTDIR)$(PREFIX)/sbin/hadmd' '$(DESTDIR)$(PREFIX)/sbin/hadmctl' '$(DESTDIR)$(PREFIX)/bin/hadm-probe'
+	rm -f '$(DESTDIR)$(SYSCONFDIR)/init.d/hadmd'
 	rm -f $(patsubst etc/man/%,'$(DESTDIR)$(PREFIX)/share/man/man8/%',$(wildcard etc/man/*.8))
 	rm -f $(patsubst etc/man/%,'$(DESTDIR)$(PREFIX)/share/man/man5/%',$(wildcard etc/man/*.5))
-	rm -f $(patsubst %,'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/%',hadmd hadm-probe)
+	rm -f $(patsubst %,'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/%',hadmd hadmctl hadm-probe)
 	rm -f $(patsubst %,'$(DESTDIR)$(PREFIX)/lib/%',systemd/system/hadmd.service sysusers.d/hadm.conf \
 		udev/rules.d/90-hadmd.rules)
 	rm -rf '$(DESTDIR)$(doc)'

@@ -60,7 +60,7 @@ ready_or_gone() { ready "$1" || ! kill -0 "$2" 2>/dev/null; }
 # start NODE: its daemon, up to the line that says it is ready.
 start() {
     "$bin/hadmd" -c "$dir/hadm.xml" --hostname "node$1" --server "$net.1$1:9998" \
-        --no-kmod-check --log stderr 2> "$(log "$1")" &
+        --no-kmod-check --log stderr --control "$dir/node$1.sock" 2> "$(log "$1")" &
     daemons="$daemons $!"
     wait_for 10 ready_or_gone "$1" $! || :
     ready "$1" || fail "node $1 did not start. It needs ports 7000 and 9998 of \

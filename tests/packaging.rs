@@ -1,5 +1,5 @@
 //! What is installed beside the programs: `make install` and its undoing, and that the manual pages, the README
-//! and the completions know the same options and elements as the programs.
+//! and the completions know the same options, commands and elements as the programs.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 const HADMD: &str = env!("CARGO_BIN_EXE_hadmd");
+const CTL: &str = env!("CARGO_BIN_EXE_hadmctl");
 const PROBE: &str = env!("CARGO_BIN_EXE_hadm-probe");
 
 type Names = BTreeSet<String>;
@@ -48,7 +49,7 @@ fn options_in_page(page: &str) -> Names {
     options
 }
 
-/// The words of the entries `.It Cm`, by the last part of the `.Ss` or `.Sh` they stand under.
+/// The words that entries `.It Cm` begin with, by the last part of the `.Ss` or `.Sh` they stand under.
 fn entries(page: &str) -> BTreeMap<String, Names> {
     let mut found = BTreeMap::<_, Names>::new();
     let mut heading = "";
@@ -56,7 +57,8 @@ fn entries(page: &str) -> BTreeMap<String, Names> {
         if let Some(title) = line.strip_prefix(".Ss ").or_else(|| line.strip_prefix(".Sh ")) {
             heading = title.rsplit('/').next().unwrap();
         } else if let Some(words) = line.strip_prefix(".It Cm ") {
-            found.entry(heading.to_owned()).or_default().extend(words.split(" , ").map(str::to_owned));
+            let words = words.split(" , ").map(|words| words.split(' ').next().unwrap().to_owned());
+            found.entry(heading.to_owned()).or_default().extend(words);
         }
     }
     found
@@ -64,24 +66,44 @@ fn entries(page: &str) -> BTreeMap<String, Names> {
 
 #[test]
 fn manual_pages_have_the_options_of_help_and_no_others() {
-    for (program, page) in [(HADMD, "etc/man/hadmd.8"), (PROBE, "etc/man/hadm-probe.8")] {
+    for (program, page) in
+        [(HADMD, "etc/man/hadmd.8"), (CTL, "etc/man/hadmctl.8"), (PROBE, "etc/man/hadm-probe.8")]
+    {
         let options = options_of(&help(program));
         assert!(options.len() > 5, "{options:?}");
         assert_eq!(options_in_page(&source(page)), options, "{page}");
     }
 }
 
-#[test]
-fn manual_page_of_the_probe_has_its_commands() {
-    let help = help(PROBE);
-    let commands = help.lines().skip_while(|line| *line != "Commands").skip(1);
+/// The commands a help text names.
+fn commands_of(help: &str) -> Names {
+    let commands = help.lines().skip_while(|line| !line.starts_with("Commands")).skip(1);
     let commands = commands.take_while(|line| !line.is_empty()).filter_map(|line| {
         let line = line.strip_prefix("  ")?;
         line.starts_with(|c: char| !c.is_whitespace()).then(|| line.split(' ').next().unwrap().to_owned())
     });
-    let commands: Names = commands.collect();
-    assert!(commands.len() > 5, "{commands:?}");
-    assert_eq!(entries(&source("etc/man/hadm-probe.8"))["DESCRIPTION"], commands);
+    commands.collect()
+}
+
+#[test]
+fn manual_pages_have_the_commands_of_help_and_no_others() {
+    for (program, page) in [(CTL, "etc/man/hadmctl.8"), (PROBE, "etc/man/hadm-probe.8")] {
+        let commands = commands_of(&help(program));
+        assert!(commands.len() > 5, "{commands:?}");
+        assert_eq!(entries(&source(page))["DESCRIPTION"], commands, "{page}");
+    }
+}
+
+#[test]
+fn readme_has_the_help_texts_as_they_are() {
+    let readme = source("README.md");
+    for program in [HADMD, CTL, PROBE] {
+        let help = help(program);
+        assert!(
+            readme.contains(&format!("```text\n{help}```")),
+            "README.md has another help text than\n{help}"
+        );
+    }
 }
 
 /// Which elements each element may hold, as the reader of the configuration says itself, in its warning of an
@@ -190,8 +212,11 @@ fn uninstall_leaves_the_configuration_and_nothing_else() {
         "/etc/init.d/hadmd",
         "/usr/local/bin/hadm-probe",
         "/usr/local/lib/systemd/system/hadmd.service",
+        "/usr/local/sbin/hadmctl",
         "/usr/local/sbin/hadmd",
+        "/usr/local/share/bash-completion/completions/hadmctl",
         "/usr/local/share/man/man5/hadm.xml.5",
+        "/usr/local/share/man/man8/hadmctl.8",
     ] {
         assert!(installed.iter().any(|there| there == file), "no {file} in {installed:?}");
     }
@@ -244,10 +269,16 @@ fn completion_offers_options_and_commands() {
         eprintln!("skipped: bash is not installed");
         return;
     }
-    for program in [HADMD, PROBE] {
+    for program in [HADMD, CTL, PROBE] {
         assert_eq!(offered(&[program, "-"]), options_of(&help(program)));
     }
     assert_eq!(offered(&[HADMD, "--log", "s"]), ["stderr", "syslog"].map(str::to_owned).into());
+    for program in [CTL, PROBE] {
+        assert_eq!(offered(&[program, ""]), commands_of(&help(program)));
+    }
+    assert_eq!(offered(&[CTL, "loglevel", "de"]), ["debug".to_owned()].into());
+    assert_eq!(offered(&[CTL, "plan", "etc/one"]), ["etc/one-site.xml".to_owned()].into());
+    assert!(offered(&[CTL, "why", ""]).iter().all(String::is_empty));
     assert_eq!(offered(&[PROBE, "la"]), ["latency".to_owned()].into());
     assert_eq!(offered(&[PROBE, "send", "Cargo.t"]), ["Cargo.toml".to_owned()].into());
     assert_eq!(offered(&[HADMD, "-c", "etc/one"]), ["etc/one-site.xml".to_owned()].into());

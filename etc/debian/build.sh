@@ -2,7 +2,7 @@
 # Makes hadmd_VERSION_ARCH.deb of what is built; `make deb` calls it. The version is Cargo.toml's. The same input gives
 # the same bytes if SOURCE_DATE_EPOCH is given, or git knows the time of the last commit.
 #
-# Usage: etc/debian/build.sh PROGRAMS OUT   (directories: of hadmd and hadm-probe, and where the package goes)
+# Usage: etc/debian/build.sh PROGRAMS OUT   (directories: of the programs, and where the package goes)
 # DEB_ARCH names the architecture of cross-built programs.
 set -eu
 
@@ -16,7 +16,7 @@ umask 022
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 arch=${DEB_ARCH:-$(dpkg --print-architecture)}
 # What the programs' symbols ask of the C library.
-glibc=$(grep -aoh 'GLIBC_[0-9][0-9.]*' "$bin/hadmd" "$bin/hadm-probe" | sort -uV | tail -n 1)
+glibc=$(grep -aoh 'GLIBC_[0-9][0-9.]*' "$bin/hadmd" "$bin/hadmctl" "$bin/hadm-probe" | sort -uV | tail -n 1)
 root=$out/deb
 rm -rf "$root"
 
@@ -40,7 +40,8 @@ Section: admin
 Priority: optional
 Description: disk mirror daemon
  Carries the packets of a disk mirror's kernel module, hadm_kmod, between the
- nodes of a cluster. hadm-probe, which is included, plays the kernel module:
- with it a cluster can be tried and measured before the module is loaded.
+ nodes of a cluster. Included are hadmctl, which asks and steers the daemon, and
+ hadm-probe, which plays the kernel module: with it a cluster can be tried and
+ measured before the module is loaded.
 END
 dpkg-deb --root-owner-group --build "$root" "$out/hadmd_${version}_$arch.deb"
