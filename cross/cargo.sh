@@ -11,7 +11,7 @@ command=$2
 shift 2
 
 install_packages() {
-    need="rustc-web=$version cargo-web=$version libstd-rust-web-dev=$version"
+    need="rustc-web=$version cargo-web=$version libstd-rust-web-dev=$version ca-certificates"
     [ -z "$runner" ] || need="$need gcc-$gnu libc6-dev-$arch-cross qemu-user-static"
     missing=
     for package in $need; do
