@@ -11,7 +11,7 @@ command=$2
 shift 2
 
 install_packages() {
-    need="rustc-web=$version cargo-web=$version libstd-rust-web-dev=$version"
+    need="rustc-web=$version cargo-web=$version libstd-rust-web-dev=$version ca-certificates"
     [ -z "$runner" ] || need="$need gcc-$gnu libc6-dev-$arch-cross qemu-user-static"
     missing=
     for package in $need; do
@@ -57,6 +57,9 @@ install_packages
 # Either would take precedence over the flags of the target.
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
 flags=${STATIC:+-C target-feature=+crt-static}
+# Appliances: as small as can be. Tests do unwind, so only the optimised build goes without the tables for it.
+export CARGO_PROFILE_RELEASE_OPT_LEVEL=z
+case " $* " in *" --release "*) flags="$flags -C link-arg=-Wl,-T,$PWD/cross/no-unwind.ld" ;; esac
 prefix=CARGO_TARGET_$(echo "$triple" | tr a-z- A-Z_)
 if [ -n "$runner" ]; then
     sysroot=$cross/sysroot

@@ -16,13 +16,15 @@ fail() {
 names() { awk '!/^#/ { print $1 }' cross/targets; }
 
 # target NAME: sets what the table says, the command that runs programs of the target, and where they are.
+# For native, which is what `make build` built, only the latter two.
 target() {
+    runner='' bin=$CARGO_TARGET_DIR/release
+    [ "$1" != native ] || return 0
     row=$(awk -v name="$1" '$1 == name' cross/targets)
     [ -n "$row" ] || fail "there is no target \"$1\"; TARGET= takes one of: $(names | paste -sd ' ')"
     read -r name triple arch gnu emulator digest <<-END
 	$row
 	END
-    runner=
     [ "$emulator" = - ] || runner="$emulator -L /usr/$gnu"
     bin=$cross/$linking/$triple/release
 }

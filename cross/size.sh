@@ -1,5 +1,6 @@
 #!/bin/sh
-# Builds for the named targets, dynamic and static, and prints how large the programs are, in bytes.
+# Builds for the named targets, dynamic and static, and prints how large the programs are, in bytes; also those
+# of `make build`, where that has been done.
 #
 # Usage: cross/size.sh NAME...   (of cross/targets; none: all)
 # Exit status: 0 only if hadmd is within cross/size-budget everywhere.
@@ -13,9 +14,10 @@ done
 
 over=
 printf '\n%-8s %-8s %10s %10s %6s %11s\n' target linking hadmd budget used hadm-probe
-for name; do
+for name in native "$@"; do
     while read -r linking budget; do
         target "$name"
+        [ "$name,$linking" != native,static ] && [ -x "$bin/hadmd" ] || continue
         size=$(stat -c %s "$bin/hadmd")
         printf '%-8s %-8s %10d %10d %5d%% %11d\n' "$name" "$linking" "$size" "$budget" \
             $((100 * size / budget)) "$(stat -c %s "$bin/hadm-probe")"
