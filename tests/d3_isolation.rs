@@ -261,3 +261,23 @@ fn a_stalled_meta_link_ends_with_its_heartbeats() {
     rig.assert_carries(&good);
     rig.stop();
 }
+
+/// Failure mode 10, the other link: a module that stops reading meta packets makes no healthy peer look dead,
+/// however many of them the peers send.
+#[test]
+fn fm10_a_module_that_stops_reading_meta_costs_no_session() {
+    let rig = Rig::with(3, 0, |config| config.heartbeat(0.25, 4));
+    let (sender, other) = (rig.call(1), rig.call(2));
+    rig.kernel.meta.pause(true);
+    let flood = sender.meta.flood(|n| Some(Packet::filled(19, n, 4096).with_to(bit(0))));
+    let pings = sender.pings().len();
+    // Long enough for a verdict, were pings and their answers left unread on either side.
+    sender.wait_pings(pings + 12, PATIENCE);
+    assert!(flood.sent() > 2000, "the link is read on: {} sent", flood.sent());
+    flood.stop();
+    rig.kernel.meta.pause(false);
+    assert!(!sender.meta.is_closed() && !other.meta.is_closed());
+    rig.daemon.wait_log("the kernel module does not read its meta link", PATIENCE);
+    assert_eq!(rig.daemon.log_count("session ended"), 0);
+    rig.stop();
+}

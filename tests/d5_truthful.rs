@@ -162,3 +162,21 @@ fn an_attaching_module_is_told_at_once() {
     assert!(median(times.clone()) <= TOLD_WITHIN, "{times:?}");
     daemon.stop();
 }
+
+/// Only its own daemon tells the kernel who is connected: what a peer says of it is dropped, counted and told.
+#[test]
+fn fm19_a_peer_cannot_tell_our_kernel_who_is_connected() {
+    let rig = Rig::new(3);
+    let peer = rig.call(1);
+    let told = rig.kernel.states().len();
+    for kind in [7, 14] {
+        for link in [&peer.meta, &peer.data] {
+            link.send(&Packet::new(kind).with_from(0).with_dev(255).with_to(u32::MAX));
+        }
+    }
+    rig.assert_carries(&peer);
+    let states = rig.kernel.states();
+    assert!(states.iter().skip(told).all(|(_, mask)| *mask == bit(1)), "{states:?}");
+    rig.daemon.wait_log("dropped a connection state from node 1", PATIENCE);
+    rig.stop();
+}
