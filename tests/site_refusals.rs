@@ -173,7 +173,7 @@ fn fm19_another_source_is_accepted_with_a_warning_where_any_is_configured() {
     let peer = elsewhere.call(&net.machines[B0]).unwrap();
     seat.kernel.wait_state(Whom::Sites(0), bit(1));
     assert_carries(&seat.kernel, &peer, 1, 1);
-    let line = "site 1 of resource 0 calls from 10.77.1.10:";
+    let line = "site 1 of resource 0 calls from 10.77.1.10,";
     let warning = seat.daemon.wait_log(line, PATIENCE);
     assert!(warning.contains("its configured address is 10.77.1.100: accepted"), "{warning}");
     assert_eq!(seat.daemon.log_count(line), 1);

@@ -151,13 +151,6 @@ impl Timer {
                 hex(&self.digest)
             );
         }
-        if let Some(expected) = link.expected {
-            warn!(
-                "{peer} calls from {}, but its configured address is {expected}: accepted, since element \
-                 peeraddr is not strict",
-                link.source
-            );
-        }
     }
 
     fn session_failed(&self, peer: PeerKey, session: SessionId, error: &std::io::Error) {

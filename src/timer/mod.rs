@@ -26,11 +26,12 @@ use crate::connect::{Offer, Plan, Reactor};
 use crate::control::Ask;
 use crate::core::{Action, Admission, AttachId, ConnId, Core, Event, Moment, PeerKey, Via};
 use crate::kmod;
+use crate::limited;
 use crate::log as logging;
 use crate::peer::{Limits, Record, Session};
 use crate::queue::{Account, Counter};
 use crate::route::Switch;
-use crate::wire::{Extension, NodeId, SiteId};
+use crate::wire::{Class, Extension, NodeId, SiteId};
 use report::Story;
 use service::Watchdog;
 
@@ -62,7 +63,6 @@ struct Waiting {
     dev_id: u8,
     called: bool,
     extension: Option<Extension>,
-    expected: Option<std::net::IpAddr>,
     /// Counts against the reactor's limit.
     _ticket: Arc<()>,
 }
@@ -267,26 +267,28 @@ impl Timer {
         let event = match offer {
             Offer::Kernel { class, dev_id, stream, source } => {
                 self.notice_lost_kernel(now, actions);
-                let waiting = Waiting {
-                    stream,
-                    source,
-                    dev_id,
-                    called: false,
-                    extension: None,
-                    expected: None,
-                    _ticket: ticket,
-                };
+                let waiting =
+                    Waiting { stream, source, dev_id, called: false, extension: None, _ticket: ticket };
                 self.waiting.insert(conn, waiting);
                 Event::KernelHello { class, conn }
             }
             Offer::Link { peer, class, stream, attempt, extension, source, expected } => {
+                // Told before there is a session: a single link may end the one before. Once for each pair.
+                if let Some(expected) = expected.filter(|_| class == Class::Data) {
+                    limited!(
+                        log::Level::Warn,
+                        ("other address", peer.code()),
+                        "{peer} calls from {}, but its configured address is {expected}: accepted, since element \
+                         peeraddr is not strict",
+                        source.ip()
+                    );
+                }
                 let via = match attempt {
                     Some(attempt) => Via::Dialed(attempt),
                     None => Via::Accepted(extension.as_ref().and_then(|extension| extension.epoch)),
                 };
                 let called = attempt.is_some();
-                let waiting =
-                    Waiting { stream, source, dev_id: 0, called, extension, expected, _ticket: ticket };
+                let waiting = Waiting { stream, source, dev_id: 0, called, extension, _ticket: ticket };
                 self.waiting.insert(conn, waiting);
                 Event::LinkReady { peer, class, conn, via }
             }
