@@ -48,7 +48,7 @@ fn main() {
     let effort = if std::env::var_os("QUICK").is_some() {
         Effort { rounds: 1, slice: ms(150), idle: ms(2000) }
     } else {
-        Effort { rounds: 5, slice: ms(500), idle: ms(10_000) }
+        Effort { rounds: 7, slice: ms(500), idle: ms(10_000) }
     };
     let began = Instant::now();
     let builds = builds();

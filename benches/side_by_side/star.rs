@@ -217,7 +217,7 @@ pub fn stalled(build: &Build, rounds: usize, slice: Duration, figures: &mut Figu
         let (counted, stop) = (AtomicU64::new(0), AtomicBool::new(false));
         let rate = || {
             let (begin, before) = (Instant::now(), counted.load(SeqCst));
-            thread::park_timeout(slice);
+            thread::sleep(slice);
             (counted.load(SeqCst) - before) as f64 / 1e6 / begin.elapsed().as_secs_f64()
         };
         thread::scope(|scope| {
@@ -263,9 +263,9 @@ pub fn idle(build: &Build, slice: Duration, figures: &mut Figures) {
         let star = Star::new(build, n, ("pingtimeout", 1), None);
         figures.add("threads", &format!("{n} peers"), &build.name, star.daemon.status("Threads") as f64);
         if n == PEERS {
-            thread::park_timeout(ms(1000));
+            thread::sleep(ms(1000));
             let (begin, before) = (Instant::now(), cpu_seconds(&star.daemon));
-            thread::park_timeout(slice);
+            thread::sleep(slice);
             let load = (cpu_seconds(&star.daemon) - before) / begin.elapsed().as_secs_f64() * 100.0;
             let resident = star.daemon.status("VmRSS") as f64 / 1024.0;
             figures.add("memory, MiB", "idle, 31 peers", &build.name, resident);
