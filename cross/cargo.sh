@@ -5,7 +5,7 @@
 #
 # Usage: [STATIC=1] cross/cargo.sh NAME COMMAND [ARGUMENT...]   (NAME is of cross/targets)
 # MIRROR: where Debian's packages are, if not at deb.debian.org.
-. "${0%/*}/lib.sh"
+. "$(dirname "$0")/lib.sh"
 target "$1"
 command=$2
 shift 2
@@ -50,7 +50,7 @@ unpack_library() {
 }
 
 . /etc/os-release
-[ "$ID$VERSION_ID-$(dpkg --print-architecture)" = debian12-amd64 ] ||
+[ "$ID${VERSION_ID:-}-$(dpkg --print-architecture)" = debian12-amd64 ] ||
     fail "this is made for Debian 12 on amd64, not for $PRETTY_NAME"
 install_packages
 

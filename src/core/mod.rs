@@ -149,14 +149,12 @@ impl Core {
                     up.marked |= up.session == session;
                 }
             }
-            Event::PingAcks { peer, session, count } => {
-                match self.peer(peer).map(|peer| &mut peer.state) {
-                    Some(State::Up(up)) if up.session == session => {
-                        up.unanswered = up.unanswered.saturating_sub(count);
-                    }
-                    _ => {}
+            Event::PingAcks { peer, session, count } => match self.peer(peer).map(|peer| &mut peer.state) {
+                Some(State::Up(up)) if up.session == session => {
+                    up.unanswered = up.unanswered.saturating_sub(count);
                 }
-            }
+                _ => {}
+            },
             Event::KernelHello { class, conn } => self.kernel_hello(now, class, conn, out),
             Event::ConnLost { conn } => {
                 if self.kernel.half_lost(conn) {
