@@ -56,10 +56,14 @@ install_packages
 
 # Either would take precedence over the flags of the target.
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
-flags=${STATIC:+-C target-feature=+crt-static}
-# Appliances: as small as can be. Tests do unwind, so only the optimised build goes without the tables for it.
+# Appliances: as small as can be. Tests do unwind, so only the optimised build goes without the tables for it; not
+# so a static one, since glibc's start files refer to them.
 export CARGO_PROFILE_RELEASE_OPT_LEVEL=z
-case " $* " in *" --release "*) flags="$flags -C link-arg=-Wl,-T,$PWD/cross/no-unwind.ld" ;; esac
+case "$linking $* " in
+    dynamic*" --release "*) flags="-C link-arg=-Wl,-T,$PWD/cross/no-unwind.ld" ;;
+    static*) flags='-C target-feature=+crt-static' ;;
+    *) flags= ;;
+esac
 prefix=CARGO_TARGET_$(echo "$triple" | tr a-z- A-Z_)
 if [ -n "$runner" ]; then
     sysroot=$cross/sysroot
