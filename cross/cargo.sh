@@ -5,7 +5,7 @@
 #
 # Usage: [STATIC=1] cross/cargo.sh NAME COMMAND [ARGUMENT...]   (NAME is of cross/targets)
 # MIRROR: where Debian's packages are, if not at deb.debian.org.
-. "${0%/*}/lib.sh"
+. "$(dirname "$0")/lib.sh"
 target "$1"
 command=$2
 shift 2
@@ -50,16 +50,20 @@ unpack_library() {
 }
 
 . /etc/os-release
-[ "$ID$VERSION_ID-$(dpkg --print-architecture)" = debian12-amd64 ] ||
+[ "$ID${VERSION_ID:-}-$(dpkg --print-architecture)" = debian12-amd64 ] ||
     fail "this is made for Debian 12 on amd64, not for $PRETTY_NAME"
 install_packages
 
 # Either would take precedence over the flags of the target.
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
-flags=${STATIC:+-C target-feature=+crt-static}
-# Appliances: as small as can be. Tests do unwind, so only the optimised build goes without the tables for it.
+# Appliances: as small as can be. Tests do unwind, so only the optimised build goes without the tables for it; not
+# so a static one, since glibc's start files refer to them.
 export CARGO_PROFILE_RELEASE_OPT_LEVEL=z
-case " $* " in *" --release "*) flags="$flags -C link-arg=-Wl,-T,$PWD/cross/no-unwind.ld" ;; esac
+case "$linking $* " in
+    dynamic*" --release "*) flags="-C link-arg=-Wl,-T,$PWD/cross/no-unwind.ld" ;;
+    static*) flags='-C target-feature=+crt-static' ;;
+    *) flags= ;;
+esac
 prefix=CARGO_TARGET_$(echo "$triple" | tr a-z- A-Z_)
 if [ -n "$runner" ]; then
     sysroot=$cross/sysroot

@@ -2,7 +2,7 @@
 set -eu
 
 version=1.85.0+dfsg3-1~deb12u3
-cd "${0%/*}/.."
+cd "$(dirname "$0")/.."
 mkdir -p "${CARGO_TARGET_DIR:=target}/cross"
 cross=$(cd "$CARGO_TARGET_DIR/cross" && pwd)
 linking=${STATIC:+static}

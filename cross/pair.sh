@@ -5,7 +5,7 @@
 # Usage: [STATIC=1] cross/pair.sh NAME0 NAME1   (of cross/targets, or native: what `make build` built)
 # Exit status: 0 only if both files arrived unchanged, both daemons recognised the other as hadmd with the same
 # configuration, ended in order, and their books balance.
-. "${0%/*}/lib.sh"
+. "$(dirname "$0")/lib.sh"
 
 dir=$(mktemp -d "${TMPDIR:-/tmp}/hadmd-pair.XXXXXX")
 # A network of its own in 127.0.0.0/8, all of which is this machine: two runs do not disturb each other.

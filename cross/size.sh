@@ -4,7 +4,7 @@
 #
 # Usage: cross/size.sh NAME...   (of cross/targets; none: all)
 # Exit status: 0 only if hadmd is within cross/size-budget everywhere.
-. "${0%/*}/lib.sh"
+. "$(dirname "$0")/lib.sh"
 [ $# -gt 0 ] || set -- $(names)
 
 for name; do
