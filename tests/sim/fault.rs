@@ -116,10 +116,10 @@ impl World {
             return;
         }
         let half = node.held.iter().find(|(_, held)| matches!(held.of, HeldOf::Kernel { acked: true }));
-        if let Some((&conn, _)) = half
-            && self.rng.bool()
-        {
-            self.report(id, Event::ConnLost { conn });
+        if let Some((&conn, _)) = half {
+            if self.rng.bool() {
+                self.report(id, Event::ConnLost { conn });
+            }
         }
     }
 

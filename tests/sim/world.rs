@@ -316,9 +316,7 @@ impl World {
             }
         }
         let node = &mut self.nodes[id];
-        if let Some(core) = &mut node.core
-            && core.deadline() <= now
-        {
+        if let Some(core) = node.core.as_mut().filter(|core| core.deadline() <= now) {
             self.trace.note(now, id, Note::Tick);
             for (peer, of) in node.peers.iter_mut().enumerate() {
                 if let Some(session) = of.session.as_mut().filter(|session| session.acks > 0) {
@@ -335,9 +333,8 @@ impl World {
         }
         self.check_step(id);
         let node = &mut self.nodes[id];
-        if let Some(at) = node.core.as_ref().map(|core| core.deadline())
-            && at != node.tick_at
-        {
+        let deadline = node.core.as_ref().map(|core| core.deadline());
+        if let Some(at) = deadline.filter(|at| *at != node.tick_at) {
             node.tick_at = at;
             let run = node.run;
             self.later(at.saturating_sub(now), Task::Tick { node: id, run, at });
