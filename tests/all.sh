@@ -32,12 +32,21 @@ part() {
     fi
 }
 
-# tool COMMAND PACKAGE NAME COMMAND...: a check by a program of Debian's, which root gets where it is missing.
+# have COMMAND PACKAGE: whether a program of Debian's is there, once root has got it where it is missing.
+have() {
+    command -v "$1" > /dev/null && return
+    [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null || return
+    [ -n "$updated" ] || apt-get -q update > /dev/null 2>&1 || true
+    updated=yes
+    apt-get install -qy --no-install-recommends "$2" > /dev/null 2>&1
+}
+updated=
+
+# tool COMMAND PACKAGE NAME COMMAND...: a check by a program that may be missing.
 tool() {
     tool=$1 package=$2 name=$3
     shift 3
-    get() { [ "$(id -u)" = 0 ] && apt-get install -qy --no-install-recommends "$package"; }
-    if { command -v "$tool" || get; } > /dev/null 2>&1; then
+    if have "$tool" "$package"; then
         check "$name" "$@"
     else
         skip "$name" "$tool is not installed (Debian package $package)"
@@ -47,6 +56,9 @@ tool() {
 part rustfmt formatting fmt --check
 part clippy lints clippy --locked --all-targets -- -D warnings
 check documentation env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+# Some tests need these, and say that they are skipped without.
+have ip iproute2 || skip "tests of sites" "ip is not installed (Debian package iproute2)"
+have strace strace || skip "count of system calls" "strace is not installed (Debian package strace)"
 check tests cargo test --locked
 
 tool mandoc mandoc "manual pages" make -s man-lint
