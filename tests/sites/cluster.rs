@@ -85,7 +85,10 @@ impl Seat {
         net.machines[at].inside(|| {
             let daemon = Daemon::spawn(&mut command, NAMES[at]);
             daemon.wait_log("ready", PATIENCE);
-            Seat { kernel: SiteKernel::attach(NAMES[at], SERVER, site(at), node(at)), daemon }
+            let kernel = SiteKernel::attach(NAMES[at], SERVER, site(at), node(at));
+            // Until it is told its first state it is not attached, and a session would lose its data.
+            kernel.wait_count(super::Whom::Nodes, 1);
+            Seat { kernel, daemon }
         })
     }
 }
