@@ -56,14 +56,10 @@ install_packages
 
 # Either would take precedence over the flags of the target.
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
-# Appliances: as small as can be. Tests do unwind, so only the optimised build goes without the tables for it; not
-# so a static one, since glibc's start files refer to them.
+flags=${STATIC:+-C target-feature=+crt-static}
+# Appliances: as small as can be. Tests do unwind, so only the optimised build goes without the tables for it.
 export CARGO_PROFILE_RELEASE_OPT_LEVEL=z
-case "$linking $* " in
-    dynamic*" --release "*) flags="-C link-arg=-Wl,-T,$PWD/cross/no-unwind.ld" ;;
-    static*) flags='-C target-feature=+crt-static' ;;
-    *) flags= ;;
-esac
+case " $* " in *" --release "*) flags="$flags -C link-arg=-Wl,-T,$PWD/cross/no-unwind.ld" ;; esac
 prefix=CARGO_TARGET_$(echo "$triple" | tr a-z- A-Z_)
 if [ -n "$runner" ]; then
     sysroot=$cross/sysroot
