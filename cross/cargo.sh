@@ -12,7 +12,8 @@ shift 2
 
 install_packages() {
     need="rustc-web=$version cargo-web=$version libstd-rust-web-dev=$version ca-certificates"
-    [ -z "$runner" ] || need="$need gcc-$gnu libc6-dev-$arch-cross qemu-user-static"
+    [ "$arch" = amd64 ] || need="$need gcc-$gnu libc6-dev-$arch-cross"
+    [ "$emulator" = - ] || need="$need qemu-user-static"
     missing=
     for package in $need; do
         installed=$(dpkg-query -W -f '${db:Status-Status}=${Version}' "${package%%=*}" 2> /dev/null) || :
@@ -56,21 +57,18 @@ install_packages
 
 # Either would take precedence over the flags of the target.
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
-# Appliances: as small as can be. Tests do unwind, so only the optimised build goes without the tables for it; not
-# so a static one, since glibc's start files refer to them.
+flags=${STATIC:+-C target-feature=+crt-static}
+# Appliances: as small as can be. Tests do unwind, so only the optimised build goes without the tables for it.
 export CARGO_PROFILE_RELEASE_OPT_LEVEL=z
-case "$linking $* " in
-    dynamic*" --release "*) flags="-C link-arg=-Wl,-T,$PWD/cross/no-unwind.ld" ;;
-    static*) flags='-C target-feature=+crt-static' ;;
-    *) flags= ;;
-esac
+case " $* " in *" --release "*) flags="$flags -C link-arg=-Wl,-T,$PWD/cross/no-unwind.ld" ;; esac
 prefix=CARGO_TARGET_$(echo "$triple" | tr a-z- A-Z_)
-if [ -n "$runner" ]; then
+if [ "$arch" != amd64 ]; then
     sysroot=$cross/sysroot
     unpack_library
     flags="--sysroot=$sysroot $flags"
-    export "${prefix}_LINKER=$gnu-gcc" "${prefix}_RUNNER=$runner"
+    export "${prefix}_LINKER=$gnu-gcc"
 fi
+[ -z "$runner" ] || export "${prefix}_RUNNER=$runner"
 export "${prefix}_RUSTFLAGS=$flags" RUSTC=/usr/bin/rustc RUSTDOC=/usr/bin/rustdoc
 export CARGO_TARGET_DIR="$cross/$linking"
 exec /usr/bin/cargo "$command" --target "$triple" "$@"

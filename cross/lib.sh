@@ -25,6 +25,10 @@ target() {
     read -r name triple arch gnu emulator digest <<-END
 	$row
 	END
-    [ "$emulator" = - ] || runner="$emulator -L /usr/$gnu"
+    case $name,$linking in
+        x86_64,* | i686,static) ;;
+        i686,dynamic) runner="/usr/$gnu/lib/ld-linux.so.2 --library-path /usr/$gnu/lib" ;;
+        *) runner="$emulator -L /usr/$gnu" ;;
+    esac
     bin=$cross/$linking/$triple/release
 }
