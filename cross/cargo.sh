@@ -45,7 +45,9 @@ unpack_library() {
         fail "$file cannot be fetched"
     dpkg-deb --fsys-tarfile "$part/$file" | tar -x -C "$part" "./usr/lib/rustlib/$triple"
     mkdir -p "$sysroot/lib/rustlib"
-    mv -T "$part/usr/lib/rustlib/$triple" "$sysroot/lib/rustlib/$triple"
+    # Another run may have been faster.
+    mv -T "$part/usr/lib/rustlib/$triple" "$sysroot/lib/rustlib/$triple" 2> /dev/null ||
+        [ -d "$sysroot/lib/rustlib/$triple" ]
     rm -rf "$part"
     trap - EXIT INT TERM HUP
 }
