@@ -250,3 +250,29 @@ fn a_stalled_peer_does_not_hold_up_the_end() {
     assert!(books.line(1, "data", "out").dropped > 0);
     flood.stop();
 }
+
+/// A reader of standard output that went away is no failure of the check.
+#[test]
+fn a_check_whose_output_nobody_reads_succeeds() {
+    let net = Subnet::claim();
+    let config = ConfigBuilder::new(&net, 2).build();
+    let (reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
+    drop(reader);
+    let mut command = Daemon::command(&net, &config, 0);
+    let status = command.arg("--check").stdout(std::os::fd::OwnedFd::from(writer)).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+}
+
+/// A port that no module could find, and a list of modules that is no file.
+#[test]
+fn port_0_and_a_module_list_that_is_no_file_are_refused() {
+    let net = Subnet::claim();
+    let config = ConfigBuilder::new(&net, 2).build();
+    let mut command = Daemon::command(&net, &config, 0);
+    let port = command.args(["--no-kmod-check", "--server", "127.0.0.1:0"]).output().unwrap();
+    assert_eq!(port.status.code(), Some(2));
+    let mut command = Daemon::command(&net, &config, 0);
+    let list = command.arg("--modules").arg(&config.dir.path).output().unwrap();
+    assert_eq!(list.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&list.stderr).contains("--no-kmod-check"));
+}

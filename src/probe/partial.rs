@@ -69,3 +69,20 @@ impl Drop for Partial {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file that is renamed into its place would replace a device or a link itself.
+    #[test]
+    fn only_regular_files_are_replaced() {
+        assert!(check(Path::new("/dev/null")).is_err());
+        let link = std::env::temp_dir().join(format!("hadm-probe-link-{}", std::process::id()));
+        std::os::unix::fs::symlink("/nonexistent/target", &link).unwrap();
+        let checked = check(&link);
+        fs::remove_file(&link).unwrap();
+        assert!(checked.is_err());
+        assert!(check(&link).is_ok(), "a name that is free");
+    }
+}
