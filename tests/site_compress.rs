@@ -8,7 +8,7 @@ mod sites;
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::TcpStream;
 use std::process::Command;
 use std::thread;
 use std::time::Instant;
@@ -172,7 +172,7 @@ impl Scripted {
             to: 0,
             source: floating(1, 0),
             text: floating(1, 0).to_string(),
-            target: (Ipv4Addr::from(floating(0, 0)), SITE_PORT).into(),
+            target: (floating(0, 0), SITE_PORT).into(),
             answers: true,
         }
     }
