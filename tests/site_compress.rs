@@ -69,9 +69,9 @@ impl Pair {
     }
 }
 
-fn status(config: &ConfigFile, name: &str, options: &[&str]) -> String {
+fn hadmctl(config: &ConfigFile, name: &str, args: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hadmctl"));
-    command.arg("--control").arg(config.dir.path.join(name)).arg("status").args(options);
+    command.arg("--control").arg(config.dir.path.join(name)).args(args);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
@@ -79,7 +79,7 @@ fn status(config: &ConfigFile, name: &str, options: &[&str]) -> String {
 
 /// What the daemon says of the other site.
 fn site_status(config: &ConfigFile, name: &str) -> Value {
-    let status: Value = serde_json::from_str(&status(config, name, &["--json"])).unwrap();
+    let status: Value = serde_json::from_str(&hadmctl(config, name, &["status", "--json"])).unwrap();
     status["peers"].as_array().unwrap().iter().find(|peer| peer["site"].is_u64()).unwrap().clone()
 }
 
@@ -131,7 +131,7 @@ fn two_sites_that_want_it_compress_data_and_nothing_is_changed() {
         let wire = ours["out"]["wire_bytes"].as_u64().unwrap();
         assert!(wire < bytes * 2 / 3, "{wire} bytes on the wire for {bytes}");
     }
-    let text = status(&pair.configs[0], "a0", &[]);
+    let text = hadmctl(&pair.configs[0], "a0", &["status"]);
     assert!(text.contains("  compress lz4  in "), "{text}");
     pair.stop();
 }
@@ -149,6 +149,32 @@ fn one_side_that_wants_it_alone_gets_and_sends_plain_packets() {
         assert_eq!(pair.compress(1 - side), Value::Null);
         pair.stop();
     }
+}
+
+/// A reload leaves the session as it is; what both want is used from the next one on.
+#[test]
+fn a_reload_brings_compression_with_the_next_session() {
+    let Some(pair) = Pair::start([true, false]) else { return };
+    let path = &pair.configs[1].path;
+    let xml = std::fs::read_to_string(path).unwrap();
+    let at = format!("<ip>{}</ip>", floating(1, 0));
+    std::fs::write(path, xml.replace(&at, &(at.clone() + "<compress>lz4</compress>"))).unwrap();
+    let said = hadmctl(&pair.configs[1], "b0", &["reload"]);
+    let setting =
+        r#"setting: compress by resource (sessions begun from now on): [(0, "none")] -> [(0, "lz4")]"#;
+    assert!(said.contains(setting) && said.contains("site 0 of resource 0: kept"), "{said}");
+    exchange(&pair, 100);
+    assert_eq!([0, 1].map(|side| pair.compress(side)["used"].clone()), [Value::Null, Value::Null]);
+    let before = Instant::now();
+    hadmctl(&pair.configs[1], "b0", &["disconnect", "0:0"]);
+    hadmctl(&pair.configs[1], "b0", &["connect", "0:0"]);
+    for (seat, site) in pair.seats.iter().zip([1, 0]) {
+        let gone = seat.kernel.wait_since(Whom::Sites(0), before, 0);
+        seat.kernel.wait_since(Whom::Sites(0), gone, bit(site));
+    }
+    exchange(&pair, 100);
+    assert_eq!([0, 1].map(|side| pair.compress(side)["used"].clone()), ["lz4", "lz4"].map(Value::from));
+    pair.stop();
 }
 
 /// A scripted site 1 beside a daemon of site 0 that wants compression.
