@@ -21,23 +21,27 @@ use support::*;
 /// Length and entry of a record that wants LZ4.
 const WANTS_LZ4: [u8; 5] = [3, 0, 6, 1, 1];
 
-/// The log owners of both sites; `wants` says which site's runsite has the element.
+/// The log owners of both sites.
 struct Pair {
     seats: [Seat; 2],
     _net: Network,
     configs: [ConfigFile; 2],
 }
 
-/// A file of resource 0 whose runsite at `site` has the element, if there is one.
-fn compressed(site: Option<u8>, global: &[(&str, &str)]) -> ConfigFile {
+/// A file of resource 0; `wants` says which site's runsite has the element.
+fn compressed(wants: [bool; 2], global: &[(&str, &str)]) -> ConfigFile {
     let config = config(&[resource(0)], global);
-    if let Some(site) = site {
-        let xml = std::fs::read_to_string(&config.path).unwrap();
-        let (from, to) = (format!("<ip>{}</ip>", floating(site, 0)), "<compress>lz4</compress>");
-        assert_eq!(xml.matches(&from).count(), 1);
-        std::fs::write(&config.path, xml.replace(&from, &(from.clone() + to))).unwrap();
+    for site in (0..2).filter(|&site| wants[usize::from(site)]) {
+        add_element(&config, site);
     }
     config
+}
+
+fn add_element(config: &ConfigFile, site: u8) {
+    let xml = std::fs::read_to_string(&config.path).unwrap();
+    let at = format!("<ip>{}</ip>", floating(site, 0));
+    assert_eq!(xml.matches(&at).count(), 1);
+    std::fs::write(&config.path, xml.replace(&at, &(at.clone() + "<compress>lz4</compress>"))).unwrap();
 }
 
 fn network() -> Option<Network> {
@@ -50,7 +54,7 @@ fn network() -> Option<Network> {
 impl Pair {
     fn start(wants: [bool; 2]) -> Option<Self> {
         let net = network()?;
-        let configs = [0, 1].map(|site| compressed(wants[usize::from(site)].then_some(site), &[]));
+        let configs = [0, 1].map(|_| compressed(wants, &[]));
         let seats = [(A0, 0), (B0, 1)].map(|(at, config)| Seat::start(&net, &configs[config], at));
         seats[0].kernel.wait_state(Whom::Sites(0), bit(1));
         seats[1].kernel.wait_state(Whom::Sites(0), bit(0));
@@ -155,10 +159,7 @@ fn one_side_that_wants_it_alone_gets_and_sends_plain_packets() {
 #[test]
 fn a_reload_brings_compression_with_the_next_session() {
     let Some(pair) = Pair::start([true, false]) else { return };
-    let path = &pair.configs[1].path;
-    let xml = std::fs::read_to_string(path).unwrap();
-    let at = format!("<ip>{}</ip>", floating(1, 0));
-    std::fs::write(path, xml.replace(&at, &(at.clone() + "<compress>lz4</compress>"))).unwrap();
+    add_element(&pair.configs[1], 1);
     let said = hadmctl(&pair.configs[1], "b0", &["reload"]);
     let setting =
         r#"setting: compress by resource (sessions begun from now on): [(0, "none")] -> [(0, "lz4")]"#;
@@ -187,7 +188,7 @@ struct Scripted {
 impl Scripted {
     fn start(global: &[(&str, &str)]) -> Option<Self> {
         let net = network()?;
-        let config = compressed(Some(0), global);
+        let config = compressed([true, false], global);
         let seat = Seat::start(&net, &config, A0);
         Some(Scripted { seat, net, config })
     }
