@@ -91,7 +91,7 @@ impl Intake {
     pub fn room(&mut self) -> &mut BytesMut {
         let packet = self.front().map_or(self.last_packet.max(HEADER_LEN), |header| packet_len(&header));
         let missing = packet.saturating_sub(self.buf.len()).max(1);
-        if self.buf.capacity() - self.buf.len() < missing {
+        if self.buf.capacity().saturating_sub(self.buf.len()) < missing {
             self.next_chunk(packet);
         }
         &mut self.buf
@@ -102,7 +102,7 @@ impl Intake {
         self.best_read = self.best_read.max(n);
         // A small read that happens to end where the buffer ends says nothing.
         if self.buf.len() == self.buf.capacity() && n >= self.chunk_bytes / 2 {
-            self.want = (self.want * 2).min(MAX_CHUNK);
+            self.want = self.want.saturating_mul(2).min(MAX_CHUNK);
         }
     }
 
@@ -111,9 +111,9 @@ impl Intake {
             self.want = (self.want / 2).max(FIRST_CHUNK);
         }
         self.best_read = 0;
-        let size = (self.want / packet).max(1) * packet;
-        let fits = (size..=2 * size).contains(&self.chunk_bytes);
-        if !fits || !self.buf.try_reclaim(size - self.buf.len()) {
+        let size = self.want.checked_div(packet).unwrap_or_default().max(1).saturating_mul(packet);
+        let fits = (size..=size.saturating_mul(2)).contains(&self.chunk_bytes);
+        if !fits || !self.buf.try_reclaim(size.saturating_sub(self.buf.len())) {
             let mut next = BytesMut::with_capacity(size);
             next.extend_from_slice(&self.buf);
             self.buf = next;
@@ -133,7 +133,7 @@ impl Intake {
     /// The magic is missing or the packet is too long: the stream cannot be read on.
     pub fn next(&mut self, seen: &mut dyn FnMut(&Header)) -> Result<Option<Item>, Refusal> {
         let mut len = 0;
-        let mut packets = 0;
+        let mut packets: u32 = 0;
         let mut first: Option<(Header, Class, Scope)> = None;
         while let Some(bytes) = self.buf.get(len..).and_then(|rest| rest.first_chunk()) {
             let header = Header::decode(bytes);
@@ -146,9 +146,7 @@ impl Intake {
                 return Err(refusal);
             }
             let size = packet_len(&header);
-            if self.buf.len() - len < size {
-                break;
-            }
+            let Some(end) = len.checked_add(size).filter(|&end| end <= self.buf.len()) else { break };
             match (checked, &first) {
                 (Ok((class, scope)), None) if !header.kind.is_daemons_own() => {
                     first = Some((header, class, scope));
@@ -171,8 +169,8 @@ impl Intake {
             }
             seen(&header);
             self.last_packet = size;
-            len += size;
-            packets += 1;
+            len = end;
+            packets = packets.wrapping_add(1);
         }
         Ok(first.map(|(header, class, scope)| {
             let bytes = self.buf.split_to(len).freeze();
@@ -183,7 +181,7 @@ impl Intake {
 }
 
 fn packet_len(header: &Header) -> usize {
-    HEADER_LEN + header.len as usize
+    HEADER_LEN.saturating_add(header.len as usize)
 }
 
 #[cfg(test)]

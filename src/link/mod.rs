@@ -2,6 +2,7 @@
 //!
 //! A link knows packets, but not where they go: a [`Sink`] takes what the reading end found. Peers and the
 //! kernel module are made of the same links, a data link and a meta link each.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod intake;
 mod outlet;

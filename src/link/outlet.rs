@@ -226,12 +226,10 @@ impl Outlet {
 impl Stage {
     /// The socket took `n` more bytes.
     fn advance(&mut self, n: usize) {
-        self.written += n;
+        self.written = self.written.saturating_add(n);
         while let Some((bytes, _)) = self.gathered.front() {
-            if self.written < bytes.len() {
-                return;
-            }
-            self.written -= bytes.len();
+            let Some(rest) = self.written.checked_sub(bytes.len()) else { return };
+            self.written = rest;
             if let Some((_, Some(hold))) = self.gathered.pop_front() {
                 hold.forwarded();
             }

@@ -180,8 +180,10 @@ impl Timer {
         );
         let mut more = json!({"from": "connected", "age_s": age, "by": cause.by()});
         if let Some(session) = self.session(peer, id) {
-            more["rtt_us"] = session.rtt().map(|rtt| rtt.as_micros() as u64).into();
-            more["queued_bytes"] = session.queued_bytes().into();
+            if let Some(more) = more.as_object_mut() {
+                more.insert("rtt_us".into(), session.rtt().map(|rtt| rtt.as_micros() as u64).into());
+                more.insert("queued_bytes".into(), session.queued_bytes().into());
+            }
             self.switch.set_session(peer, None);
             session.end();
         }
