@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::{Admission, AttemptId, PeerKey};
+use crate::link::Connection;
 use crate::queue::Counter;
 use crate::wire::{Class, Extension, Hello, Scope};
 
@@ -92,8 +93,8 @@ pub enum Offer {
         peer: PeerKey,
         /// Which link.
         class: Class,
-        /// The connection, blocking.
-        stream: TcpStream,
+        /// The connection, and what its bytes wear.
+        link: Connection,
         /// The attempt, if this side called.
         attempt: Option<AttemptId>,
         /// What the peer told, if it speaks the extension.

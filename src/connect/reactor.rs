@@ -16,6 +16,7 @@ use super::handshake::{Failure, Handshake, Party, Step};
 use super::{DIAL_LIMIT, Deliver, Dial, HELLO_LIMIT, MAX_OFFERED, MAX_PENDING, Offer, Order, Plan, Refusals};
 use crate::core::{AttemptId, Door, PeerKey, Refused};
 use crate::limited;
+use crate::link::Connection;
 use crate::queue::Counter;
 use crate::sys::{self, Registered};
 use crate::wire::Class;
@@ -341,7 +342,7 @@ impl Thread {
             (Party::Caller(_, Some((admitted, class))), None) => Offer::Link {
                 peer: admitted.peer,
                 class,
-                stream,
+                link: Connection { stream, coat: None },
                 attempt: None,
                 extension: handshake.extension,
                 source,
@@ -350,7 +351,7 @@ impl Thread {
             (Party::Callee(dial, class), None) => Offer::Link {
                 peer: dial.peer,
                 class,
-                stream,
+                link: Connection { stream, coat: None },
                 attempt: Some(dial.attempt),
                 extension: handshake.extension,
                 source,

@@ -108,8 +108,8 @@ impl Timer {
         let source = data.source.to_string();
         let table = self.switch.table();
         let Some(entry) = table.peers.get(&peer) else { return };
-        let streams = [data.stream, meta.stream];
-        match Session::start(&entry.record, id, streams, self.local_ids(), &self.limits, &self.events) {
+        let links = [data.link, meta.link];
+        match Session::start(&entry.record, id, links, self.local_ids(), &self.limits, &self.events) {
             Ok(session) => {
                 self.previous.insert(peer, session.inbound().to_vec());
                 self.switch.set_session(peer, Some(session));
@@ -195,7 +195,7 @@ impl Timer {
             let ack = handshake_ack(class, waiting.dev_id).encode();
             // The first bytes on this connection: they fit into the socket's buffer. If it is broken, the
             // reading end will say so.
-            let _ = waiting.stream.write_all(&ack);
+            let _ = waiting.link.stream.write_all(&ack);
         }
     }
 
@@ -207,8 +207,8 @@ impl Timer {
         let lost = move |class: Class, closed: crate::link::Closed| {
             let _ = events.send(Event::KernelLost { attach, why: format!("{class} link: {closed}") });
         };
-        let opened =
-            Device::start(attach, [data.stream, meta.stream], self.local_ids(), lost).and_then(|device| {
+        let opened = Device::start(attach, [data.link.stream, meta.link.stream], self.local_ids(), lost)
+            .and_then(|device| {
                 self.switch.set_device(Some(Arc::clone(&device)));
                 let Some(guard) = &self.guard else { return Ok(()) };
                 device.open(self.config.max_packet, guard, |_| FromKernel::new(&self.switch))
