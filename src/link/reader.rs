@@ -56,7 +56,7 @@ pub fn read_link(stream: &TcpStream, name: &str, max_packet: u32, sink: &mut imp
     let mut intake = Intake::new(max_packet);
     let mut look = || -> Result<(), Closed> {
         loop {
-            match sys::receive(stream, intake.room()) {
+            match intake.room().and_then(|room| sys::receive(stream, room)) {
                 Ok(0) => return Err(Closed::Eof(intake.pending())),
                 Ok(n) => intake.filled(n),
                 Err(error) => return Err(Closed::Broken(error)),
