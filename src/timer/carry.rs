@@ -11,10 +11,11 @@ use super::{Timer, Waiting, hex, owner};
 use crate::connect::{Dial, Order};
 use crate::core::{Action, AttachId, AttemptId, ConnId, EndCause, Event, PeerKey, SessionId};
 use crate::device::{Device, handshake_ack};
-use crate::kmod;
+use crate::kmod::{self, Missing};
 use crate::limited;
 use crate::peer::Session;
 use crate::route::{FromKernel, FromPeer};
+use crate::sys;
 use crate::wire::Class;
 
 impl Timer {
@@ -154,7 +155,7 @@ impl Timer {
     }
 
     fn session_failed(&self, peer: PeerKey, session: SessionId, error: &std::io::Error) {
-        error!("{peer}: cannot start its threads: {error}");
+        limited!(Level::Error, ("threads", peer.code()), "{peer}: cannot start its threads: {error}");
         let cause = EndCause::Resources(error.to_string());
         // It comes back as an event: the core is the one to end sessions.
         let _ = self.events.send(Event::SessionLost { peer, session, cause });
@@ -220,16 +221,30 @@ impl Timer {
                 self.note_daemon("kernel module attached", &meta.source.to_string());
             }
             Err(error) => {
-                error!("cannot start the kernel module's threads: {error}");
+                limited!(
+                    Level::Error,
+                    ("threads", u64::MAX),
+                    "cannot start the kernel module's threads: {error}"
+                );
                 let _ = self.events.send(Event::KernelLost { attach, why: error.to_string() });
             }
         }
     }
 
     fn check_modules(&mut self) {
-        if let Some(missing) = self.modules.as_deref().and_then(|list| kmod::check(list).err()) {
-            error!("ending, the kernel module is gone: {missing}");
-            let _ = self.events.send(Event::ModuleGone);
+        match self.modules.as_deref().map_or(Ok(()), kmod::check) {
+            Ok(()) => {}
+            // It says nothing about the module: the next look is a second away.
+            Err(Missing::NoList(list, error)) if sys::is_shortage(&error) => limited!(
+                Level::Error,
+                ("modules", 0),
+                "cannot look for the kernel module in {} for now: {error}",
+                list.display()
+            ),
+            Err(missing) => {
+                error!("ending, the kernel module is gone: {missing}");
+                let _ = self.events.send(Event::ModuleGone);
+            }
         }
     }
 }
