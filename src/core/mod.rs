@@ -81,15 +81,16 @@ impl Core {
     /// Puts new settings in force. Peers that are gone from them have been unwanted before; new ones are off
     /// until they are wanted.
     pub fn reconfigure(&mut self, now: Moment, settings: Settings) {
-        self.peers.retain(|peer| settings.peers.iter().any(|&(key, _)| key == peer.key));
-        for &(key, role) in &settings.peers {
-            if self.peer(key).is_none() {
-                let mut peer = Peer::new(key, role);
-                peer.state = State::Off;
-                self.peers.push(peer);
+        let mut before = std::mem::take(&mut self.peers);
+        let peers = settings.peers.iter().map(|&(key, role)| {
+            if let Some(at) = before.iter().position(|peer| peer.key == key) {
+                return before.swap_remove(at);
             }
-        }
-        self.peers.sort_by_key(|peer| peer.key);
+            let mut peer = Peer::new(key, role);
+            peer.state = State::Off;
+            peer
+        });
+        self.peers = peers.collect();
         for peer in &mut self.peers {
             if let State::Up(up) = &mut peer.state {
                 up.next_ping = up.next_ping.min(now + settings.ping_interval);

@@ -54,7 +54,9 @@ fn peers(config: &Config) -> BTreeMap<PeerKey, (std::net::IpAddr, u16, Option<st
     let entry = |known: Known| {
         (known.key, (known.addr, known.port, owner::call(config, known.key).map(|(to, _)| to)))
     };
-    known.map(entry).collect()
+    let mut peers = BTreeMap::new();
+    peers.extend(known.map(entry));
+    peers
 }
 
 impl Difference {
@@ -80,7 +82,8 @@ impl Difference {
         value(&mut settings, "slowtimeout (sessions begun from now on)", old.slow_timeout, new.slow_timeout);
         value(&mut settings, "peeraddr", old.peer_addr, new.peer_addr);
         let (before, after) = (peers(old), peers(new));
-        let mut fates: BTreeMap<_, _> = before.keys().map(|&key| (key, Fate::Removed)).collect();
+        let mut fates = BTreeMap::new();
+        fates.extend(before.keys().map(|&key| (key, Fate::Removed)));
         for (key, known) in &after {
             let fate = match before.get(key) {
                 None => Fate::Added,
