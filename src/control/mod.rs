@@ -7,8 +7,10 @@
 //! it knows, and a client that does not read its answers is hung up on.
 
 pub mod metrics;
+mod scrape;
 mod server;
 
+pub use scrape::Scrape;
 pub use server::{Loader, Server, serve};
 
 use std::path::PathBuf;

@@ -95,7 +95,8 @@ fn is_ready(held: IpAddr) -> bool {
 impl Timer {
     /// Looks which floating addresses this machine holds, and tells the core what changed.
     pub(super) fn check_ownership(&mut self, actions: &mut Vec<Action>) {
-        if runsites_here(&self.config).next().is_none() {
+        let before = self.switch.table().owned.clone();
+        if before.is_empty() && runsites_here(&self.config).next().is_none() {
             return;
         }
         let held: Vec<IpAddr> = match if_addrs::get_if_addrs() {
@@ -115,7 +116,6 @@ impl Timer {
                 .filter(|(_, here)| owns(here.addr.ip()))
                 .map(|(resource, _)| resource.id),
         );
-        let before = self.switch.table().owned.clone();
         if owned == before {
             return;
         }
