@@ -192,7 +192,7 @@ fn run(options: Options, config: Config) -> Result<u8, String> {
     let (modules, control) = (options.modules.clone(), options.control.clone());
     let loader: Loader = Arc::new(move |file| load(&options, file, |warning| warn!("{warning}")));
     let stop = signals(ask.clone(), Arc::clone(&loader))?;
-    let timer = Timer::new(Setup { config, modules, stop, asks })?;
+    let timer = Timer::new(Setup { config, modules, stop, ask: ask.clone(), asks })?;
     let _control = control_socket(control.as_deref(), ask, loader)?;
     hadmd::sys::run("timer", move || timer.run())
         .map_err(|error| format!("cannot run the timer thread: {error}"))

@@ -8,8 +8,10 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 pub mod metrics;
+mod scrape;
 mod server;
 
+pub use scrape::Scrape;
 pub use server::{Loader, Server, serve};
 
 use std::path::PathBuf;
