@@ -314,6 +314,7 @@ impl Thread {
 
     fn hand_over(&mut self, flight: Flight, kernel: Option<(Class, u8)>) {
         let Flight { socket, handshake, source, .. } = flight;
+        let compression = handshake.compression();
         let Some(stream) = socket.release() else { return };
         if let Err(error) = stream.set_nonblocking(false) {
             limited!(Level::Error, ("hand over", 0), "lost the connection with {source}: {error}");
@@ -327,6 +328,7 @@ impl Thread {
                 link: Connection { stream, coat: None },
                 attempt: None,
                 extension: handshake.extension,
+                compression,
                 source,
                 expected: admitted.expected,
             },
@@ -336,6 +338,7 @@ impl Thread {
                 link: Connection { stream, coat: None },
                 attempt: Some(dial.attempt),
                 extension: handshake.extension,
+                compression,
                 source,
                 expected: None,
             },

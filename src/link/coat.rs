@@ -70,8 +70,7 @@ impl fmt::Debug for Coat {
 
 impl Coat {
     /// This coat over another: what leaves goes through `inner` first.
-    pub fn over(self, inner: Option<Coat>) -> Coat {
-        let Some(inner) = inner else { return self };
+    pub fn over(self, inner: Coat) -> Coat {
         Coat {
             encode: Box::new(Layers { outer: self.encode, inner: inner.encode, between: BytesMut::new() }),
             decode: Box::new(Layers { outer: self.decode, inner: inner.decode, between: BytesMut::new() }),
@@ -119,6 +118,16 @@ pub struct Connection {
     pub stream: TcpStream,
     /// `None`: packets go as they are.
     pub coat: Option<Coat>,
+}
+
+impl Connection {
+    /// Puts a coat on, under what it wears already.
+    pub fn wear_inside(&mut self, inner: Coat) {
+        self.coat = Some(match self.coat.take() {
+            Some(outer) => outer.over(inner),
+            None => inner,
+        });
+    }
 }
 
 impl From<TcpStream> for Connection {
@@ -257,8 +266,8 @@ mod tests {
         // Inside frames larger and smaller than outside ones.
         vec![
             ("one", toy(1 << 20)),
-            ("small over large", toy(100).over(Some(toy(1 << 20)))),
-            ("large over small", toy(1 << 20).over(Some(toy(100)))),
+            ("small over large", toy(100).over(toy(1 << 20))),
+            ("large over small", toy(1 << 20).over(toy(100))),
         ]
     }
 

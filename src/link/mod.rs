@@ -7,6 +7,7 @@
 
 mod coat;
 mod intake;
+pub mod lz4;
 mod outlet;
 mod pair;
 mod reader;

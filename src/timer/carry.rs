@@ -13,10 +13,11 @@ use crate::core::{Action, AttachId, AttemptId, ConnId, EndCause, Event, PeerKey,
 use crate::device::{Device, handshake_ack};
 use crate::kmod::{self, Missing};
 use crate::limited;
-use crate::peer::Session;
+use crate::link::lz4;
+use crate::peer::{Direction, Session};
 use crate::route::{FromKernel, FromPeer};
 use crate::sys;
-use crate::wire::Class;
+use crate::wire::{Class, Compression};
 
 impl Timer {
     /// Carries out every action, in order. An exit code ends the daemon.
@@ -98,7 +99,7 @@ impl Timer {
     }
 
     fn start_session(&mut self, peer: PeerKey, id: SessionId, data: ConnId, meta: ConnId) {
-        let (Some(data), Some(meta)) = (self.waiting.remove(&data), self.waiting.remove(&meta)) else {
+        let (Some(mut data), Some(meta)) = (self.waiting.remove(&data), self.waiting.remove(&meta)) else {
             return;
         };
         for account in self.previous.remove(&peer).into_iter().flatten() {
@@ -109,6 +110,10 @@ impl Timer {
         let source = data.source.to_string();
         let table = self.switch.table();
         let Some(entry) = table.peers.get(&peer) else { return };
+        if let Some(Compression::Lz4) = data.compression {
+            let [out, inbound] = Direction::BOTH.map(|direction| entry.record.squeezed(direction));
+            data.link.wear_inside(lz4::coat(self.config.max_packet, out, inbound));
+        }
         let links = [data.link, meta.link];
         match Session::start(&entry.record, id, links, self.local_ids(), &self.limits, &self.events) {
             Ok(session) => {
@@ -129,22 +134,25 @@ impl Timer {
         story.source = link.source.to_string();
         story.version = theirs.map(|extension| extension.version.clone().unwrap_or_default());
         story.same_config = digest.map(|digest| digest == self.digest);
+        story.compression = link.compression;
         story.sessions += 1;
         story.unreachable = false;
-        match &story.version {
-            None => limited!(
-                Level::Info,
-                ("connected", peer.code()),
-                "{peer}: connected ({how} {}; without hello extension)",
-                link.source
-            ),
-            Some(version) => limited!(
-                Level::Info,
-                ("connected", peer.code()),
-                "{peer}: connected ({how} {}; hadmd {version})",
-                link.source
-            ),
-        }
+        let who = match &story.version {
+            None => "without hello extension".to_string(),
+            Some(version) => format!("hadmd {version}"),
+        };
+        let wanted = self.admission.known.iter().any(|known| known.key == peer && known.compress.is_some());
+        let compress = match link.compression {
+            Some(compression) => format!("; compress {}", compression.name()),
+            None if wanted => "; no compression, the other side does not want it".into(),
+            None => String::new(),
+        };
+        limited!(
+            Level::Info,
+            ("connected", peer.code()),
+            "{peer}: connected ({how} {}; {who}{compress})",
+            link.source
+        );
         if let Some(theirs) = digest.filter(|theirs| *theirs != self.digest) {
             warn!(
                 "{peer} has another configuration: its digest is {}, here it is {}; compare the files",

@@ -31,7 +31,7 @@ use crate::log as logging;
 use crate::peer::{Limits, Record, Session};
 use crate::queue::{Account, Counter};
 use crate::route::Switch;
-use crate::wire::{Class, Extension, NodeId, SiteId};
+use crate::wire::{Class, Compression, Extension, NodeId, SiteId};
 use report::Story;
 use service::Watchdog;
 
@@ -65,6 +65,7 @@ struct Waiting {
     dev_id: u8,
     called: bool,
     extension: Option<Extension>,
+    compression: Option<Compression>,
     /// Counts against the reactor's limit.
     _ticket: Arc<()>,
 }
@@ -275,12 +276,19 @@ impl Timer {
             Offer::Kernel { class, dev_id, stream, source } => {
                 self.notice_lost_kernel(now, actions);
                 let link = stream.into();
-                let waiting =
-                    Waiting { link, source, dev_id, called: false, extension: None, _ticket: ticket };
+                let waiting = Waiting {
+                    link,
+                    source,
+                    dev_id,
+                    called: false,
+                    extension: None,
+                    compression: None,
+                    _ticket: ticket,
+                };
                 self.waiting.insert(conn, waiting);
                 Event::KernelHello { class, conn }
             }
-            Offer::Link { peer, class, link, attempt, extension, source, expected } => {
+            Offer::Link { peer, class, link, attempt, extension, compression, source, expected } => {
                 // Told before there is a session: a single link may end the one before. Once for each pair.
                 if let Some(expected) = expected.filter(|_| class == Class::Data) {
                     limited!(
@@ -296,7 +304,8 @@ impl Timer {
                     None => Via::Accepted(extension.as_ref().and_then(|extension| extension.epoch)),
                 };
                 let called = attempt.is_some();
-                let waiting = Waiting { link, source, dev_id: 0, called, extension, _ticket: ticket };
+                let waiting =
+                    Waiting { link, source, dev_id: 0, called, extension, compression, _ticket: ticket };
                 self.waiting.insert(conn, waiting);
                 Event::LinkReady { peer, class, conn, via }
             }

@@ -11,7 +11,7 @@ mod hello;
 mod id;
 mod types;
 
-pub use extension::{EXTENSION_MAX, Extension, ExtensionError};
+pub use extension::{Compression, EXTENSION_MAX, Extension, ExtensionError};
 pub use header::{HEADER_LEN, Header, MAGIC, Refusal};
 pub use hello::{HELLO_LEN, Hello, HelloError};
 pub use id::{ALL_DEVICES, IdOutOfRange, MAX_IDS, Mask, NodeId, ResourceId, SiteId};
