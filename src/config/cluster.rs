@@ -44,9 +44,7 @@ impl<'r> Cluster<'r> {
     pub(super) fn sites(&mut self, sites: Element<'_>) -> Vec<Site> {
         sites.holds_only(&["site"]);
         let elements = sites.list("site", 1..=IDS).enumerate();
-        let mut sites: Vec<_> = elements.filter_map(|(i, site)| self.site(site, i)).collect();
-        sites.sort_by_key(|site| site.id);
-        sites
+        in_order(elements.filter_map(|(i, site)| self.site(site, i)), |site| site.id)
     }
 
     fn site(&mut self, site: Element<'_>, number: usize) -> Option<Site> {
@@ -62,8 +60,7 @@ impl<'r> Cluster<'r> {
         // Without the list, nothing is known of the ids and names in it.
         self.ids_unread |= nodes.is_none();
         self.hosts_unread |= nodes.is_none();
-        let mut nodes = self.nodes(nodes?, id, number);
-        nodes.sort_by_key(|node| node.id);
+        let nodes = in_order(self.nodes(nodes?, id, number).into_iter(), |node| node.id);
         Some(Site { id: id?, mode: mode?, nodes })
     }
 
@@ -132,10 +129,7 @@ impl<'r> Cluster<'r> {
         resources.holds_only(&["resource"]);
         let mut ids = BTreeSet::new();
         let elements = resources.list("resource", 0..=usize::from(ALL_DEVICES));
-        let mut resources: Vec<_> =
-            elements.filter_map(|resource| self.resource(resource, &mut ids)).collect();
-        resources.sort_by_key(|resource| resource.id);
-        resources
+        in_order(elements.filter_map(|resource| self.resource(resource, &mut ids)), |resource| resource.id)
     }
 
     fn resource(&self, resource: Element<'_>, ids: &mut BTreeSet<ResourceId>) -> Option<Resource> {
@@ -146,8 +140,8 @@ impl<'r> Cluster<'r> {
         runsites.holds_only(&["runsite"]);
         let mut sites = BTreeSet::new();
         let elements = runsites.list("runsite", 1..=IDS);
-        let mut runsites: Vec<_> = elements.filter_map(|runsite| self.runsite(runsite, &mut sites)).collect();
-        runsites.sort_by_key(|runsite| runsite.site);
+        let runsites = elements.filter_map(|runsite| self.runsite(runsite, &mut sites));
+        let runsites = in_order(runsites, |runsite| runsite.site);
         Some(Resource { id: id?, name: name?, runsites })
     }
 
@@ -192,4 +186,13 @@ impl<'r> Cluster<'r> {
         }
         ids.into_iter().collect()
     }
+}
+
+/// What was read, by id. There are few of each: a sort would be ten times the code.
+fn in_order<T, K: Ord>(items: impl Iterator<Item = T>, id: impl Fn(&T) -> K) -> Vec<T> {
+    let mut list = Vec::new();
+    for item in items {
+        list.insert(list.partition_point(|other| id(other) <= id(&item)), item);
+    }
+    list
 }

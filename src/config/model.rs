@@ -23,6 +23,8 @@ pub struct Config {
     pub slow_timeout: Duration,
     /// Whether a caller must come from its configured address (`peeraddr`).
     pub peer_addr: PeerAddr,
+    /// Where metrics can be scraped over HTTP (`metrics`).
+    pub metrics: Option<SocketAddr>,
     /// The local node's id.
     pub node: NodeId,
     /// The local node's site.

@@ -8,6 +8,7 @@
 //!                                        +--mark--> record out -> record in -> done
 //! ```
 //! Reads ask for exactly what is missing, since packets may follow at once.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, TcpStream};
@@ -129,7 +130,7 @@ impl Handshake {
     /// Reads until what is expected is there; `false` if it is not.
     fn fill(&mut self, mut stream: &TcpStream) -> io::Result<bool> {
         while self.buf.len() < self.need {
-            let missing = self.need - self.buf.len();
+            let missing = self.need.saturating_sub(self.buf.len());
             let mut part = [0; HEADER_LEN];
             let room = missing.min(part.len());
             match stream.read(part.get_mut(..room).unwrap_or_default()) {

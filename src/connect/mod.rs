@@ -5,6 +5,7 @@
 //! reactor decides nothing but what a pure check decides ([`crate::core::Admission`]).
 
 mod handshake;
+mod listener;
 mod reactor;
 
 pub use reactor::Reactor;
@@ -12,6 +13,8 @@ pub use reactor::Reactor;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
+
+use crossbeam::channel::Sender;
 
 use crate::core::{Admission, AttemptId, PeerKey};
 use crate::link::Connection;
@@ -52,6 +55,9 @@ pub enum Order {
     Cancel(AttemptId),
     /// Who may connect has changed, or what is told to them.
     Admit(Admission, Extension),
+    /// Where other sites connect has changed: one wildcard address for each port. All of it is done, or nothing
+    /// and the sentence says why.
+    Sites(Vec<SocketAddr>, Sender<Result<(), String>>),
     /// Nothing: it shows that the reactor still runs.
     Beat,
     /// Accept no more, and drop every handshake in flight.

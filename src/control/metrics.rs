@@ -1,4 +1,5 @@
 //! The status as Prometheus text exposition, version 0.0.4.
+#![allow(clippy::indexing_slicing, reason = "a JSON value gives null for what it has not")]
 
 use std::fmt::Write;
 

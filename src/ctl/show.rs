@@ -1,4 +1,5 @@
 //! Answers of the daemon as text for people.
+#![allow(clippy::indexing_slicing, reason = "a JSON value gives null for what it has not")]
 
 use std::fmt::Write;
 

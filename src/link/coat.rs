@@ -107,7 +107,7 @@ impl Decode for Layers<dyn Decode> {
     }
 
     fn pending(&self) -> usize {
-        self.between.len() + self.inner.pending() + self.outer.pending()
+        [self.between.len(), self.inner.pending(), self.outer.pending()].iter().sum()
     }
 }
 
@@ -153,7 +153,7 @@ impl Undressing {
     /// Like [`sys::receive`]: fills the spare room of `room` as far as bytes are there, blocking for the first.
     pub(super) fn receive(&mut self, stream: &TcpStream, room: &mut BytesMut) -> Result<usize, Closed> {
         loop {
-            let spare = room.capacity() - room.len();
+            let spare = room.capacity().saturating_sub(room.len());
             while self.plain.len() < spare && self.decode.decode(&mut self.wire, &mut self.plain)? {}
             if !self.plain.is_empty() {
                 let n = spare.min(self.plain.len());
@@ -174,7 +174,7 @@ impl Undressing {
 
     /// Bytes of a frame that is not complete.
     pub(super) fn pending(&self) -> usize {
-        self.wire.len() + self.plain.len() + self.decode.pending()
+        [self.wire.len(), self.plain.len(), self.decode.pending()].iter().sum()
     }
 }
 

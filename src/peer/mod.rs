@@ -1,5 +1,6 @@
 //! A peer: its record, which lasts as long as the daemon, and its session, the pair of links from both up to
 //! either down. A node of the local site and a site are peers alike.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod session;
 

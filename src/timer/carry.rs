@@ -11,11 +11,12 @@ use super::{Timer, Waiting, hex, owner};
 use crate::connect::{Dial, Order};
 use crate::core::{Action, AttachId, AttemptId, ConnId, EndCause, Event, PeerKey, SessionId};
 use crate::device::{Device, handshake_ack};
-use crate::kmod;
+use crate::kmod::{self, Missing};
 use crate::limited;
 use crate::link::lz4;
 use crate::peer::{Direction, Session};
 use crate::route::{FromKernel, FromPeer};
+use crate::sys;
 use crate::wire::{Class, Compression};
 
 impl Timer {
@@ -162,7 +163,7 @@ impl Timer {
     }
 
     fn session_failed(&self, peer: PeerKey, session: SessionId, error: &std::io::Error) {
-        error!("{peer}: cannot start its threads: {error}");
+        limited!(Level::Error, ("threads", peer.code()), "{peer}: cannot start its threads: {error}");
         let cause = EndCause::Resources(error.to_string());
         // It comes back as an event: the core is the one to end sessions.
         let _ = self.events.send(Event::SessionLost { peer, session, cause });
@@ -188,8 +189,10 @@ impl Timer {
         );
         let mut more = json!({"from": "connected", "age_s": age, "by": cause.by()});
         if let Some(session) = self.session(peer, id) {
-            more["rtt_us"] = session.rtt().map(|rtt| rtt.as_micros() as u64).into();
-            more["queued_bytes"] = session.queued_bytes().into();
+            if let Some(more) = more.as_object_mut() {
+                more.insert("rtt_us".into(), session.rtt().map(|rtt| rtt.as_micros() as u64).into());
+                more.insert("queued_bytes".into(), session.queued_bytes().into());
+            }
             self.switch.set_session(peer, None);
             session.end();
         }
@@ -226,16 +229,30 @@ impl Timer {
                 self.note_daemon("kernel module attached", &meta.source.to_string());
             }
             Err(error) => {
-                error!("cannot start the kernel module's threads: {error}");
+                limited!(
+                    Level::Error,
+                    ("threads", u64::MAX),
+                    "cannot start the kernel module's threads: {error}"
+                );
                 let _ = self.events.send(Event::KernelLost { attach, why: error.to_string() });
             }
         }
     }
 
     fn check_modules(&mut self) {
-        if let Some(missing) = self.modules.as_deref().and_then(|list| kmod::check(list).err()) {
-            error!("ending, the kernel module is gone: {missing}");
-            let _ = self.events.send(Event::ModuleGone);
+        match self.modules.as_deref().map_or(Ok(()), kmod::check) {
+            Ok(()) => {}
+            // It says nothing about the module: the next look is a second away.
+            Err(Missing::NoList(list, error)) if sys::is_shortage(&error) => limited!(
+                Level::Error,
+                ("modules", 0),
+                "cannot look for the kernel module in {} for now: {error}",
+                list.display()
+            ),
+            Err(missing) => {
+                error!("ending, the kernel module is gone: {missing}");
+                let _ = self.events.send(Event::ModuleGone);
+            }
         }
     }
 }

@@ -22,7 +22,7 @@ use sd_notify::NotifyState;
 
 use crate::config::{Config, PeerAddr};
 use crate::connect::{Offer, Plan, Reactor};
-use crate::control::Ask;
+use crate::control::{Ask, Scrape};
 use crate::core::{Action, Admission, AttachId, ConnId, Core, Event, Moment, PeerKey, Via};
 use crate::kmod;
 use crate::limited;
@@ -53,6 +53,8 @@ pub struct Setup {
     pub stop: Receiver<String>,
     /// Questions from the control socket.
     pub asks: Receiver<Ask>,
+    /// The way to ask them, for who scrapes the metrics.
+    pub ask: Sender<Ask>,
 }
 
 /// A connection that is through its handshake and waits for the core.
@@ -90,6 +92,8 @@ pub struct Timer {
     attached_since: Option<Instant>,
     watchdog: Option<Watchdog>,
     asks: Receiver<Ask>,
+    ask: Sender<Ask>,
+    scrape: Option<Scrape>,
     /// Kernel modules turned away because one is attached.
     second_kernels: Counter,
     digest: [u8; 8],
@@ -108,7 +112,7 @@ impl Timer {
     /// # Errors
     /// A sentence for the operator: what is missing, where, and what helps.
     pub fn new(setup: Setup) -> Result<Self, String> {
-        let Setup { config, modules, stop, asks } = setup;
+        let Setup { config, modules, stop, asks, ask } = setup;
         if let Some(list) = &modules {
             kmod::check(list).map_err(|missing| missing.to_string())?;
         }
@@ -136,6 +140,7 @@ impl Timer {
             // Once the timer is gone the process ends.
             Box::new(move |offered, ticket| drop(offer.send((offered, ticket)))),
         )?;
+        let scrape = config.metrics.map(|addr| Scrape::start(addr, ask.clone())).transpose()?;
         let stories = settings.peers.iter().map(|&(key, _)| (key, Story::default())).collect::<Vec<_>>();
         let stories = stories.into_iter();
         let records = settings.peers.iter().map(|&(key, _)| Record::new(key));
@@ -169,6 +174,8 @@ impl Timer {
             attached_since: None,
             watchdog: Watchdog::new(),
             asks,
+            ask,
+            scrape,
             second_kernels: Counter::default(),
             digest,
             events,

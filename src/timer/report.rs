@@ -44,7 +44,9 @@ fn timestamp() -> String {
 }
 
 fn counters(list: &[(&str, u64)]) -> Value {
-    list.iter().map(|&(what, n)| (what.to_string(), n.into())).collect::<Map<_, _>>().into()
+    let mut map = Map::new();
+    map.extend(list.iter().map(|&(what, n)| (what.to_string(), n.into())));
+    map.into()
 }
 
 /// The fields that tell which peer.

@@ -92,11 +92,11 @@ impl std::error::Error for ExtensionError {}
 impl Extension {
     /// The record with its length field.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![0, 0];
+        let mut body = Vec::new();
         let mut entry = |kind: u8, value: &[u8]| {
-            let value = &value[..value.len().min(255)];
-            out.extend_from_slice(&[kind, value.len() as u8]);
-            out.extend_from_slice(value);
+            let value = value.get(..255).unwrap_or(value);
+            body.extend_from_slice(&[kind, value.len() as u8]);
+            body.extend_from_slice(value);
         };
         entry(T_PROTOCOL, &PROTOCOL);
         if let Some(version) = &self.version {
@@ -114,9 +114,7 @@ impl Extension {
         if let Some(compression) = self.compression {
             entry(T_COMPRESSION, &[compression.code()]);
         }
-        let len = (out.len() - 2) as u16;
-        out[..2].copy_from_slice(&len.to_le_bytes());
-        out
+        [&(body.len() as u16).to_le_bytes(), body.as_slice()].concat()
     }
 
     /// The number of bytes that follow a record's length field.

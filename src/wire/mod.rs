@@ -3,6 +3,7 @@
 //! Everything here is a pure function of bytes. Nothing in this room knows sockets, threads or
 //! configuration. All integers are little-endian on the wire, on every CPU. The numbers are fixed by the
 //! kernel module and by the C daemons that may share a cluster with this one: none of them can change.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod extension;
 mod header;
