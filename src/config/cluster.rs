@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use super::element::Element;
 use super::model::{Mode, Node, Protocol, Resource, RunSite, Site};
 use super::value::{Resolver, address, choice, id, port, text};
-use crate::wire::{ALL_DEVICES, MAX_IDS, NodeId, ResourceId, SiteId};
+use crate::wire::{ALL_DEVICES, Compression, MAX_IDS, NodeId, ResourceId, SiteId};
 
 const IDS: usize = MAX_IDS as usize;
 
@@ -146,7 +146,7 @@ impl<'r> Cluster<'r> {
     }
 
     fn runsite(&self, runsite: Element<'_>, sites: &mut BTreeSet<SiteId>) -> Option<RunSite> {
-        runsite.holds_only(&["id", "ip", "port", "protocol", "disk", "bwr_disk", "runnodes"]);
+        runsite.holds_only(&["id", "ip", "port", "protocol", "compress", "disk", "bwr_disk", "runnodes"]);
         let site = runsite.required("id").and_then(|el| {
             let site = el.read_unique(id(SiteId::LAST), sites, "another runsite of this resource")?;
             if !self.ids_unread && !self.site_ids.contains(&site) {
@@ -158,6 +158,8 @@ impl<'r> Cluster<'r> {
         let addr = self.socket_addr(runsite, "ip");
         let words = [("async", Protocol::Async), ("sync", Protocol::Sync)];
         let protocol = runsite.get("protocol", choice(words, "async or sync"));
+        let words = [(Compression::Lz4.name(), Some(Compression::Lz4))];
+        let compress = runsite.get_or("compress", None, choice(words, "lz4, or left out for no compression"));
         let disk = runsite.get("disk", text);
         let bwr_disk = runsite.get("bwr_disk", text);
         let run_nodes = runsite.required("runnodes").map(|run_nodes| self.run_nodes(run_nodes, site));
@@ -165,6 +167,7 @@ impl<'r> Cluster<'r> {
             site: site?,
             addr: addr?,
             protocol: protocol?,
+            compress: compress?,
             disk: disk?,
             bwr_disk: bwr_disk?,
             run_nodes: run_nodes?,

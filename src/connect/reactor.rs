@@ -17,6 +17,7 @@ use super::listener::{self, Listener};
 use super::{DIAL_LIMIT, Deliver, Dial, HELLO_LIMIT, MAX_OFFERED, MAX_PENDING, Offer, Order, Plan, Refusals};
 use crate::core::{AttemptId, Door, PeerKey, Refused};
 use crate::limited;
+use crate::link::Connection;
 use crate::queue::Counter;
 use crate::sys::{self, Registered};
 use crate::wire::Class;
@@ -313,6 +314,7 @@ impl Thread {
 
     fn hand_over(&mut self, flight: Flight, kernel: Option<(Class, u8)>) {
         let Flight { socket, handshake, source, .. } = flight;
+        let compression = handshake.compression();
         let Some(stream) = socket.release() else { return };
         if let Err(error) = stream.set_nonblocking(false) {
             limited!(Level::Error, ("hand over", 0), "lost the connection with {source}: {error}");
@@ -323,18 +325,20 @@ impl Thread {
             (Party::Caller(_, Some((admitted, class))), None) => Offer::Link {
                 peer: admitted.peer,
                 class,
-                stream,
+                link: Connection { stream, coat: None },
                 attempt: None,
                 extension: handshake.extension,
+                compression,
                 source,
                 expected: admitted.expected,
             },
             (Party::Callee(dial, class), None) => Offer::Link {
                 peer: dial.peer,
                 class,
-                stream,
+                link: Connection { stream, coat: None },
                 attempt: Some(dial.attempt),
                 extension: handshake.extension,
+                compression,
                 source,
                 expected: None,
             },

@@ -12,7 +12,6 @@ mod service;
 mod stop;
 
 use std::collections::HashMap;
-use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,11 +26,12 @@ use crate::control::{Ask, Scrape};
 use crate::core::{Action, Admission, AttachId, ConnId, Core, Event, Moment, PeerKey, Via};
 use crate::kmod;
 use crate::limited;
+use crate::link::Connection;
 use crate::log as logging;
 use crate::peer::{Limits, Record, Session};
 use crate::queue::{Account, Counter};
 use crate::route::Switch;
-use crate::wire::{Class, Extension, NodeId, SiteId};
+use crate::wire::{Class, Compression, Extension, NodeId, SiteId};
 use report::Story;
 use service::Watchdog;
 
@@ -59,12 +59,13 @@ pub struct Setup {
 
 /// A connection that is through its handshake and waits for the core.
 struct Waiting {
-    stream: TcpStream,
+    link: Connection,
     source: std::net::SocketAddr,
     /// To be repeated to a kernel module.
     dev_id: u8,
     called: bool,
     extension: Option<Extension>,
+    compression: Option<Compression>,
     /// Counts against the reactor's limit.
     _ticket: Arc<()>,
 }
@@ -274,12 +275,20 @@ impl Timer {
         let event = match offer {
             Offer::Kernel { class, dev_id, stream, source } => {
                 self.notice_lost_kernel(now, actions);
-                let waiting =
-                    Waiting { stream, source, dev_id, called: false, extension: None, _ticket: ticket };
+                let link = stream.into();
+                let waiting = Waiting {
+                    link,
+                    source,
+                    dev_id,
+                    called: false,
+                    extension: None,
+                    compression: None,
+                    _ticket: ticket,
+                };
                 self.waiting.insert(conn, waiting);
                 Event::KernelHello { class, conn }
             }
-            Offer::Link { peer, class, stream, attempt, extension, source, expected } => {
+            Offer::Link { peer, class, link, attempt, extension, compression, source, expected } => {
                 // Told before there is a session: a single link may end the one before. Once for each pair.
                 if let Some(expected) = expected.filter(|_| class == Class::Data) {
                     limited!(
@@ -295,7 +304,8 @@ impl Timer {
                     None => Via::Accepted(extension.as_ref().and_then(|extension| extension.epoch)),
                 };
                 let called = attempt.is_some();
-                let waiting = Waiting { stream, source, dev_id: 0, called, extension, _ticket: ticket };
+                let waiting =
+                    Waiting { link, source, dev_id: 0, called, extension, compression, _ticket: ticket };
                 self.waiting.insert(conn, waiting);
                 Event::LinkReady { peer, class, conn, via }
             }
@@ -326,7 +336,7 @@ impl Timer {
 
     /// Nobody reads a link that waits for its other half: a new one must not be paired with a dead one.
     fn notice_lost_halves(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        let lost = self.waiting.iter().filter(|(_, waiting)| crate::sys::hung_up(&waiting.stream));
+        let lost = self.waiting.iter().filter(|(_, waiting)| crate::sys::hung_up(&waiting.link.stream));
         for conn in lost.map(|(&conn, _)| conn).collect::<Vec<_>>() {
             self.core.handle(now, Event::ConnLost { conn }, actions);
         }

@@ -21,8 +21,13 @@ pub(super) fn runsites_here(config: &Config) -> impl Iterator<Item = (&Resource,
 /// Every peer: the other nodes of the local site, and the other sites of each resource that is here.
 pub(super) fn known(config: &Config) -> Vec<Known> {
     let others = config.local_nodes().iter().filter(|node| node.id != config.node);
-    let nodes =
-        others.map(|node| Known { key: PeerKey::Node(node.id), addr: node.addr.ip(), port: 0, wanted: true });
+    let nodes = others.map(|node| Known {
+        key: PeerKey::Node(node.id),
+        addr: node.addr.ip(),
+        port: 0,
+        wanted: true,
+        compress: None,
+    });
     let sites = runsites_here(config).flat_map(|(resource, here)| {
         let others = resource.runsites.iter().filter(|runsite| runsite.site != config.site);
         others.map(|there| Known {
@@ -30,6 +35,7 @@ pub(super) fn known(config: &Config) -> Vec<Known> {
             addr: there.addr.ip(),
             port: here.addr.port(),
             wanted: false,
+            compress: here.compress,
         })
     });
     nodes.chain(sites).collect()

@@ -14,6 +14,7 @@ use crate::config::{Config, PeerAddr};
 use crate::control::Scrape;
 use crate::core::{Action, Event, Known, PeerKey};
 use crate::peer::Record;
+use crate::wire::Compression;
 
 /// What becomes of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +80,17 @@ impl Difference {
         value(&mut settings, "maxpingcount", old.max_ping_count, new.max_ping_count);
         value(&mut settings, "maxpacket (sessions begun from now on)", old.max_packet, new.max_packet);
         value(&mut settings, "slowtimeout (sessions begun from now on)", old.slow_timeout, new.slow_timeout);
+        let compress = |config: &Config| {
+            let here = owner::runsites_here(config);
+            here.map(|(resource, here)| (resource.id.get(), here.compress.map_or("none", Compression::name)))
+                .collect::<Vec<_>>()
+        };
+        value(
+            &mut settings,
+            "compress by resource (sessions begun from now on)",
+            compress(old),
+            compress(new),
+        );
         value(&mut settings, "peeraddr", old.peer_addr, new.peer_addr);
         place(&mut settings, "metrics", old.metrics, new.metrics);
         let here = |config: &Config, id| {
