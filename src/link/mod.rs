@@ -12,6 +12,14 @@ mod outlet;
 mod pair;
 mod reader;
 pub mod tap;
+mod token;
+
+/// What [`token`] is made of; its model is made of the same things of loom's.
+mod sync {
+    pub use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
+    pub use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+    pub use std::thread::{Thread, current, park};
+}
 
 pub use coat::{Coat, CoatError, Connection, Decode, Encode};
 pub use intake::{Intake, Item, Run};
