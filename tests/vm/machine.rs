@@ -16,7 +16,8 @@ const LIFE: &str = "600";
 /// A command that takes longer has hung.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What the kernel says when something in it went wrong.
-const COMPLAINTS: [&str; 6] = ["BUG:", "Oops", "WARNING:", "Call Trace", "blocked for more than", "Kernel panic"];
+const COMPLAINTS: [&str; 6] =
+    ["BUG:", "Oops", "WARNING:", "Call Trace", "blocked for more than", "Kernel panic"];
 
 /// What `prepare.sh` made, and where the machines of this run have their sockets.
 pub struct Prepared {

@@ -17,7 +17,7 @@ exec 9> "$out/lock"
 flock 9
 
 fail() { echo "vm-test: $1" >&2; exit 1; }
-unable() { echo "vm-test: $1" >&2; exit 77; }
+unable() { echo "vm-test: skipped: $1" >&2; exit 77; }
 
 # The packages that apt would have to add for these; quoted as apt quotes them.
 missing() {
@@ -34,7 +34,7 @@ unpacked() {
     rm -rf "$out/fetch"
     mkdir -p "$out/fetch/root"
     (cd "$out/fetch" && apt-get -qq -o APT::Sandbox::User=root download "$@") ||
-        unable "packages cannot be fetched; apt must reach a Debian mirror: try 'apt-get update' as root"
+        unable "packages cannot be fetched; make a Debian mirror reachable and, as root, run: apt-get update"
     for package in "$out"/fetch/*.deb; do
         dpkg-deb -x "$package" "$out/fetch/root" || fail "$package cannot be unpacked"
     done
@@ -44,36 +44,29 @@ unpacked() {
 
 # first PATTERN PACKAGE: the first package it depends on whose name matches.
 first() { apt-cache depends "$2" 2> /dev/null | awk -v name="$1" '$1 == "Depends:" && $2 ~ name { print $2; exit }'; }
-newest_image() { first '^linux-image-.*-cloud-amd64$' linux-image-cloud-amd64; }
 
+# shellcheck disable=SC2046 # words are packages
 fetch() {
     if ! command -v apt-get > /dev/null || [ "$(dpkg --print-architecture)" != amd64 ]; then
-        unable "skipped: it takes Debian's packages and apt-get, on amd64"
+        unable "it takes Debian's packages, by apt-get on amd64"
     fi
-    if [ -z "$(newest_image)" ]; then
-        [ "$(id -u)" = 0 ] || unable "skipped: apt knows no kernel; as root, run: apt-get update"
-        apt-get -qq update || :
-        [ -n "$(newest_image)" ] || unable "skipped: apt knows no linux-image-cloud-amd64: add Debian's main archive"
-    fi
-    image=$(newest_image)
+    [ "$(id -u)" != 0 ] || apt-get -qq update || :
+    image=$(first '^linux-image-.*-cloud-amd64$' linux-image-cloud-amd64)
+    [ -n "$image" ] || unable "apt knows no package linux-image-cloud-amd64; as root, run: apt-get update"
     headers=linux-headers-${image#linux-image-}
-    unpacked "$out/kernel" "$image"
     kbuild=$(first '^linux-kbuild-' "$headers")
-    # shellcheck disable=SC2046 # words are packages
-    unpacked "$out/build" "$headers" "$(first '-common$' "$headers")" "$kbuild" $(missing "$(first '^libelf' "$kbuild")")
-    # shellcheck disable=SC2046
-    unpacked "$out/tools" $({ echo busybox-static iproute2 && missing iproute2; } | tr ' ' '\n' | sort -u)
-    if ! command -v qemu-system-x86_64 > /dev/null; then
-        # shellcheck disable=SC2046
-        unpacked "$out/emulator" $(missing qemu-system-x86)
-    fi
+    # With what kbuild's programs need.
+    unpacked "$out/kernel" "$image" "$headers" "$(first '-common$' "$headers")" "$kbuild" \
+        $(missing "$(first '^libelf' "$kbuild")")
+    unpacked "$out/tools" $({ echo busybox-static && echo iproute2 && missing iproute2; } | sort -u)
+    [ -n "$installed" ] || unpacked "$out/emulator" $(missing qemu-system-x86)
 }
 
 libraries() { echo "$1/usr/lib/x86_64-linux-gnu:$1/lib/x86_64-linux-gnu"; }
 
 # The emulator as one command.
 emulator() {
-    if [ -d "$out/emulator" ]; then
+    if [ -z "$installed" ]; then
         root=$out/emulator
         cat <<END
 #!/bin/sh
@@ -88,13 +81,15 @@ END
 }
 
 compile() {
+    module=$out/kernel/hadm_kmod
+    if [ -e "$module/hadm_kmod.ko" ] && cmp -s "$here/module/hadm_kmod.c" "$module/hadm_kmod.c"; then return; fi
     release=$(basename "$out"/kernel/lib/modules/*)
-    headers=$out/build/usr/src/linux-headers-$release
+    headers=$out/kernel/usr/src/linux-headers-$release
     # They expect to be installed.
-    sed -i "s|^include /usr/src/|include $out/build/usr/src/|" "$headers/Makefile"
-    mkdir -p "$out/module"
-    cp -u "$here"/module/* "$out/module"
-    LD_LIBRARY_PATH=$(libraries "$out/build") make -s -C "$headers" M="$out/module" W=1 modules \
+    sed -i "s|^include /usr/src/|include $out/kernel/usr/src/|" "$headers/Makefile"
+    rm -rf "$module"
+    cp -r "$here/module" "$module"
+    LD_LIBRARY_PATH=$(libraries "$out/kernel") make -s -C "$headers" M="$module" W=1 modules \
         > "$out/module.log" 2>&1 || { cat "$out/module.log" >&2; fail "the test module cannot be compiled"; }
     ! grep -E 'hadm_kmod.c:.*(warning|error)' "$out/module.log" >&2 || fail "the test module has warnings"
 }
@@ -129,7 +124,9 @@ put() {
         done
 }
 
-fetch
+installed=$(command -v qemu-system-x86_64) || :
+[ -z "$installed" ] && emulator=$out/emulator || emulator=$out
+if [ ! -d "$out/kernel" ] || [ ! -d "$out/tools" ] || [ ! -d "$emulator" ]; then fetch; fi
 emulator
 compile
 cp -u "$out"/kernel/boot/vmlinuz-* "$out/vmlinuz"
@@ -145,7 +142,7 @@ put "$(find "$out/tools" -path '*/sbin/tc' -type f | head -n 1)" /sbin
 for program in "$@"; do put "$program" /sbin && strip "$pack/sbin/${program##*/}"; done
 cp "$here/init" "$pack/init"
 chmod 755 "$pack/init"
-cp "$out/module/hadm_kmod.ko" "$pack"
+cp "$module/hadm_kmod.ko" "$pack"
 number=10
 for file in $(load_order virtio_pci virtio_console virtio_net sch_netem | awk '!seen[$0]++'); do
     cp "$file" "$pack/modules/$number-${file##*/}"

@@ -4,8 +4,8 @@
  * calls the daemon as that does, and sends numbered packets instead of a disk's. What comes in is held against what
  * the other machine's copy of this file must have sent, byte for byte. It mirrors nothing and touches no disk.
  *
- * /proc/hadm_test: reading it tells what was counted; writing a number N has it send N more data and N more meta
- * packets to every connected node, 0 stops it.
+ * /proc/hadm_test tells what was counted. The parameter rounds is how many packets are still to be sent, data and
+ * meta, to every connected node: writing N,N there has it send so many from now on, 0,0 stops it.
  *
  * Four threads: per link one that calls, shakes hands and reads, and one that sends. The first owns the socket; the
  * second uses it under tx_lock only while the link is up.
@@ -18,7 +18,6 @@
 #include <linux/net.h>
 #include <linux/proc_fs.h>
 #include <linux/seq_file.h>
-#include <linux/slab.h>
 #include <linux/tcp.h>
 #include <net/net_namespace.h>
 #include <net/sock.h>
@@ -29,9 +28,8 @@
 #define NODES		32
 
 /* A blocked send or receive looks up so often whether it shall end; and a link is redialled after so long. */
-#define LOOK_UP		(HZ / 10)
-#define REDIAL		HZ
-#define ACK_PATIENCE	(5 * HZ)
+#define LOOK_UP	(HZ / 10)
+#define REDIAL	HZ
 
 enum {
 	NC_CONN_STATE		= 14,
@@ -58,11 +56,9 @@ struct header {
 };
 static_assert(sizeof(struct header) == 128);
 
-#define PAYLOAD_MAX	4096
-
 struct packet {
 	struct header header;
-	u8 payload[PAYLOAD_MAX];
+	u8 payload[4096];
 };
 
 /* One class of packets to and from one node. The sender owns the first half, the reader the second. */
@@ -79,29 +75,29 @@ struct link {
 	struct socket *sock;
 	struct mutex tx_lock;	/* held while sock is used for sending */
 	bool up;
-	u64 ups;
-	unsigned long quota;	/* rounds still to be sent: one packet to each node */
 	struct task_struct *reader, *sender;
-	struct packet *in, *expected, *out;
+	struct packet in, expected, out;
 	struct flow flows[NODES];
 };
 
 static struct link links[] = {
 	{ .name = "data", .hello = KERN_HANDSHAKE_D, .ack = KERN_HANDSHAKE_D_ACK, .kind = ND_SBIO, .payload = 4096 },
 	{ .name = "meta", .hello = KERN_HANDSHAKE_M, .ack = KERN_HANDSHAKE_M_ACK, .kind = NC_STATE, .payload = 256,
-	  .pause = 2000 },
+	  .pause = 8000 },
 };
 #define META (&links[1])
 
+static unsigned long rounds[ARRAY_SIZE(links)];
+module_param_array(rounds, ulong, NULL, 0600);
+
 /* What came in and must not have. */
-enum { BAD_HEADER, BAD_TYPE, BAD_ADDRESS, BAD_ORDER, BAD_BYTES, BADS };
-static const char *const bad_names[BADS] = { "bad_header", "bad_type", "bad_address", "bad_order", "bad_bytes" };
+enum { BAD_HEADER, BAD_ORDER, BAD_BYTES, BADS };
+static const char *const bad_names[BADS] = { "bad_header", "bad_order", "bad_bytes" };
 static atomic64_t bads[BADS];
 
 /* Written by the meta link's reader alone. */
 static int node = -1;
 static u32 peers;
-static u64 states;
 static u64 sessions[NODES];	/* when the present or last one began, ns: numbers sessions across reloads */
 static u64 ends[NODES];
 
@@ -156,48 +152,24 @@ static void set_peers(u32 now)
 	smp_store_release(&peers, now);
 }
 
-static int receive_all(struct link *link, void *to, size_t len, unsigned long patience)
+/* All of it. Only whoever sends now may send: the reader before the link is up, afterwards the sender. */
+static int transfer(struct link *link, void *bytes, size_t len, bool sending)
 {
-	unsigned long end = jiffies + patience;
-	size_t have = 0;
+	size_t done = 0;
 
-	while (have < len) {
-		struct kvec vec = { .iov_base = to + have, .iov_len = len - have };
+	while (done < len) {
+		struct kvec vec = { .iov_base = bytes + done, .iov_len = len - done };
 		struct msghdr msg = { .msg_flags = MSG_NOSIGNAL };
-		int got = kernel_recvmsg(link->sock, &msg, &vec, 1, vec.iov_len, 0);
+		int n = sending ? kernel_sendmsg(link->sock, &msg, &vec, 1, vec.iov_len) :
+				  kernel_recvmsg(link->sock, &msg, &vec, 1, vec.iov_len, 0);
 
 		if (kthread_should_stop())
 			return -EINTR;
-		if (got == -EAGAIN) {
-			if (patience != MAX_SCHEDULE_TIMEOUT && time_after(jiffies, end))
-				return -ETIMEDOUT;
+		if (n == -EAGAIN)
 			continue;
-		}
-		if (got <= 0)
-			return got ? : -ECONNRESET;
-		have += got;
-	}
-	return 0;
-}
-
-/* Only whoever sends now may call it: the reader before the link is up, afterwards the sender. */
-static int send_all(struct link *link, void *from, size_t len)
-{
-	size_t sent = 0;
-
-	while (sent < len) {
-		struct kvec vec = { .iov_base = from + sent, .iov_len = len - sent };
-		struct msghdr msg = { .msg_flags = MSG_NOSIGNAL };
-		int put = kernel_sendmsg(link->sock, &msg, &vec, 1, vec.iov_len);
-
-		if (put == -EAGAIN) {
-			if (kthread_should_stop() || !READ_ONCE(link->up))
-				return -EINTR;
-			continue;
-		}
-		if (put < 0)
-			return put;
-		sent += put;
+		if (n <= 0)
+			return n ? : -ECONNRESET;
+		done += n;
 	}
 	return 0;
 }
@@ -208,9 +180,9 @@ static int shake_hands(struct link *link)
 	struct header header = { .type = link->hello };
 	int err;
 
-	err = send_all(link, &header, sizeof(header));
+	err = transfer(link, &header, sizeof(header), true);
 	if (!err)
-		err = receive_all(link, &header, sizeof(header), ACK_PATIENCE);
+		err = transfer(link, &header, sizeof(header), false);
 	if (!err && (header.type != link->ack || header.len))
 		err = -EPROTO;
 	return err;
@@ -239,7 +211,6 @@ static int dial(struct link *link)
 		return err;
 	}
 	pr_info("%s link up\n", link->name);
-	link->ups++;
 	WRITE_ONCE(link->up, true);
 	return 0;
 }
@@ -268,36 +239,42 @@ static void learn_peers(struct link *link, const struct header *header)
 		return;
 	}
 	node = me;
-	WRITE_ONCE(states, states + 1);
 	set_peers(le32_to_cpu(header->node_to));
+}
+
+/* What is wrong with a packet, or BADS. */
+static int judge(struct link *link, const struct flow *flow, size_t len)
+{
+	const struct header *header = &link->in.header;
+	u64 session = le64_to_cpu(header->uuid), number = le64_to_cpu(header->bwr_seq);
+	u32 from = le32_to_cpu(header->node_from), to = le32_to_cpu(header->node_to);
+	int me = READ_ONCE(node);
+
+	if (from >= NODES || from == me || (me >= 0 ? to != BIT(me) : hweight32(to) != 1))
+		return BAD_HEADER;
+	if (build(&link->expected, link, from, to, session, number) != len || memcmp(&link->in, &link->expected, len))
+		return BAD_BYTES;
+	if (session < flow->rx_session || (session == flow->rx_session && number < flow->rx_next))
+		return BAD_ORDER;
+	return BADS;
 }
 
 static void check(struct link *link, size_t len)
 {
-	const struct header *header = &link->in->header;
+	const struct header *header = &link->in.header;
+	struct flow *flow = &link->flows[le32_to_cpu(header->node_from) % NODES];
 	u64 session = le64_to_cpu(header->uuid), number = le64_to_cpu(header->bwr_seq);
-	u32 from = le32_to_cpu(header->node_from), to = le32_to_cpu(header->node_to);
-	int me = READ_ONCE(node);
-	struct flow *flow;
+	int verdict = judge(link, flow, len);
 
-	if (from >= NODES || from == me || (me >= 0 ? to != BIT(me) : hweight32(to) != 1)) {
-		bad(link, BAD_ADDRESS, header);
-		return;
-	}
-	if (build(link->expected, link, from, to, session, number) != len || memcmp(link->in, link->expected, len)) {
-		bad(link, BAD_BYTES, header);
-		return;
-	}
-	flow = &link->flows[from];
-	if (session < flow->rx_session || (session == flow->rx_session && number < flow->rx_next)) {
-		bad(link, BAD_ORDER, header);
+	if (verdict != BADS) {
+		bad(link, verdict, header);
 		return;
 	}
 	/* The very first packet after this module was loaded may have any number: its sender was there before. */
 	if (flow->rx_sum && number != (session == flow->rx_session ? flow->rx_next : 0)) {
 		WRITE_ONCE(flow->rx_gaps, flow->rx_gaps + 1);
-		pr_info("%s: gap: node %u session %llu: %llu after %llu of session %llu\n", link->name, from, session,
-			number, flow->rx_next, flow->rx_session);
+		pr_info("%s: gap: session %llu: %llu after %llu of session %llu\n", link->name, session, number,
+			flow->rx_next, flow->rx_session);
 	}
 	WRITE_ONCE(flow->rx_session, session);
 	WRITE_ONCE(flow->rx_next, number + 1);
@@ -306,12 +283,12 @@ static void check(struct link *link, size_t len)
 
 static int receive_packets(struct link *link)
 {
-	struct packet *in = link->in;
+	struct packet *in = &link->in;
 	size_t len;
 	int err;
 
 	for (;;) {
-		err = receive_all(link, in, sizeof(in->header), MAX_SCHEDULE_TIMEOUT);
+		err = transfer(link, in, sizeof(in->header), false);
 		if (err)
 			return err;
 		len = le32_to_cpu(in->header.len);
@@ -319,7 +296,7 @@ static int receive_packets(struct link *link)
 			bad(link, BAD_HEADER, &in->header);
 			return -EPROTO;
 		}
-		err = receive_all(link, in->payload, len, MAX_SCHEDULE_TIMEOUT);
+		err = transfer(link, in->payload, len, false);
 		if (err)
 			return err;
 		if (in->header.type == link->kind)
@@ -327,7 +304,7 @@ static int receive_packets(struct link *link)
 		else if (link == META && in->header.type == NC_CONN_STATE)
 			learn_peers(link, &in->header);
 		else
-			bad(link, BAD_TYPE, &in->header);
+			bad(link, BAD_HEADER, &in->header);
 	}
 }
 
@@ -357,10 +334,10 @@ static int send_packet(struct link *link, unsigned int to)
 		WRITE_ONCE(flow->tx_session, session);
 		WRITE_ONCE(flow->tx_next, 0);
 	}
-	len = build(link->out, link, node, BIT(to), session, flow->tx_next);
+	len = build(&link->out, link, node, BIT(to), session, flow->tx_next);
 	/* One that was sent in part is gone, too: its number is never used again. */
 	WRITE_ONCE(flow->tx_next, flow->tx_next + 1);
-	err = send_all(link, link->out, len);
+	err = transfer(link, &link->out, len, true);
 	if (!err)
 		WRITE_ONCE(flow->tx_sum, flow->tx_sum + 1);
 	return err;
@@ -369,14 +346,15 @@ static int send_packet(struct link *link, unsigned int to)
 static int sender(void *arg)
 {
 	struct link *link = arg;
+	unsigned long *quota = &rounds[link - links];
 
 	while (!kthread_should_stop()) {
 		u32 to = smp_load_acquire(&peers);
-		unsigned long quota = READ_ONCE(link->quota);
+		unsigned long left = READ_ONCE(*quota);
 		unsigned int i;
 		int err = 0;
 
-		if (!to || !quota || !READ_ONCE(link->up)) {
+		if (!to || !left || !READ_ONCE(link->up)) {
 			schedule_timeout_interruptible(LOOK_UP / 10 + 1);
 			continue;
 		}
@@ -387,10 +365,10 @@ static int sender(void *arg)
 		}
 		mutex_unlock(&link->tx_lock);
 		/* Unless it was given a new one meanwhile. */
-		cmpxchg(&link->quota, quota, quota - 1);
+		cmpxchg(quota, left, left - 1);
 		if (err)
 			schedule_timeout_interruptible(LOOK_UP);
-		if (link->pause && quota % 16 == 0)
+		if (link->pause && left % 16 == 0)
 			usleep_range(link->pause, 2 * link->pause);
 		cond_resched();
 	}
@@ -402,11 +380,11 @@ static int show(struct seq_file *file, void *unused)
 	unsigned int i;
 	struct link *link;
 
-	seq_printf(file, "node %d\npeers %#x\nstates %llu\n", node, peers, states);
+	seq_printf(file, "node %d\npeers %#x\n", node, peers);
 	for (i = 0; i < BADS; i++)
 		seq_printf(file, "%s %lld\n", bad_names[i], atomic64_read(&bads[i]));
 	for (link = links; link < links + ARRAY_SIZE(links); link++)
-		seq_printf(file, "%s_ups %llu\n%s_quota %lu\n", link->name, link->ups, link->name, link->quota);
+		seq_printf(file, "%s_up %d\n%s_left %lu\n", link->name, link->up, link->name, rounds[link - links]);
 	for (i = 0; i < NODES; i++) {
 		if (!sessions[i])
 			continue;
@@ -424,50 +402,17 @@ static int show(struct seq_file *file, void *unused)
 	return 0;
 }
 
-static int open(struct inode *inode, struct file *file)
-{
-	return single_open(file, show, NULL);
-}
-
-static ssize_t write(struct file *file, const char __user *from, size_t len, loff_t *pos)
-{
-	unsigned long quota;
-	int err = kstrtoul_from_user(from, len, 0, &quota);
-
-	if (err)
-		return err;
-	WRITE_ONCE(links[0].quota, quota);
-	WRITE_ONCE(links[1].quota, quota);
-	return len;
-}
-
-static const struct proc_ops proc_ops = {
-	.proc_open = open,
-	.proc_read = seq_read,
-	.proc_lseek = seq_lseek,
-	.proc_release = single_release,
-	.proc_write = write,
-};
-
 static void stop_link(struct link *link)
 {
 	if (!IS_ERR_OR_NULL(link->sender))
 		kthread_stop(link->sender);
 	if (!IS_ERR_OR_NULL(link->reader))
 		kthread_stop(link->reader);
-	kfree(link->in);
-	kfree(link->expected);
-	kfree(link->out);
 }
 
 static int start_link(struct link *link)
 {
 	mutex_init(&link->tx_lock);
-	link->in = kmalloc(sizeof(*link->in), GFP_KERNEL);
-	link->expected = kmalloc(sizeof(*link->expected), GFP_KERNEL);
-	link->out = kmalloc(sizeof(*link->out), GFP_KERNEL);
-	if (!link->in || !link->expected || !link->out)
-		return -ENOMEM;
 	link->reader = kthread_run(reader, link, "hadm_%s_rx", link->name);
 	if (IS_ERR(link->reader))
 		return PTR_ERR(link->reader);
@@ -479,7 +424,7 @@ static int __init hadm_init(void)
 {
 	int err;
 
-	if (!proc_create("hadm_test", 0600, NULL, &proc_ops))
+	if (!proc_create_single("hadm_test", 0400, NULL, show))
 		return -ENOMEM;
 	err = start_link(&links[0]);
 	if (!err)
