@@ -186,7 +186,7 @@ impl Intake {
 }
 
 /// A buffer of that size, unless there is no memory for it: asked for directly, that would end the process.
-fn empty(size: usize) -> io::Result<BytesMut> {
+pub(super) fn empty(size: usize) -> io::Result<BytesMut> {
     let mut memory = Vec::new();
     let short =
         || io::Error::new(io::ErrorKind::OutOfMemory, "this machine has no memory left for its packets");

@@ -259,14 +259,14 @@ impl Timer {
         if wanted.is_none() && done.iter().all(|(_, plain, _)| *plain == 0) {
             return Value::Null;
         }
-        let mut compress = json!({
-            "wanted": wanted.map(Compression::name),
-            "used": connected.and_then(|story| story.compression).map(Compression::name),
-        });
+        let mut compress = Map::new();
+        let used = connected.and_then(|story| story.compression);
+        compress.insert("wanted".into(), wanted.map(Compression::name).into());
+        compress.insert("used".into(), used.map(Compression::name).into());
         for (direction, plain, wire) in done {
-            compress[direction] = json!({"plain_bytes": plain, "wire_bytes": wire});
+            compress.insert(direction.into(), json!({"plain_bytes": plain, "wire_bytes": wire}));
         }
-        compress
+        compress.into()
     }
 
     fn peer_status(
