@@ -19,7 +19,7 @@ use std::str::FromStr;
 
 use crossbeam::channel::Sender;
 use log::LevelFilter;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::config::Config;
 use crate::core::PeerKey;
@@ -147,12 +147,12 @@ pub struct Ask {
 }
 
 /// What there is to say of a transition beside its cause, in brackets; nothing where there is nothing.
-pub fn particulars(transition: &Value) -> String {
-    let number = |field: &str| transition[field].as_u64();
-    let word = |field: &str| transition[field].as_str();
+pub fn particulars(transition: &Map<String, Value>) -> String {
+    let number = |field: &str| transition.get(field)?.as_u64();
+    let word = |field: &str| transition.get(field)?.as_str();
     let errno = number("errno").map(|n| format!("errno {n} {}", word("errno_name").unwrap_or_default()));
     let all = [
-        transition["age_s"].as_f64().map(|age| format!("after {age:.1} s")),
+        transition.get("age_s").and_then(Value::as_f64).map(|age| format!("after {age:.1} s")),
         word("by").map(|by| format!("ended by {by}")),
         errno.map(|errno| errno.trim_end().to_owned()),
         number("rtt_us").map(|rtt| format!("rtt {rtt} us")),

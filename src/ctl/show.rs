@@ -216,7 +216,7 @@ pub(super) fn transition(transition: &Value) -> String {
         text(&transition["from"]),
         text(&transition["to"]),
         text(&transition["cause"]),
-        particulars(transition),
+        transition.as_object().map(particulars).unwrap_or_default(),
     )
 }
 

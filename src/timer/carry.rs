@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use log::{Level, debug, error, warn};
-use serde_json::json;
 
 use super::{Timer, Waiting, hex, owner, report};
 use crate::connect::{Dial, Order};
@@ -121,7 +120,9 @@ impl Timer {
             Ok(session) => {
                 self.previous.insert(peer, session.inbound().to_vec());
                 self.switch.set_session(peer, Some(session));
-                self.note(peer, "connected", how, how, json!({"from": from, "source": source}));
+                let mut more = report::fault(from, None, None);
+                more.insert("source".into(), source.into());
+                self.note(peer, "connected", how, how, more);
             }
             Err(error) => self.session_failed(peer, id, &error),
         }
@@ -186,10 +187,10 @@ impl Timer {
         story.last_error = Some(cause.to_string());
         let mut more = report::fault("connected", cause.link(), cause.errno());
         let network = cause.errno().is_some_and(sys::is_networks);
-        more["by"] = if network { "network" } else { cause.by() }.into();
+        more.insert("by".into(), if network { "network" } else { cause.by() }.into());
         if let Some(session) = self.session(peer, id) {
-            more["rtt_us"] = session.rtt().map(|rtt| rtt.as_micros() as u64).into();
-            more["queued_bytes"] = session.queued_bytes().into();
+            more.insert("rtt_us".into(), session.rtt().map(|rtt| rtt.as_micros() as u64).into());
+            more.insert("queued_bytes".into(), session.queued_bytes().into());
             self.switch.set_session(peer, None);
             session.end();
         }
@@ -199,7 +200,7 @@ impl Timer {
             "{peer}: session ended after {age:.1} s: {cause}{}",
             control::particulars(&more)
         );
-        more["age_s"] = age.into();
+        more.insert("age_s".into(), age.into());
         self.note(peer, "disconnected", cause.kind(), &cause.to_string(), more);
     }
 

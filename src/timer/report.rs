@@ -55,13 +55,17 @@ fn timestamp() -> String {
 }
 
 /// The fields that tell where a transition began: the state before, and the link and error it began with.
-pub(super) fn fault(from: &str, link: Option<Class>, errno: Option<i32>) -> Value {
-    json!({
-        "from": from,
-        "link": link.map(|class| class.to_string()),
-        "errno": errno,
-        "errno_name": errno.and_then(crate::sys::errno_name),
-    })
+pub(super) fn fault(from: &str, link: Option<Class>, errno: Option<i32>) -> Map<String, Value> {
+    let mut fields = Map::new();
+    fields.insert("from".into(), from.into());
+    if let Some(class) = link {
+        fields.insert("link".into(), class.to_string().into());
+    }
+    if let Some(errno) = errno {
+        fields.insert("errno".into(), errno.into());
+        fields.insert("errno_name".into(), crate::sys::errno_name(errno).into());
+    }
+    fields
 }
 
 fn counters(list: &[(&str, u64)]) -> Value {
@@ -181,10 +185,10 @@ impl Timer {
         to: &'static str,
         kind: &'static str,
         cause: &str,
-        more: Value,
+        more: Map<String, Value>,
     ) {
         let mut transition = identity(key);
-        if let (Some(fields), Value::Object(more)) = (transition.as_object_mut(), more) {
+        if let Some(fields) = transition.as_object_mut() {
             let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             fields.insert("time".into(), timestamp().into());
             fields.insert("unix_s".into(), since_epoch.as_secs_f64().into());
