@@ -114,7 +114,7 @@ fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Starts a connection; it is complete, or has failed, when the socket becomes writable.
-fn dial(to: SocketAddr, from: std::net::IpAddr) -> io::Result<TcpStream> {
+pub(crate) fn dial(to: SocketAddr, from: std::net::IpAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     if from.is_ipv4() == to.is_ipv4() {
         // From an address that this machine does not have, the other side decides whether it lets us in.
@@ -223,14 +223,15 @@ impl Thread {
             let started = dial(order.to, order.from)
                 .and_then(|stream| self.start(stream, Party::Callee(order.clone(), class), order.to));
             if let Err(error) = started {
-                return self.dial_failed(order.peer, order.attempt, error.to_string());
+                return self.dial_failed(order, error.to_string(), "unreachable", Vec::new());
             }
         }
     }
 
-    fn dial_failed(&mut self, peer: PeerKey, attempt: AttemptId, why: String) {
+    fn dial_failed(&mut self, dial: &Dial, why: String, verdict: &'static str, steps: Vec<String>) {
+        let Dial { peer, attempt, .. } = *dial;
         self.drop_attempt(attempt);
-        (self.deliver)(Offer::DialFailed { peer, attempt, why }, Arc::default());
+        (self.deliver)(Offer::DialFailed { peer, attempt, why, verdict, steps }, Arc::default());
     }
 
     fn drop_attempt(&mut self, attempt: AttemptId) {
@@ -343,6 +344,7 @@ impl Thread {
                 class,
                 stream,
                 attempt: None,
+                steps: Vec::new(),
                 extension: handshake.extension,
                 source,
                 expected: admitted.expected,
@@ -352,6 +354,7 @@ impl Thread {
                 class,
                 stream,
                 attempt: Some(dial.attempt),
+                steps: handshake.steps,
                 extension: handshake.extension,
                 source,
                 expected: None,
@@ -367,14 +370,17 @@ impl Thread {
     }
 
     fn fail(&mut self, flight: Flight, failure: Failure) {
-        let Flight { handshake, source, .. } = flight;
+        let Flight { mut handshake, source, .. } = flight;
+        let steps = std::mem::take(&mut handshake.steps);
         let (kind, counter) = match (&handshake.party, &failure) {
             (Party::Callee(dial, class), _) => {
-                let (peer, attempt, to) = (dial.peer, dial.attempt, dial.to);
-                return self.dial_failed(peer, attempt, format!("{to} ({class} link): {failure}"));
+                let why = format!("{} ({class} link): {failure}", dial.to);
+                return self.dial_failed(dial, why, handshake.verdict(&failure), steps);
             }
             (_, Failure::Io(_)) => (2, &self.refusals.silent),
-            (_, Failure::Malformed(_) | Failure::Refused(Refused::Ack)) => (3, &self.refusals.malformed),
+            (_, Failure::Malformed(_) | Failure::OtherId(..) | Failure::Refused(Refused::Ack)) => {
+                (3, &self.refusals.malformed)
+            }
             (_, Failure::Refused(Refused::UnknownId(_) | Refused::OwnId(_))) => (4, &self.refusals.unknown),
             (_, Failure::Refused(Refused::UnknownRunsite(..))) => (7, &self.refusals.unknown),
             (_, Failure::Refused(Refused::Address { .. })) => (5, &self.refusals.address),
@@ -392,6 +398,9 @@ impl Thread {
             debug!("{peer} called from {source}: this side calls it");
             return (self.deliver)(Offer::Knock(peer), Arc::default());
         }
+        if let Some(peer) = self.whose(&handshake.party, &failure, source) {
+            self.refusals.note(peer, format!("from {source}: {failure}"));
+        }
         let whom = match handshake.party {
             Party::Kernel => "kernel module's",
             Party::Caller(Door::Site(_), _) => "site",
@@ -402,6 +411,20 @@ impl Thread {
             ("refused", kind),
             "refused a call from {source} at the {whom} port: {failure}"
         );
+    }
+
+    /// The peer that was turned away: the one it was told from others to be, or else the one whose address it
+    /// called from.
+    fn whose(&self, party: &Party, failure: &Failure, source: SocketAddr) -> Option<PeerKey> {
+        let Party::Caller(door, _) = party else { return None };
+        if let Failure::Refused(Refused::Address { peer, .. } | Refused::NotOwner(peer)) = failure {
+            return Some(*peer);
+        }
+        let mut known = self.plan.admission.known.iter();
+        let at_door =
+            |key| matches!((key, door), (PeerKey::Node(_), Door::Node) | (PeerKey::Site(..), Door::Site(_)));
+        let there = source.ip().to_canonical();
+        known.find(|known| at_door(known.key) && known.addr.to_canonical() == there).map(|known| known.key)
     }
 
     /// Gives up what is late, and lets a paused listener go on.

@@ -9,13 +9,13 @@ use serde_json::json;
 
 use super::{Timer, Waiting, hex, owner};
 use crate::connect::{Dial, Order};
-use crate::core::{Action, AttachId, AttemptId, ConnId, EndCause, Event, PeerKey, SessionId};
+use crate::core::{Action, AttachId, AttemptId, ConnId, EndCause, Event, Moment, PeerKey, SessionId};
 use crate::device::{Device, handshake_ack};
 use crate::kmod;
 use crate::limited;
 use crate::peer::Session;
 use crate::route::{FromKernel, FromPeer};
-use crate::wire::Class;
+use crate::wire::{Class, FEATURE_VIEWS};
 
 impl Timer {
     /// Carries out every action, in order. An exit code ends the daemon.
@@ -108,9 +108,14 @@ impl Timer {
         let source = data.source.to_string();
         let table = self.switch.table();
         let Some(entry) = table.peers.get(&peer) else { return };
+        let features = meta.extension.as_ref().map_or(0, |extension| extension.features);
         let streams = [data.stream, meta.stream];
         match Session::start(&entry.record, id, streams, self.local_ids(), &self.limits, &self.events) {
             Ok(session) => {
+                if features & FEATURE_VIEWS != 0 {
+                    session.exchange_views();
+                }
+                self.views.due = Moment::ZERO;
                 self.previous.insert(peer, session.inbound().to_vec());
                 self.switch.set_session(peer, Some(session));
                 self.note(peer, "connected", how, json!({"from": "half", "source": source}));
@@ -130,6 +135,7 @@ impl Timer {
         story.same_config = digest.map(|digest| digest == self.digest);
         story.sessions += 1;
         story.unreachable = false;
+        self.reactor.refusals.forget(peer);
         match &story.version {
             None => limited!(
                 Level::Info,
@@ -182,6 +188,8 @@ impl Timer {
         if let Some(session) = self.session(peer, id) {
             more["rtt_us"] = session.rtt().map(|rtt| rtt.as_micros() as u64).into();
             more["queued_bytes"] = session.queued_bytes().into();
+            self.stories.entry(peer).or_default().view = session.view();
+            self.views.due = Moment::ZERO;
             self.switch.set_session(peer, None);
             session.end();
         }

@@ -16,6 +16,10 @@ const T_VERSION: u8 = 2;
 const T_DIGEST: u8 = 3;
 const T_EPOCH: u8 = 4;
 const T_ADDR: u8 = 5;
+const T_FEATURES: u8 = 6;
+
+/// Feature: takes packets HD_VIEW on the meta link.
+pub const FEATURE_VIEWS: u32 = 1;
 
 /// What a peer tells about itself. Every entry may be missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +33,8 @@ pub struct Extension {
     pub epoch: Option<u64>,
     /// The runsite's address where the hello has no room for it (IPv6).
     pub addr: Option<IpAddr>,
+    /// What the sender takes beyond what C daemons do, bit by bit; unknown bits say nothing.
+    pub features: u32,
 }
 
 /// Why a record is refused.
@@ -85,6 +91,9 @@ impl Extension {
         if let Some(addr) = self.addr {
             entry(T_ADDR, addr.to_string().as_bytes());
         }
+        if self.features != 0 {
+            entry(T_FEATURES, &self.features.to_le_bytes());
+        }
         let len = (out.len() - 2) as u16;
         out[..2].copy_from_slice(&len.to_le_bytes());
         out
@@ -127,6 +136,7 @@ impl Extension {
                 T_DIGEST => record.digest = Some(value.try_into().map_err(bad)?),
                 T_EPOCH => record.epoch = Some(u64::from_le_bytes(value.try_into().map_err(bad)?)),
                 T_ADDR => record.addr = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()),
+                T_FEATURES => record.features = u32::from_le_bytes(value.try_into().map_err(bad)?),
                 _ => {}
             }
         }
@@ -158,10 +168,10 @@ mod tests {
     proptest! {
         #[test]
         fn records_come_back(version in "[!-~]{0,40}", digest in any::<Option<[u8; 8]>>(), epoch in any::<Option<u64>>(),
-                             v6 in any::<Option<u128>>()) {
+                             v6 in any::<Option<u128>>(), features in any::<u32>()) {
             let record = Extension {
                 version: Some(version), digest, epoch,
-                addr: v6.map(|v6| std::net::Ipv6Addr::from(v6).into()),
+                addr: v6.map(|v6| std::net::Ipv6Addr::from(v6).into()), features,
             };
             let bytes = record.encode();
             let len = Extension::body_len([bytes[0], bytes[1]]).unwrap();
