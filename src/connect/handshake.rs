@@ -238,6 +238,7 @@ impl Handshake {
             }
             Phase::Ack => {
                 let hello = self.hello()?;
+                self.note(format_args!("hello answered as id {}", hello.id));
                 let Party::Callee(dial, class) = &self.party else { return Ok(None) };
                 if !hello.ack || hello.class != *class {
                     return Err(malformed(&"the other side answered with something else than the ACK"));
@@ -245,13 +246,11 @@ impl Handshake {
                 if hello.id != dial.peer.id() {
                     return Err(Failure::OtherId(dial.to, hello.id));
                 }
-                let (epoch, from, site) = (dial.epoch, dial.from, dial.peer.scope() == Scope::Site);
-                self.note(format_args!("hello answered as id {}", hello.id));
                 if !hello.extended {
                     return Ok(Some(Step::Ready));
                 }
-                let runsite = site.then_some(from);
-                let record = Extension { epoch: Some(epoch), addr: runsite, ..plan.extension.clone() };
+                let runsite = (dial.peer.scope() == Scope::Site).then_some(dial.from);
+                let record = Extension { epoch: Some(dial.epoch), addr: runsite, ..plan.extension.clone() };
                 say(stream, &record.encode())?;
                 self.expect(Phase::RecordLen, 2);
             }

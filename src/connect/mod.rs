@@ -6,9 +6,10 @@
 
 mod handshake;
 mod reactor;
+mod socket;
 
 pub use reactor::Reactor;
-pub(crate) use reactor::dial;
+pub(crate) use socket::dial;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, TcpStream};

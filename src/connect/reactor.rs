@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use log::{Level, debug, warn};
 use polling::{Event, Events, Poller};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{SockRef, Socket};
 
 use super::handshake::{Failure, Handshake, Party, Step};
+use super::socket::{dial, listen};
 use super::{DIAL_LIMIT, Deliver, Dial, HELLO_LIMIT, MAX_OFFERED, MAX_PENDING, Offer, Order, Plan, Refusals};
 use crate::core::{AttemptId, Door, PeerKey, Refused};
 use crate::limited;
@@ -20,8 +21,6 @@ use crate::queue::Counter;
 use crate::sys::{self, Registered};
 use crate::wire::Class;
 
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 1024;
 /// How long no connection is accepted after the system had no descriptor for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Keys in the poller: the address watch, the listeners in the order of their making, then handshakes.
@@ -96,36 +95,6 @@ impl Reactor {
         // The thread lives as long as the daemon.
         let _ = self.orders.send(order);
         let _ = self.poller.notify();
-    }
-}
-
-fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
-    // A daemon that comes back must not wait for the connections of its predecessor to time out.
-    socket.set_reuse_address(true)?;
-    if addr.is_ipv6() {
-        // The wildcard address serves sites of both families.
-        socket.set_only_v6(!addr.ip().is_unspecified())?;
-    }
-    socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
-}
-
-/// Starts a connection; it is complete, or has failed, when the socket becomes writable.
-pub(crate) fn dial(to: SocketAddr, from: std::net::IpAddr) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
-    if from.is_ipv4() == to.is_ipv4() {
-        // From an address that this machine does not have, the other side decides whether it lets us in.
-        let _ = socket.bind(&SocketAddr::new(from, 0).into());
-    }
-    socket.set_nonblocking(true)?;
-    match socket.connect(&to.into()) {
-        Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
-            Err(error)
-        }
-        _ => Ok(socket.into()),
     }
 }
 

@@ -6,8 +6,11 @@
 //! hangs up. Nothing here touches the data path: questions go to the timer thread, which answers from what
 //! it knows, and a client that does not read its answers is hung up on.
 
+mod doctor;
 pub mod metrics;
+mod port;
 mod server;
+mod verdict;
 
 pub use server::{Loader, Server, serve};
 

@@ -268,11 +268,13 @@ impl Timer {
         let mut status = identity(view.key);
         let story = self.stories.get(&view.key);
         let connected = session.is_some();
+        let call = super::owner::call(&self.config, view.key);
         let refused = self.reactor.refusals.last(view.key);
         let waits = (view.state == "waiting").then_some(view.until).flatten();
         let more = json!({
             "role": match view.role { Role::Caller => "caller", Role::Acceptor => "acceptor" },
-            "address": super::owner::call(&self.config, view.key).map(|(to, _)| to.to_string()),
+            "address": call.map(|(to, _)| to.to_string()),
+            "from": call.map(|(_, from)| from.to_string()),
             "state": view.state,
             "held": story.is_some_and(|story| story.held),
             "connected": connected,

@@ -48,8 +48,8 @@ pub enum Refusal {
     View {
         /// Payload length found, in bytes.
         len: usize,
-        /// Payload version found.
-        version: Option<u8>,
+        /// Payload version found, 0 where there is no payload.
+        version: u8,
     },
 }
 
@@ -62,7 +62,7 @@ impl fmt::Display for Refusal {
                 write!(f, "packet of {len} bytes is over the limit of {max} (element maxpacket)")
             }
             Refusal::View { len, version } => {
-                write!(f, "packet HD_VIEW with a payload of {len} bytes, version {version:?}")
+                write!(f, "packet HD_VIEW with a payload of {len} bytes, version {version}")
             }
         }
     }

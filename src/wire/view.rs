@@ -48,7 +48,10 @@ impl PeerView {
                 mask: Mask(u32::from_le_bytes([m0, m1, m2, m3])),
                 unchanged: Duration::from_millis(u32::from_le_bytes([u0, u1, u2, u3]).into()),
             }),
-            _ => Err(Refusal::View { len: payload.len(), version: payload.first().copied() }),
+            _ => Err(Refusal::View {
+                len: payload.len(),
+                version: payload.first().copied().unwrap_or_default(),
+            }),
         }
     }
 }
