@@ -123,7 +123,7 @@ fn who_does_not_answer_a_call_is_told_by_how() {
         assert!(last_step.unwrap_or_default().contains(last.unwrap_or_default()), "{steps:?}");
     }
     // A C daemon with a session is left in peace: nobody has called it since.
-    assert!(plain.accept_one(ms(1)).is_none());
+    assert!(!plain.was_called());
     rig.assert_carries(&connected);
     let (alone, code) = doctor(&control, &["6"]);
     assert_eq!((verdicts(&alone), code), (vec![(6, "healthy", true)], 0));
@@ -133,6 +133,29 @@ fn who_does_not_answer_a_call_is_told_by_how() {
     let text = String::from_utf8(text.stdout).unwrap();
     assert!(text.contains("WRONG node 0") && text.contains("-> Its machine is there"), "{text}");
     rig.stop();
+}
+
+/// Who came back since the last call is called at once, not when the next call would be due.
+#[test]
+fn a_missing_peer_is_called_at_once() {
+    let net = Subnet::claim();
+    let config = ConfigBuilder::new(&net, 2).build();
+    let daemon = Daemon::start(&net, &config, 1);
+    let control = config.control(1);
+    redial("a long wait between calls", PATIENCE, || {
+        let status = hadmctl(&control, &["status", "--json"]).stdout;
+        let status: Value = serde_json::from_slice(&status).unwrap();
+        (peer(&status, 0)["next_attempt_s"].as_f64()? > 3.0).then_some(())
+    });
+    let back = Acceptor::listen(&net, 0);
+    let (peers, found) = std::thread::scope(|scope| {
+        let accepted = scope.spawn(|| back.accept(&net, 1));
+        let found = doctor(&control, &[]).0;
+        (accepted.join().unwrap(), found)
+    });
+    assert_eq!(verdicts(&found), [(0, "healthy", true)], "{found}");
+    drop(peers);
+    daemon.stop();
 }
 
 /// Peers that have to call this side: what they did, and whether their machines are there.

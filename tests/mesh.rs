@@ -6,6 +6,7 @@ mod support;
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Instant;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -85,7 +86,7 @@ fn every_node_knows_who_sees_whom() {
 fn a_stopped_node_is_seen_by_one_side_only() {
     let net = Subnet::claim();
     let slow = ConfigBuilder::new(&net, 3);
-    let (quick, slow) = (slow.clone().heartbeat(0.1, 3).build(), slow.build());
+    let (quick, slow) = (slow.clone().heartbeat(0.3, 3).build(), slow.build());
     let daemons = [(0, &slow), (1, &quick), (2, &slow)].map(|(id, config)| Daemon::start(&net, config, id));
     let complete = [("here", json!([1, 2])), ("told", json!([0, 2])), ("told", json!([0, 1]))];
     wait_rows(&slow.control(0), &complete);
@@ -132,6 +133,25 @@ fn views_go_to_those_who_take_them_and_end_there() {
     rig.assert_carries(&plain);
     rig.kernel.meta.send(&view(0, 1, 0b10, 0).with_to(bit(3)));
     rig.assert_carries(&plain);
+    rig.stop();
+}
+
+/// Every change is told when it happens. Told with the ticks alone, these would take 40 s.
+#[test]
+fn changes_are_told_at_once() {
+    let rig = Rig::new(3);
+    let told = rig.connect(&rig.caller(1).extended(&FEATURES));
+    let begin = Instant::now();
+    let wait = |mask: u8| {
+        redial("the change", PATIENCE, || (told.meta.poll(PATIENCE)?.payload[4] == mask).then_some(()));
+    };
+    for _ in 0..4 {
+        let other = rig.call(2);
+        wait(0b110);
+        other.kill();
+        wait(0b010);
+    }
+    assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
     rig.stop();
 }
 

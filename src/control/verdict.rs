@@ -70,7 +70,8 @@ fn connected(peer: &Value, port: Option<&Port>) -> Finding {
         Some(version) => format!("hadmd {version}"),
         None => "no hello extension, so its configuration cannot be compared".into(),
     };
-    let says = format!("connected for {age:.0} s, {rtt}, {version}");
+    let calls = if peer["role"] == "caller" { "this side calls" } else { "it calls" };
+    let says = format!("connected for {age:.0} s, {calls}, {rtt}, {version}");
     // The last ping may be on its way.
     if unanswered > 1 {
         return Finding::wrong(
@@ -147,7 +148,7 @@ fn awaited(peer: &Value, port: Option<&Port>, own: &str) -> Finding {
     if let Some(age) = turned_away["age_s"].as_f64().filter(|age| *age < RECENT) {
         return Finding::wrong(
             "turned-away",
-            format!("turned away {age:.0} s ago: a call {}", turned_away["why"].as_str().unwrap_or_default()),
+            format!("{age:.0} s ago, a call {}", turned_away["why"].as_str().unwrap_or_default()),
             "Compare ids, host names, addresses and element peeraddr in both files.",
         );
     }

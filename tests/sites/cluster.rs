@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Command;
 
 use super::kernel::SiteKernel;
@@ -63,6 +64,11 @@ pub fn config(resources: &[Resource], global: &[(&str, &str)]) -> ConfigFile {
     ConfigFile { dir, path }
 }
 
+/// Where a machine's daemon has its control socket.
+fn control(config: &ConfigFile, at: usize) -> PathBuf {
+    config.dir.path.join(NAMES[at])
+}
+
 /// One machine's daemon and the kernel module attached to it.
 pub struct Seat {
     pub kernel: SiteKernel,
@@ -81,7 +87,7 @@ impl Seat {
     pub fn start_as(net: &Network, config: &ConfigFile, at: usize, mut command: Command) -> Self {
         command.arg("-c").arg(&config.path).args(["--hostname", NAMES[at]]);
         command.args(["--no-kmod-check", "--log", "stderr", "-v", "--control"]);
-        command.arg(config.dir.path.join(NAMES[at]));
+        command.arg(control(config, at));
         net.machines[at].inside(|| {
             let daemon = Daemon::spawn(&mut command, NAMES[at]);
             daemon.wait_log("ready", PATIENCE);
@@ -97,7 +103,7 @@ impl Seat {
 pub struct Cluster {
     pub seats: [Seat; 4],
     pub net: Network,
-    _config: ConfigFile,
+    config: ConfigFile,
 }
 
 impl Cluster {
@@ -123,7 +129,12 @@ impl Cluster {
         }
         let config = config(resources, global);
         let seats = ALL.map(|at| Seat::start(&net, &config, at));
-        Some(Cluster { seats, net, _config: config })
+        Some(Cluster { seats, net, config })
+    }
+
+    /// Where a machine's daemon has its control socket.
+    pub fn control(&self, at: usize) -> PathBuf {
+        control(&self.config, at)
     }
 
     /// The kernel module of a machine.
