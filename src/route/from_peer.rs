@@ -43,7 +43,8 @@ impl Sink for FromPeer {
                 return Ok(());
             }
             Item::View(_, payload) if self.session.exchanges_views() => {
-                return Ok(self.session.hear_view(PeerView::decode(&payload)?));
+                self.session.hear_view(PeerView::decode(&payload)?);
+                return Ok(());
             }
             Item::View(Header { kind, .. }, _) | Item::Unrelayed(Header { kind, .. }) => {
                 return Err(Refusal::UnknownType(kind).into());
