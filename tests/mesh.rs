@@ -14,7 +14,7 @@ use support::*;
 
 /// The packet type, and the entry of a record that says that it is taken.
 const HD_VIEW: u8 = 200;
-const FEATURES: [u8; 6] = [6, 4, 1, 0, 0, 0];
+const FEATURES: [u8; 6] = [7, 4, 1, 0, 0, 0];
 
 fn hadmctl(control: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_hadmctl")).arg("--control").arg(control).args(args).output().unwrap()

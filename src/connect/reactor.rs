@@ -7,16 +7,18 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use log::{Level, debug, warn};
 use polling::{Event, Events, Poller};
 use socket2::{SockRef, Socket};
 
 use super::handshake::{Failure, Handshake, Party, Step};
-use super::socket::{dial, listen};
+use super::listener::{self, Listener};
+use super::socket::dial;
 use super::{DIAL_LIMIT, Deliver, Dial, HELLO_LIMIT, MAX_OFFERED, MAX_PENDING, Offer, Order, Plan, Refusals};
 use crate::core::{AttemptId, Door, PeerKey, Refused};
 use crate::limited;
+use crate::link::Connection;
 use crate::queue::Counter;
 use crate::sys::{self, Registered};
 use crate::wire::Class;
@@ -25,8 +27,8 @@ use crate::wire::Class;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Keys in the poller: the address watch, the listeners in the order of their making, then handshakes.
 const WATCH: usize = 0;
-const FIRST_LISTENER: usize = 1;
-const FIRST_HANDSHAKE: usize = 1000;
+pub(super) const FIRST_LISTENER: usize = 1;
+pub(super) const FIRST_HANDSHAKE: usize = 1000;
 
 /// The way to give orders to the reactor thread.
 pub struct Reactor {
@@ -48,19 +50,10 @@ impl Reactor {
         let refusals = Arc::new(Refusals::default());
         let beats = Arc::new(Counter::default());
         let mut listeners = Vec::new();
-        let kernel = "serverip and serverport, or option --server";
-        let sites = plan.sites.iter().map(|&addr| {
-            ("other sites", addr, Some(Door::Site(addr.port())), "ip and port of this site's runsites")
-        });
-        let all = [
-            ("the kernel module", plan.server, None, kernel),
-            ("the other nodes", plan.node, Some(Door::Node), "ipaddr and port of this node"),
-        ];
-        for (key, (what, addr, door, element)) in (FIRST_LISTENER..).zip(all.into_iter().chain(sites)) {
-            let listener = listen(addr)
-                .map_err(|error| format!("cannot listen for {what} at {addr}: {error}; check {element}"))?;
-            let socket = Registered::new(&poller, listener, Event::readable(key)).map_err(system)?;
-            listeners.push(Listener { key, door, socket, paused: None });
+        listener::open(&poller, &mut listeners, plan.server, None)?;
+        listener::open(&poller, &mut listeners, plan.node, Some(Door::Node))?;
+        for &addr in &plan.sites {
+            listener::open(&poller, &mut listeners, addr, Some(Door::Site(addr.port())))?;
         }
         // Without the watch, ownership is still looked at with every tick.
         let watch = sys::watch_addresses()
@@ -90,21 +83,23 @@ impl Reactor {
         self.beats.get()
     }
 
+    /// Listens for other sites at these wildcard addresses, and at no others. Nothing has changed where that fails.
+    ///
+    /// # Errors
+    /// A sentence for the operator: which address cannot be bound, and what may help.
+    pub fn listen_for_sites(&self, sites: Vec<SocketAddr>) -> Result<(), String> {
+        let (reply, answer) = bounded(1);
+        self.order(Order::Sites(sites, reply));
+        // Its thread never waits for anybody.
+        answer.recv().unwrap_or_else(|_| Err("the reactor has ended".into()))
+    }
+
     /// Gives an order; it is carried out by the reactor thread, in the order given.
     pub fn order(&self, order: Order) {
         // The thread lives as long as the daemon.
         let _ = self.orders.send(order);
         let _ = self.poller.notify();
     }
-}
-
-struct Listener {
-    key: usize,
-    /// For whom, if not for the kernel module.
-    door: Option<Door>,
-    socket: Registered<TcpListener>,
-    /// Until when nothing is accepted.
-    paused: Option<Instant>,
 }
 
 /// A handshake in flight.
@@ -178,6 +173,10 @@ impl Thread {
             Order::Admit(admission, extension) => {
                 self.plan.admission = admission;
                 self.plan.extension = extension;
+            }
+            // Whoever asked waits for the answer.
+            Order::Sites(sites, reply) => {
+                drop(reply.send(listener::set_sites(&self.poller, &mut self.listeners, &sites)));
             }
             Order::Beat => {}
             Order::Stop => {
@@ -301,6 +300,7 @@ impl Thread {
 
     fn hand_over(&mut self, flight: Flight, kernel: Option<(Class, u8)>) {
         let Flight { socket, handshake, source, .. } = flight;
+        let compression = handshake.compression();
         let Some(stream) = socket.release() else { return };
         if let Err(error) = stream.set_nonblocking(false) {
             limited!(Level::Error, ("hand over", 0), "lost the connection with {source}: {error}");
@@ -311,20 +311,22 @@ impl Thread {
             (Party::Caller(_, Some((admitted, class))), None) => Offer::Link {
                 peer: admitted.peer,
                 class,
-                stream,
+                link: Connection { stream, coat: None },
                 attempt: None,
                 steps: Vec::new(),
                 extension: handshake.extension,
+                compression,
                 source,
                 expected: admitted.expected,
             },
             (Party::Callee(dial, class), None) => Offer::Link {
                 peer: dial.peer,
                 class,
-                stream,
+                link: Connection { stream, coat: None },
                 attempt: Some(dial.attempt),
                 steps: handshake.steps,
                 extension: handshake.extension,
+                compression,
                 source,
                 expected: None,
             },

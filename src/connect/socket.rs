@@ -1,30 +1,9 @@
-//! The two ways a connection begins: a listener, and a call from this side's own address. Neither may block.
+//! How a call begins: from this side's own address, and never blocking.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use socket2::{Domain, Socket, Type};
-
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 1024;
-
-/// A listener that does not block.
-///
-/// # Errors
-/// What the system says, above all that the address is not here or in use.
-pub(super) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
-    // A daemon that comes back must not wait for the connections of its predecessor to time out.
-    socket.set_reuse_address(true)?;
-    if addr.is_ipv6() {
-        // The wildcard address serves sites of both families.
-        socket.set_only_v6(!addr.ip().is_unspecified())?;
-    }
-    socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
-}
 
 /// Starts a connection; it is complete, or has failed, when the socket becomes writable.
 ///

@@ -4,6 +4,7 @@
 //! nothing but whether its port still answers, and only if it is a hadmd that this side has to call. Peers that
 //! this side has to call and that are missing are called by the daemon itself, as it would by itself a little
 //! later. Peers with larger ids may not be called; of them, only the port is tried.
+#![allow(clippy::indexing_slicing, reason = "a JSON value gives null for what it has not")]
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -29,21 +30,21 @@ pub fn examine(asks: &Sender<Ask>, only: Option<PeerKey>) -> Option<Value> {
     if before["ok"] != true {
         return Some(before);
     }
-    let before = before["data"].take();
+    let before = before.get_mut("data").map(Value::take).unwrap_or_default();
     let selected = |peer: &&Value| only.is_none_or(|only| peer["peer"] == only.to_string());
     let peers = |status: &Value| -> Vec<Value> {
         status["peers"].as_array().into_iter().flatten().filter(selected).cloned().collect()
     };
     let first = peers(&before);
     let ports = ports(&first, before["address"].as_str());
-    let end = Instant::now() + CALLS_LIMIT;
+    let begun = Instant::now();
     let status = loop {
-        let status = ask(asks, Request::Status)?.recv().ok()?["data"].take();
+        let status = ask(asks, Request::Status)?.recv().ok()?.get_mut("data").map(Value::take)?;
         let settled = peers(&status).iter().all(|peer| {
             let earlier = first.iter().find(|earlier| earlier["peer"] == peer["peer"]);
             earlier.is_none_or(|earlier| is_settled(earlier, peer))
         });
-        if settled || changes.recv_deadline(end).is_err() {
+        if settled || changes.recv_timeout(CALLS_LIMIT.saturating_sub(begun.elapsed())).is_err() {
             break status;
         }
     };
@@ -93,7 +94,7 @@ fn ports(peers: &[Value], own: Option<&str>) -> Vec<(Value, Port)> {
 fn is_settled(before: &Value, now: &Value) -> bool {
     let state = now["state"].as_str().unwrap_or_default();
     let number = |value: &Value| value.as_u64().unwrap_or_default();
-    let awaited = number(&before["attempts"]) + u64::from(before["state"] != "dialing");
+    let awaited = number(&before["attempts"]).saturating_add(u64::from(before["state"] != "dialing"));
     let ended = state != "dialing" && number(&now["call"]["number"]) >= awaited;
     let held_off = state == "waiting" && now["next_attempt_s"].as_f64().is_some_and(|left| left > 1.5);
     now["role"] != "caller" || matches!(state, "connected" | "off") || ended || held_off

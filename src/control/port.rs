@@ -48,7 +48,7 @@ impl Port {
 
 /// Tries every port at once, each from the address beside it where this machine has that.
 pub fn try_ports(targets: &[(SocketAddr, IpAddr)]) -> Vec<Port> {
-    let end = Instant::now() + PORT_LIMIT;
+    let begun = Instant::now();
     let mut ports = vec![Port::Silent; targets.len()];
     let mut pending: Vec<(usize, TcpStream)> = Vec::new();
     for (port, (at, &(to, from))) in ports.iter_mut().zip(targets.iter().enumerate()) {
@@ -60,7 +60,7 @@ pub fn try_ports(targets: &[(SocketAddr, IpAddr)]) -> Vec<Port> {
     while !pending.is_empty() {
         let mut fds: Vec<PollFd<'_>> =
             pending.iter().map(|(_, stream)| PollFd::new(stream, PollFlags::OUT)).collect();
-        let left = Timespec::try_from(end.saturating_duration_since(Instant::now())).unwrap_or_default();
+        let left = Timespec::try_from(PORT_LIMIT.saturating_sub(begun.elapsed())).unwrap_or_default();
         match poll(&mut fds, Some(&left)) {
             Ok(0) => break,
             Ok(_) | Err(rustix::io::Errno::INTR) => {}

@@ -1,4 +1,5 @@
 //! What is to be said of a peer, and what helps: a pure look at what is known of it.
+#![allow(clippy::indexing_slicing, reason = "a JSON value gives null for what it has not")]
 
 use serde_json::{Value, json};
 
@@ -76,7 +77,7 @@ fn connected(peer: &Value, port: Option<&Port>) -> Finding {
     if unanswered > 1 {
         return Finding::wrong(
             "unanswered",
-            format!("{says}; {} pings in a row are not answered", unanswered - 1),
+            format!("{says}; {} pings in a row are not answered", unanswered.saturating_sub(1)),
             "Look whether its machine is overloaded or stopped, or the network loses packets.",
         );
     }

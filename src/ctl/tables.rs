@@ -1,5 +1,6 @@
 //! The answers to `doctor` and `mesh` as text for people. The verdicts are the daemon's: here they are only laid
 //! out.
+#![allow(clippy::indexing_slicing, reason = "a JSON value gives null for what it has not")]
 
 use std::fmt::Write;
 

@@ -13,7 +13,7 @@ use crate::control::{self, Ask, Request};
 use crate::core::{Action, Event, PeerKey, Role, View};
 use crate::link::tap;
 use crate::peer::{Direction, Record, Session};
-use crate::wire::{Class, PacketType, PeerView};
+use crate::wire::{Class, Compression, PacketType, PeerView};
 
 /// Transitions remembered of each peer.
 const HISTORY: usize = 32;
@@ -28,6 +28,8 @@ pub(super) struct Story {
     pub source: String,
     pub version: Option<String>,
     pub same_config: Option<bool>,
+    /// What its session's data link wears.
+    pub compression: Option<Compression>,
     pub sessions: u64,
     pub attempts: u64,
     pub last_error: Option<String>,
@@ -76,7 +78,9 @@ fn timestamp() -> String {
 }
 
 fn counters(list: &[(&str, u64)]) -> Value {
-    list.iter().map(|&(what, n)| (what.to_string(), n.into())).collect::<Map<_, _>>().into()
+    let mut map = Map::new();
+    map.extend(list.iter().map(|&(what, n)| (what.to_string(), n.into())));
+    map.into()
 }
 
 /// The fields that tell which peer.
@@ -258,6 +262,27 @@ impl Timer {
         })
     }
 
+    /// What is wanted, agreed and done about compressing a peer's data; nothing where it is not spoken of.
+    fn compress(&self, key: PeerKey, record: &Record, connected: Option<&Story>) -> Value {
+        let done = Direction::BOTH.map(|direction| {
+            let squeezed = record.squeezed(direction);
+            (direction.name(), squeezed.plain.get(), squeezed.wire.get())
+        });
+        let wanted =
+            self.admission.known.iter().find(|known| known.key == key).and_then(|known| known.compress);
+        if wanted.is_none() && done.iter().all(|(_, plain, _)| *plain == 0) {
+            return Value::Null;
+        }
+        let mut compress = json!({
+            "wanted": wanted.map(Compression::name),
+            "used": connected.and_then(|story| story.compression).map(Compression::name),
+        });
+        for (direction, plain, wire) in done {
+            compress[direction] = json!({"plain_bytes": plain, "wire_bytes": wire});
+        }
+        compress
+    }
+
     fn peer_status(
         &self,
         view: &View,
@@ -291,6 +316,7 @@ impl Timer {
             "views": session.is_some_and(Session::exchanges_views),
             "unanswered": view.unanswered,
             "rtt_us": session.and_then(Session::rtt).map(|rtt| rtt.as_micros() as u64),
+            "compress": self.compress(view.key, record, story.filter(|_| connected)),
             "books": books(record),
         });
         if let (Some(fields), Value::Object(more)) = (status.as_object_mut(), more) {
