@@ -7,20 +7,12 @@
 mod sites;
 mod support;
 
-use std::process::{Command, Output};
-
 use serde_json::{Value, json};
 use sites::*;
 use support::*;
 
-/// The control socket is a file: it is reached from outside the machine's namespace.
-fn hadmctl(cluster: &Cluster, at: usize, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hadmctl"));
-    command.arg("--control").arg(cluster.control(at)).args(args).output().unwrap()
-}
-
 fn answer(cluster: &Cluster, at: usize, command: &str) -> Value {
-    let output = hadmctl(cluster, at, &[command, "--json"]);
+    let output = cluster.hadmctl(at, &[command, "--json"]);
     serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)))
 }
@@ -59,12 +51,12 @@ fn owners_see_each_other_and_others_say_who_should() {
     );
     let sees: Vec<_> = sites["rows"].as_array().unwrap().iter().map(|row| &row["sees"]).collect();
     assert_eq!(sees, [&json!([1]), &json!([0])]);
-    let text = String::from_utf8(hadmctl(&cluster, A1, &["mesh"]).stdout).unwrap();
+    let text = String::from_utf8(cluster.hadmctl(A1, &["mesh"]).stdout).unwrap();
     assert!(text.contains("sites of resource 3 (r3), whose log this node does not own\n"), "{text}");
     // The floating address goes: nobody has it.
     cluster.net.remove(A0, floating(0, 3));
     cluster.kernel(B0).wait_state(Whom::Sites(3), 0);
-    let lost = hadmctl(&cluster, B0, &["doctor", "3:0", "--json"]);
+    let lost = cluster.hadmctl(B0, &["doctor", "3:0", "--json"]);
     assert_eq!(lost.status.code(), Some(1));
     let lost: Value = serde_json::from_slice(&lost.stdout).unwrap();
     let verdict = lost["peers"][0]["verdict"].as_str().unwrap();

@@ -123,12 +123,16 @@ pub enum Offer {
         peer: PeerKey,
         /// The attempt.
         attempt: AttemptId,
+        /// The link that could not be had.
+        class: Class,
         /// Why, in words.
         why: String,
         /// What that says of the other side, in one word.
         verdict: &'static str,
         /// How far the call came, step by step.
         steps: Vec<String>,
+        /// The system's error number, where that is the reason.
+        errno: Option<i32>,
     },
     /// A peer that this side has to call has called.
     Knock(PeerKey),

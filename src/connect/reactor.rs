@@ -191,15 +191,28 @@ impl Thread {
             let started = dial(order.to, order.from)
                 .and_then(|stream| self.start(stream, Party::Callee(order.clone(), class), order.to));
             if let Err(error) = started {
-                return self.dial_failed(order, error.to_string(), "unreachable", Vec::new());
+                return self.dial_failed(order, class, &error.into(), "unreachable", Vec::new());
             }
         }
     }
 
-    fn dial_failed(&mut self, dial: &Dial, why: String, verdict: &'static str, steps: Vec<String>) {
-        let Dial { peer, attempt, .. } = *dial;
+    fn dial_failed(
+        &mut self,
+        dial: &Dial,
+        class: Class,
+        failure: &Failure,
+        verdict: &'static str,
+        steps: Vec<String>,
+    ) {
+        let (peer, attempt) = (dial.peer, dial.attempt);
         self.drop_attempt(attempt);
-        (self.deliver)(Offer::DialFailed { peer, attempt, why, verdict, steps }, Arc::default());
+        let errno = match failure {
+            Failure::Io(error) => error.raw_os_error(),
+            _ => None,
+        };
+        let why = format!("{} ({class} link): {failure}", dial.to);
+        let failed = Offer::DialFailed { peer, attempt, class, why, errno, verdict, steps };
+        (self.deliver)(failed, Arc::default());
     }
 
     fn drop_attempt(&mut self, attempt: AttemptId) {
@@ -345,8 +358,8 @@ impl Thread {
         let steps = std::mem::take(&mut handshake.steps);
         let (kind, counter) = match (&handshake.party, &failure) {
             (Party::Callee(dial, class), _) => {
-                let why = format!("{} ({class} link): {failure}", dial.to);
-                return self.dial_failed(dial, why, handshake.verdict(&failure), steps);
+                let verdict = handshake.verdict(&failure);
+                return self.dial_failed(dial, *class, &failure, verdict, steps);
             }
             (_, Failure::Io(_)) => (2, &self.refusals.silent),
             (_, Failure::Malformed(_) | Failure::OtherId(..) | Failure::Refused(Refused::Ack)) => {

@@ -296,7 +296,9 @@ impl Timer {
                 Event::KernelHello { class, conn }
             }
             Offer::Link { peer, class, link, attempt, steps, extension, compression, source, expected } => {
-                self.stories.entry(peer).or_default().called(steps, None);
+                if let Some(story) = self.stories.get_mut(&peer) {
+                    story.called(steps, None);
+                }
                 // Told before there is a session: a single link may end the one before. Once for each pair.
                 if let Some(expected) = expected.filter(|_| class == Class::Data) {
                     limited!(
@@ -317,14 +319,16 @@ impl Timer {
                 self.waiting.insert(conn, waiting);
                 Event::LinkReady { peer, class, conn, via }
             }
-            Offer::DialFailed { peer, attempt, why, verdict, steps } => {
-                let story = self.stories.entry(peer).or_default();
+            Offer::DialFailed { peer, attempt, class, why, errno, verdict, steps } => {
+                // A reload may have removed it.
+                let Some(story) = self.stories.get_mut(&peer) else { return };
                 let news = !std::mem::replace(&mut story.unreachable, true);
                 story.called(steps, Some((verdict, why.clone())));
                 story.last_error = Some(why.clone());
                 let level = if news { log::Level::Info } else { log::Level::Debug };
                 log::log!(level, "{peer} cannot be reached: {why}; trying again");
-                self.note(peer, "unreachable", &why, serde_json::json!({"from": "dialing"}));
+                let more = report::fault("dialing", Some(class), errno);
+                self.note(peer, "unreachable", "call failed", &why, more);
                 Event::DialFailed { peer, attempt }
             }
             Offer::Knock(peer) => Event::Knock { peer },

@@ -2,8 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use super::kernel::SiteKernel;
 use super::net::{ALL, NAMES, Network, SERVER, SITE_PORT, floating, node, own_ip, site};
@@ -64,11 +63,6 @@ pub fn config(resources: &[Resource], global: &[(&str, &str)]) -> ConfigFile {
     ConfigFile { dir, path }
 }
 
-/// Where a machine's daemon has its control socket.
-fn control(config: &ConfigFile, at: usize) -> PathBuf {
-    config.dir.path.join(NAMES[at])
-}
-
 /// One machine's daemon and the kernel module attached to it.
 pub struct Seat {
     pub kernel: SiteKernel,
@@ -87,7 +81,7 @@ impl Seat {
     pub fn start_as(net: &Network, config: &ConfigFile, at: usize, mut command: Command) -> Self {
         command.arg("-c").arg(&config.path).args(["--hostname", NAMES[at]]);
         command.args(["--no-kmod-check", "--log", "stderr", "-v", "--control"]);
-        command.arg(control(config, at));
+        command.arg(config.dir.path.join(NAMES[at]));
         net.machines[at].inside(|| {
             let daemon = Daemon::spawn(&mut command, NAMES[at]);
             daemon.wait_log("ready", PATIENCE);
@@ -132,11 +126,6 @@ impl Cluster {
         Some(Cluster { seats, net, config })
     }
 
-    /// Where a machine's daemon has its control socket.
-    pub fn control(&self, at: usize) -> PathBuf {
-        control(&self.config, at)
-    }
-
     /// The kernel module of a machine.
     pub fn kernel(&self, at: usize) -> &SiteKernel {
         &self.seats[at].kernel
@@ -155,12 +144,34 @@ impl Cluster {
         }
     }
 
+    /// Writes a configuration with other resources over the one in force.
+    pub fn rewrite(&self, resources: &[Resource]) {
+        std::fs::copy(config(resources, &[]).path, &self.config.path).unwrap();
+    }
+
+    /// Runs `hadmctl` for a machine's daemon.
+    pub fn hadmctl(&self, at: usize, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hadmctl"));
+        command.arg("--control").arg(self.config.dir.path.join(NAMES[at])).args(args).output().unwrap()
+    }
+
     /// Ends every daemon in order, and checks their books.
     #[track_caller]
     pub fn stop(self) {
         for seat in self.seats {
             seat.daemon.stop();
         }
+    }
+}
+
+/// Waits until both owners of a resource are told of each other, and every machine of its nodes.
+#[track_caller]
+pub fn wait_linked(cluster: &Cluster, resource: u8, owners: [usize; 2]) {
+    for at in ALL {
+        let other = 1 - site(at);
+        let sites = if owners.contains(&at) { bit(other) } else { 0 };
+        cluster.kernel(at).wait_state(super::Whom::Sites(resource), sites);
+        cluster.kernel(at).wait_state(super::Whom::Nodes, bit(1 - node(at)));
     }
 }
 
