@@ -13,7 +13,7 @@ use crate::control::{self, Ask, Request};
 use crate::core::{Action, Event, PeerKey, Role, View};
 use crate::link::tap;
 use crate::peer::{Direction, Record, Session};
-use crate::wire::{Class, Compression, PacketType};
+use crate::wire::{Class, Compression, PacketType, PeerView};
 
 /// Transitions remembered of each peer.
 const HISTORY: usize = 32;
@@ -33,6 +33,10 @@ pub(super) struct Story {
     pub sessions: u64,
     pub attempts: u64,
     pub last_error: Option<String>,
+    /// How the last call to it went.
+    pub call: Call,
+    /// What it told in its last session of whom it is connected with.
+    pub view: Option<(PeerView, Instant)>,
     /// How often it became what, and why.
     transitions_by: BTreeMap<(&'static str, &'static str), u64>,
     /// How its last session ended.
@@ -43,10 +47,38 @@ pub(super) struct Story {
     pub held: bool,
 }
 
+/// The last call to a peer.
+#[derive(Default)]
+pub(super) struct Call {
+    /// Which one, counted as [`Story::attempts`].
+    number: u64,
+    steps: Vec<String>,
+    /// What a failure says of the other side, in one word, and why it failed.
+    failed: Option<(&'static str, String)>,
+}
+
 impl Story {
     fn transitions_by(&self) -> Vec<Value> {
         let all = self.transitions_by.iter();
         all.map(|((to, kind), n)| json!({"to": to, "kind": kind, "count": n})).collect()
+    }
+
+    /// Remembers how a call went, or one of its links.
+    pub fn called(&mut self, steps: Vec<String>, failed: Option<(&'static str, String)>) {
+        if self.call.number != self.attempts {
+            self.call = Call { number: self.attempts, ..Call::default() };
+        }
+        self.call.steps.extend(steps);
+        self.call.failed = failed;
+    }
+
+    fn call_json(&self) -> Value {
+        let Call { number, steps, failed } = &self.call;
+        let (verdict, why) = failed.as_ref().map(|(verdict, why)| (verdict, why)).unzip();
+        match number {
+            0 => Value::Null,
+            _ => json!({"number": number, "steps": steps, "verdict": verdict, "why": why}),
+        }
     }
 }
 
@@ -116,6 +148,13 @@ impl Timer {
         };
         let answer = match request {
             Request::Status => Ok(self.status()),
+            Request::Mesh => Ok(self.mesh()),
+            Request::Doctor(peer) => peer.map(known).transpose().map(|peer| {
+                // As it stands before the calls, so that whoever asks can wait for their end.
+                let status = self.status();
+                self.call_now(peer, actions);
+                status
+            }),
             Request::Events => {
                 let _ = reply.try_send(control::good(self.status()));
                 self.listeners.push(reply);
@@ -146,6 +185,15 @@ impl Timer {
 
     fn why(&self, key: PeerKey) -> Value {
         self.stories.get(&key).map_or(Value::Null, |story| story.transitions.iter().cloned().collect())
+    }
+
+    /// Calls the peer now, or every peer, that this side has to call and waits to call again.
+    fn call_now(&mut self, only: Option<PeerKey>, actions: &mut Vec<Action>) {
+        let now = self.now();
+        let keys: Vec<PeerKey> = self.core.views().map(|view| view.key).collect();
+        for key in keys.into_iter().filter(|&key| only.is_none_or(|only| only == key)) {
+            self.core.handle(now, Event::Knock { peer: key }, actions);
+        }
     }
 
     /// Keeps a peer disconnected, or no longer.
@@ -283,10 +331,13 @@ impl Timer {
         let mut status = identity(view.key);
         let story = self.stories.get(&view.key);
         let connected = session.is_some();
+        let call = super::owner::call(&self.config, view.key);
+        let refused = self.reactor.refusals.last(view.key);
         let waits = (view.state == "waiting").then_some(view.until).flatten();
         let more = json!({
             "role": match view.role { Role::Caller => "caller", Role::Acceptor => "acceptor" },
-            "address": super::owner::call(&self.config, view.key).map(|(to, _)| to.to_string()),
+            "address": call.map(|(to, _)| to.to_string()),
+            "from": call.map(|(_, from)| from.to_string()),
             "state": view.state,
             "held": story.is_some_and(|story| story.held),
             "connected": connected,
@@ -298,6 +349,9 @@ impl Timer {
             "attempts": story.map_or(0, |story| story.attempts),
             "next_attempt_s": waits.map(|at| at.saturating_sub(now).as_secs_f64()),
             "last_error": story.and_then(|story| story.last_error.clone()),
+            "call": story.map(Story::call_json),
+            "turned_away": refused.map(|(at, why)| json!({"age_s": at.elapsed().as_secs_f64(), "why": why})),
+            "views": session.is_some_and(Session::exchanges_views),
             "unanswered": view.unanswered,
             "rtt_us": session.and_then(Session::rtt).map(|rtt| rtt.as_micros() as u64),
             "compress": self.compress(view.key, record, story.filter(|_| connected)),
