@@ -104,7 +104,8 @@ impl Cluster {
     fn start(nodes: usize, seed: u64) -> Self {
         world::build(nodes);
         // The daemons' users may not be allowed where the programs were built.
-        std::fs::copy(env!("CARGO_BIN_EXE_hadmd"), world::dir().join("hadmd")).unwrap();
+        let built = std::env::var_os("HADMD").unwrap_or(env!("CARGO_BIN_EXE_hadmd").into());
+        std::fs::copy(built, world::dir().join("hadmd")).unwrap();
         let daemons: Arc<Vec<_>> = Arc::new((0..nodes).map(|node| Daemon::new(node, nodes)).collect());
         let ledger = Arc::new(Ledger::new(nodes));
         daemons.iter().for_each(Daemon::start);
@@ -218,6 +219,10 @@ impl Cluster {
         println!("books at rest: {} balance", counts.balanced);
         let noise = state.noise.iter().map(|(_, late)| late.as_millis()).max().unwrap_or(0);
         println!("this process was late by {noise} ms at worst");
+        if let (Some((from, before)), Some((to, after))) = (state.starved.first(), state.starved.last()) {
+            let part = (*after - *before).as_secs_f64() / (*to - *from).as_secs_f64();
+            println!("something waited for a processor for {:.0} % of the time", 100.0 * part);
+        }
         match self.converged {
             Some(took) => println!("all connected {:.1} s after the last fault", took.as_secs_f64()),
             None => println!("not all connected at the end"),

@@ -65,6 +65,14 @@ pub struct Change {
     pub at: Instant,
 }
 
+/// A packet that took long.
+pub struct Slow {
+    pub what: String,
+    pub sent: Instant,
+    pub came: Instant,
+    pub limit: Duration,
+}
+
 /// What one kernel module knows of the world.
 #[derive(Default)]
 pub struct View {
@@ -99,10 +107,17 @@ pub struct State {
     pub counts: Counts,
     /// Connection changes that a daemon told on its control socket, not judged yet.
     pub changes: Vec<Change>,
+    /// Packets that took too long, unless the machine did.
+    pub slow: Vec<Slow>,
     /// How late this process itself was.
     pub noise: Vec<(Instant, Duration)>,
+    /// For how long in all, up to a moment, something on this machine had waited for a processor.
+    pub starved: Vec<(Instant, Duration)>,
     pub violation: Option<String>,
     trail: VecDeque<Line>,
+    born: Instant,
+    /// Shows every line of the trail at once.
+    verbose: bool,
 }
 
 #[derive(Default)]
@@ -154,9 +169,13 @@ impl Ledger {
                 faults: Vec::new(),
                 counts: Counts::default(),
                 changes: Vec::new(),
+                slow: Vec::new(),
                 noise: Vec::new(),
+                starved: Vec::new(),
                 violation: None,
                 trail: VecDeque::new(),
+                born: Instant::now(),
+                verbose: std::env::var_os("VERBOSE").is_some(),
             }),
             pool: (0..POOL + LONGEST).map(|_| rng.u8(..)).collect(),
         }
@@ -266,7 +285,7 @@ impl Ledger {
                 state.arrivals.push_back(Arrival { src, dst, number, at: now });
             }
         }
-        super::judge::delay(self, &mut state, (src, dst, class, number), sent_at, now);
+        super::judge::delay(&mut state, (src, dst, class, number), sent_at, now);
         drop(state);
         let expected = Self::head(src, seq, what);
         if *head != expected || payload != self.payload(seq, what.1) {
@@ -339,6 +358,9 @@ impl Ledger {
 
 impl State {
     pub fn say(&mut self, text: String) {
+        if self.verbose {
+            println!("{:8.3} s {text}", self.born.elapsed().as_secs_f64());
+        }
         if self.violation.is_none() {
             if self.trail.len() == 150 {
                 self.trail.pop_front();

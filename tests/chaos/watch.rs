@@ -47,13 +47,24 @@ pub fn start(ledger: &Arc<Ledger>, daemons: &Arc<Vec<Daemon>>) {
     });
 }
 
+/// For how long in all something has waited for a processor, if the system tells.
+fn starved() -> Option<Duration> {
+    let text = std::fs::read_to_string("/proc/pressure/cpu").ok()?;
+    let total = text.lines().next()?.split_once("total=")?.1.trim().parse().ok()?;
+    Some(Duration::from_micros(total))
+}
+
 fn noise(ledger: &Ledger) {
     const NAP: Duration = Duration::from_millis(5);
     loop {
         let before = Instant::now();
         thread::park_timeout(NAP);
+        let starved = starved();
         let mut state = ledger.lock();
         let now = Instant::now();
+        if let Some(starved) = starved {
+            state.starved.push((now, starved));
+        }
         let late = (now - before).saturating_sub(NAP);
         if late > Duration::from_millis(3) {
             state.noise.push((now, late));
