@@ -5,7 +5,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::chown;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -22,8 +22,6 @@ const FIRST_USER: u32 = 1_000_000;
 const MAX_PACKET: usize = 128 * 1024 - 128;
 /// How long an orderly end may take: queues drain for some seconds, and it may be stopped meanwhile.
 const ENDS: Duration = Duration::from_secs(20);
-/// Fakes the wall clock, which a file then steps.
-const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 
 /// What a node's configuration may differ in.
 #[derive(Clone, Copy)]
@@ -49,9 +47,10 @@ pub struct Daemon {
     child: Mutex<Option<(Child, Option<Instant>)>>,
 }
 
-/// Whether clocks can be stepped.
-pub fn clocks() -> bool {
-    Path::new(FAKETIME).exists()
+/// The library that fakes the wall clock, which a file then steps; `None` where it is not installed.
+pub fn faketime() -> Option<PathBuf> {
+    let machines = fs::read_dir("/usr/lib").ok()?.flatten();
+    machines.map(|dir| dir.path().join("faketime/libfaketimeMT.so.1")).find(|path| path.exists())
 }
 
 impl Daemon {
@@ -116,8 +115,8 @@ impl Daemon {
         command.arg("-c").arg(self.config()).args(["--hostname", &format!("n{}", self.node)]);
         command.args(["--log", "stderr", "-v", "--no-kmod-check", "--control"]).arg(self.control());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).uid(self.user).gid(self.user);
-        if clocks() {
-            command.env("LD_PRELOAD", FAKETIME).env("FAKETIME_TIMESTAMP_FILE", self.home.join("clock"));
+        if let Some(library) = faketime() {
+            command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", self.home.join("clock"));
             command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("FAKETIME_CACHE_DURATION", "1");
         }
         *child = Some((world::at(self.node, || command.spawn().unwrap()), None));

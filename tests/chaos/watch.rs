@@ -13,9 +13,9 @@ use super::judge::concerned;
 use super::ledger::{Change, Ledger, RECOVERY};
 
 /// D4: KiB that a daemon with so many peers may take: S × (10 MiB + 6 × B) + 2 × B with B = 128 KiB, and the program
-/// itself, with what the allocator has not given back.
+/// itself.
 fn ceiling(peers: u64) -> u64 {
-    peers * (10 * 1024 + 6 * 128) + 2 * 128 + 24 * 1024
+    peers * (10 * 1024 + 6 * 128) + 2 * 128 + 8 * 1024
 }
 
 fn spawn(name: String, run: impl FnOnce() + Send + 'static) {
@@ -92,12 +92,16 @@ fn events(ledger: &Ledger, daemon: &Daemon) -> std::io::Result<()> {
                     state.counts.sessions += 1;
                     continue;
                 }
+                if text("cause").starts_with("refused packet") {
+                    state.violate(ledger, format!("D1: daemon {node}, node {peer}: {}", text("cause")));
+                }
                 // Without the figures and addresses in it.
                 let cause = text("cause").split(" bytes into").next().unwrap_or_default();
                 let cause = cause.trim_end_matches(|c: char| c.is_ascii_digit()).to_string();
                 *state.counts.ended.entry(cause).or_default() += 1;
-                let early = at.checked_sub(RECOVERY).unwrap_or(at);
-                if !concerned(&state, node, peer, early, at) {
+                // At first kernel modules attach one after the other.
+                let early = at - ledger.born < RECOVERY;
+                if !early && !concerned(&state, node, peer, at, at) {
                     state.counts.unexplained += 1;
                     state.say(format!("daemon {node}: that end was no fault's"));
                 }
