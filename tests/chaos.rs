@@ -102,7 +102,8 @@ struct Cluster {
 
 impl Cluster {
     fn start(nodes: usize, seed: u64) -> Self {
-        world::build(nodes);
+        // Half of the seeds have full queues everywhere, half have what sockets hold by default before them.
+        world::build(nodes, seed % 2 == 1);
         // The daemons' users may not be allowed where the programs were built.
         let built = std::env::var_os("HADMD").unwrap_or(env!("CARGO_BIN_EXE_hadmd").into());
         std::fs::copy(built, world::dir().join("hadmd")).unwrap();
@@ -176,6 +177,7 @@ impl Cluster {
         for daemon in self.injector.daemons.iter() {
             watch::books(&self.ledger, daemon)?;
         }
+        self.ledger.lock().over = true;
         self.injector.clients.iter().for_each(|client| client.over.store(true, SeqCst));
         let daemons = &self.injector.daemons;
         daemons.iter().for_each(Daemon::ask_to_end);

@@ -195,8 +195,8 @@ fn send(
         }
         let (count, longest, kinds): (_, _, &[u8]) = match (class, rng.u8(..)) {
             // More than a queue and its sockets take.
-            (DATA, 0) => (rng.usize(200..1500), 16 * 1024, &[kind::ND_SBIO]),
-            (DATA, 1..24) => (rng.usize(1..20), LONGEST, &[kind::ND_SBIO]),
+            (DATA, 0..3) => (rng.usize(200..1500), 16 * 1024, &[kind::ND_SBIO]),
+            (DATA, 3..24) => (rng.usize(1..20), LONGEST, &[kind::ND_SBIO]),
             (DATA, _) => (rng.usize(1..60), 8 * 1024, &[kind::ND_SBIO, kind::ND_SBIO_ACK]),
             _ => (rng.usize(1..10), 900, &[kind::NC_MASTER, kind::NC_STATE_REQ, kind::NC_STATE]),
         };

@@ -122,6 +122,7 @@ pub fn hindsight(ledger: &Ledger) {
     old_sessions(ledger, state);
     changes(ledger, state);
     ticks(ledger, state);
+    stuck(ledger, state);
 }
 
 /// D2: packets are missing only between sessions, and both modules were told that a session ended.
@@ -230,6 +231,30 @@ fn ticks(ledger: &Ledger, state: &mut State) {
         let from = now - TICK - 2 * SLACK;
         if silent > TICK + SLACK + noise(state, from, now) && !impaired(state, node, from, now) {
             state.violate(ledger, format!("D5: node {node} was told nothing for {silent:?}"));
+        }
+    }
+}
+
+/// D2, D3: what was sent in a session that lasts comes, though nothing comes after it.
+fn stuck(ledger: &Ledger, state: &mut State) {
+    let now = Instant::now();
+    for (src, dst) in (0..ledger.nodes).flat_map(|src| (0..ledger.nodes).map(move |dst| (src, dst))) {
+        let epoch = state.views[src].epochs[dst].last().filter(|epoch| epoch.to.is_none());
+        let Some(since) = epoch.map(|epoch| epoch.from) else { continue };
+        let old = state.sent[src][DATA].partition_point(|sent| sent.at + DELAY[DATA] + SLACK < now);
+        let sent = &state.sent[src][DATA][..old];
+        let Some(last) = sent.iter().rposition(|sent| sent.mask & bit(dst as u8) != 0) else { continue };
+        let at = sent[last].at;
+        let came = Ledger::last(state, src, dst, DATA).is_some_and(|came| came >= last as u64);
+        if came || sent[last].stamp[dst] == 0 || at <= since || concerned(state, src, dst, at, now) {
+            continue;
+        }
+        if now - at > DELAY[DATA] + SLACK + noise(state, at, now) {
+            let text = format!(
+                "D2: data packet {last} from node {src} to node {dst} has not come for {:?}, though its session lasts",
+                now - at
+            );
+            state.violate(ledger, text);
         }
     }
 }

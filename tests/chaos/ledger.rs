@@ -114,6 +114,8 @@ pub struct State {
     /// For how long in all, up to a moment, something on this machine had waited for a processor.
     pub starved: Vec<(Instant, Duration)>,
     pub violation: Option<String>,
+    /// Nothing that happens from now on counts.
+    pub over: bool,
     trail: VecDeque<Line>,
     born: Instant,
     /// Shows every line of the trail at once.
@@ -173,6 +175,7 @@ impl Ledger {
                 noise: Vec::new(),
                 starved: Vec::new(),
                 violation: None,
+                over: false,
                 trail: VecDeque::new(),
                 born: Instant::now(),
                 verbose: std::env::var_os("VERBOSE").is_some(),

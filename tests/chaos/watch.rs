@@ -83,6 +83,9 @@ fn events(ledger: &Ledger, daemon: &Daemon) -> std::io::Result<()> {
         let text = |name: &str| event[name].as_str().unwrap_or_default();
         let (node, at) = (daemon.node, Instant::now());
         let mut state = ledger.lock();
+        if state.over {
+            return Ok(());
+        }
         match (event["node"].as_u64(), text("to")) {
             (Some(peer), to @ ("connected" | "disconnected")) => {
                 let (peer, up) = (peer as usize, to == "connected");

@@ -90,8 +90,8 @@ pub fn ip_batch(machine: Option<usize>, lines: &str, force: bool) {
     assert!(output.status.success() || force, "{lines}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Makes the machines and the bridge.
-pub fn build(nodes: usize) {
+/// Makes the machines and the bridge; with `narrow`, sockets that hold little, so that the daemons' queues fill.
+pub fn build(nodes: usize, narrow: bool) {
     let machines = || (0..nodes).chain([STRANGER]);
     let mut lines = String::from("link add bridge type bridge\nlink set bridge up\n");
     for machine in machines() {
@@ -103,6 +103,9 @@ pub fn build(nodes: usize) {
     for machine in machines() {
         let lines = format!("link set lo up\nlink set eth0 up\naddr add {}/24 dev eth0\n", ip(machine));
         ip_batch(Some(machine), &lines, false);
+        for limit in ["tcp_rmem", "tcp_wmem"].into_iter().filter(|_| narrow) {
+            at(machine, || fs::write(format!("/proc/sys/net/ipv4/{limit}"), "4096 16384 65536").unwrap());
+        }
     }
 }
 
