@@ -19,7 +19,7 @@ const TICK: Duration = Duration::from_secs(5);
 const STALE: Duration = Duration::from_millis(300);
 /// The longest delay, by class, where no fault can be felt. Data waits for a peer that is stuck as long as
 /// `slowtimeout`, once more for its next session, and for what stands in the sockets before it.
-const DELAY: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(1)];
+const DELAY: [Duration; 2] = [Duration::from_millis(2500), Duration::from_secs(1)];
 
 /// What to allow for the machine having been late in this time: processors are shared with whatever else runs.
 fn noise(state: &State, from: Instant, to: Instant) -> Duration {
@@ -192,12 +192,22 @@ fn old_sessions(ledger: &Ledger, state: &mut State) {
     }
 }
 
-/// D5: the kernel module learns of every change in time.
+/// D5: the kernel module learns of every change in time. D3: no session ends for what happens elsewhere.
 fn changes(ledger: &Ledger, state: &mut State) {
     let (due, later) =
         std::mem::take(&mut state.changes).into_iter().partition(|change| change.at.elapsed() > 2 * SLACK);
     state.changes = later;
     for Change { node, peer, up, at } in due {
+        // At first kernel modules attach one after the other, which ends sessions.
+        if !up && at > ledger.born + RECOVERY && !concerned(state, node, peer, at, at) {
+            state.counts.unexplained += 1;
+            if noise(state, at - 2 * SLACK, at) < SLACK / 2 {
+                let text = format!(
+                    "D3: the session of nodes {node} and {peer} ended, though no fault concerns them"
+                );
+                state.violate(ledger, text);
+            }
+        }
         let view = &state.views[node];
         let (from, to) = (at - SLACK / 2, at + SLACK);
         let there = view.attached.is_some_and(|since| since < from);

@@ -214,7 +214,7 @@ pub fn schedule(seed: u64, nodes: usize, length: Duration) -> Vec<Step> {
         let lasts = Duration::from_millis(match rng.u8(..4) {
             0 => rng.u64(1..50),
             1 | 2 => rng.u64(50..1500),
-            _ => rng.u64(1500..4500),
+            _ => rng.u64(1500..7000),
         });
         steps.push(Step { at, lasts, fault: fault(&mut rng, nodes) });
     }

@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::daemon::Daemon;
-use super::judge::concerned;
-use super::ledger::{Change, Ledger, RECOVERY};
+use super::ledger::{Change, Ledger};
 
 /// D4: KiB that a daemon with so many peers may take: S × (10 MiB + 6 × B) + 2 × B with B = 128 KiB, and the program
 /// itself.
@@ -102,12 +101,6 @@ fn events(ledger: &Ledger, daemon: &Daemon) -> std::io::Result<()> {
                 let cause = text("cause").split(" bytes into").next().unwrap_or_default();
                 let cause = cause.trim_end_matches(|c: char| c.is_ascii_digit()).to_string();
                 *state.counts.ended.entry(cause).or_default() += 1;
-                // At first kernel modules attach one after the other.
-                let early = at - ledger.born < RECOVERY;
-                if !early && !concerned(&state, node, peer, at, at) {
-                    state.counts.unexplained += 1;
-                    state.say(format!("daemon {node}: that end was no fault's"));
-                }
             }
             (Some(peer), to) => state.say(format!("daemon {node}: node {peer} {to}: {}", text("cause"))),
             (None, to) => state.say(format!("daemon {node}: {to}: {}", text("cause"))),
