@@ -8,7 +8,7 @@ use super::ledger::{Change, DATA, Gap, Ledger, META, RECOVERY, Slow, State};
 use super::support::bit;
 
 /// `slowtimeout` of the clusters.
-pub const SLOW: Duration = Duration::from_secs(1);
+pub const SLOW: Duration = Duration::from_millis(500);
 /// Between the moment at which something can be known and the one at which it must be.
 const SLACK: Duration = Duration::from_secs(1);
 /// How soon a kernel module learns of a change.
@@ -19,7 +19,7 @@ const TICK: Duration = Duration::from_secs(5);
 const STALE: Duration = Duration::from_millis(300);
 /// The longest delay, by class, where no fault can be felt. Data waits for a peer that is stuck as long as
 /// `slowtimeout`, once more for its next session, and for what stands in the sockets before it.
-const DELAY: [Duration; 2] = [Duration::from_millis(2500), Duration::from_secs(1)];
+const DELAY: [Duration; 2] = [Duration::from_millis(1500), Duration::from_secs(1)];
 
 /// What to allow for the machine having been late in this time: processors are shared with whatever else runs.
 fn noise(state: &State, from: Instant, to: Instant) -> Duration {

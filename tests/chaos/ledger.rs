@@ -18,7 +18,7 @@ pub const DATA: usize = 0;
 pub const META: usize = 1;
 pub const CLASSES: [&str; 2] = ["data", "meta"];
 /// What goes on after a fault has been undone: queues drain, sessions come back.
-pub const RECOVERY: Duration = Duration::from_secs(3);
+pub const RECOVERY: Duration = Duration::from_secs(2);
 
 /// A packet that was sent.
 pub struct Sent {

@@ -205,8 +205,13 @@ pub fn schedule(seed: u64, nodes: usize, length: Duration) -> Vec<Step> {
     let mut steps = Vec::new();
     // Sessions come up first.
     let mut at = Duration::from_secs(2);
+    let mut pace = 1200;
     loop {
-        at += Duration::from_millis(rng.u64(..1200));
+        if rng.u8(..8) == 0 {
+            // Now everything at once, now one fault alone, which the others must not feel.
+            pace = [300, 1200, 5000][rng.usize(..3)];
+        }
+        at += Duration::from_millis(rng.u64(..pace));
         if at >= length {
             return steps;
         }
