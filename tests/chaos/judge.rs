@@ -164,8 +164,8 @@ fn old_sessions(ledger: &Ledger, state: &mut State) {
     while state.arrivals.front().is_some_and(|arrival| arrival.at + 2 * SLACK < now) {
         let Some(arrival) = state.arrivals.pop_front() else { return };
         let (src, dst, at) = (arrival.src, arrival.dst, arrival.at);
-        let ends = state.views[dst].epochs[src].iter().filter_map(|epoch| epoch.to);
-        let Some(ended) = ends.filter(|end| *end <= at).last() else { continue };
+        let mut ends = state.views[dst].epochs[src].iter().filter_map(|epoch| epoch.to);
+        let Some(ended) = ends.rfind(|end| *end <= at) else { continue };
         let Some(epoch) = state.views[src].epochs[dst].iter().find(|e| e.from + SLACK / 2 > ended) else {
             continue;
         };
@@ -248,10 +248,12 @@ fn ticks(ledger: &Ledger, state: &mut State) {
 /// D2, D3: what was sent in a session that lasts comes, though nothing comes after it.
 fn stuck(ledger: &Ledger, state: &mut State) {
     let now = Instant::now();
+    let patience = DELAY[DATA] + SLACK;
+    let patience = patience + noise(state, now.checked_sub(2 * patience).unwrap_or(ledger.born), now);
     for (src, dst) in (0..ledger.nodes).flat_map(|src| (0..ledger.nodes).map(move |dst| (src, dst))) {
         let epoch = state.views[src].epochs[dst].last().filter(|epoch| epoch.to.is_none());
         let Some(since) = epoch.map(|epoch| epoch.from) else { continue };
-        let old = state.sent[src][DATA].partition_point(|sent| sent.at + DELAY[DATA] + SLACK < now);
+        let old = state.sent[src][DATA].partition_point(|sent| sent.at + patience < now);
         let sent = &state.sent[src][DATA][..old];
         let Some(last) = sent.iter().rposition(|sent| sent.mask & bit(dst as u8) != 0) else { continue };
         let at = sent[last].at;
@@ -259,13 +261,11 @@ fn stuck(ledger: &Ledger, state: &mut State) {
         if came || sent[last].stamp[dst] == 0 || at <= since || concerned(state, src, dst, at, now) {
             continue;
         }
-        if now - at > DELAY[DATA] + SLACK + noise(state, at, now) {
-            let text = format!(
-                "D2: data packet {last} from node {src} to node {dst} has not come for {:?}, though its session lasts",
-                now - at
-            );
-            state.violate(ledger, text);
-        }
+        let text = format!(
+            "D2: data packet {last} from node {src} to node {dst} has not come for {:?}, though its session lasts",
+            now - at
+        );
+        state.violate(ledger, text);
     }
 }
 
