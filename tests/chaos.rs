@@ -162,7 +162,8 @@ impl Cluster {
     fn settle(&mut self) -> Result<(), String> {
         let begin = Instant::now();
         let what = |flushed| judge::missing(&self.ledger, flushed);
-        let wrong = |limit: Duration, flushed| format!("not within {limit:?}: {:?}", what(flushed));
+        let wrong =
+            |limit: Duration, flushed| format!("not within {limit:?}: {}", what(flushed).unwrap_or_default());
         if !self.wait(begin + CONVERGES, || what(false).is_none())? {
             return Err(format!("converges {}", wrong(CONVERGES, false)));
         }

@@ -1,6 +1,6 @@
 //! The kernel module's side of a node: attaches, sends numbered packets to random sets of peers, hands all that
-//! comes to the ledger, and does what the injector asks of it. It must never lose track of what it read: one
-//! thread reads both links, the data link first.
+//! comes to the ledger, and does what the injector asks of it. It must never be what holds up a packet: one thread
+//! reads both links in turn, and others send.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -134,9 +134,9 @@ fn read(ledger: &Ledger, node: usize, links: &mut [Link; 2], orders: &Orders, go
     }
 }
 
-/// Reads what is there, but not for ever.
+/// Reads some of what is there: the other link has its turn, too.
 fn read_link(ledger: &Ledger, node: usize, class: usize, link: &mut Link) -> Result<(), String> {
-    for _ in 0..64 {
+    for _ in 0..4 {
         let mut part = [0; 64 * 1024];
         match recv(&link.stream, &mut part, RecvFlags::DONTWAIT) {
             Err(Errno::AGAIN) => return Ok(()),

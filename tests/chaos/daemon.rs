@@ -62,7 +62,6 @@ impl Daemon {
         world::run("mount", &["-t", "tmpfs", "-o", "size=2m", "log", home.join("log").to_str().unwrap()]);
         chown(&home, Some(user), Some(user)).unwrap();
         let daemon = Daemon { node, nodes, user, home, child: Mutex::new(None) };
-        daemon.configure(Settings::default());
         daemon.step_clock(0);
         daemon
     }
@@ -104,12 +103,13 @@ impl Daemon {
         fs::write(self.home.join("clock"), format!("{seconds:+}")).unwrap();
     }
 
-    /// Starts it, unless it runs.
+    /// Starts it, unless it runs, with a good configuration.
     pub fn start(&self) {
         let mut child = self.child.lock().unwrap();
         if child.is_some() {
             return;
         }
+        self.configure(Settings::default());
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
         let mut command = Command::new(dir().join("hadmd"));
         command.arg("-c").arg(self.config()).args(["--hostname", &format!("n{}", self.node)]);

@@ -224,8 +224,11 @@ fn changes(ledger: &Ledger, state: &mut State) {
         let took = told.saturating_duration_since(at);
         state.counts.changes += 1;
         state.counts.worst_told = state.counts.worst_told.max(took);
-        if took > TOLD + noise(state, at, *told) {
-            let text = format!("D5: node {node} was told {took:?} late that node {peer} is there: {up}");
+        let noise = noise(state, at, *told);
+        if took > TOLD + noise {
+            let text = format!(
+                "D5: node {node} was told {took:?} late that node {peer} is there: {up} (noise {noise:?})"
+            );
             state.violate(ledger, text);
         }
     }
@@ -277,10 +280,9 @@ pub fn missing(ledger: &Ledger, flushed: bool) -> Option<String> {
         let view = &state.views[node];
         let all = ledger.all() & !bit(node as u8);
         if view.attached.is_none() || view.told.last().is_none_or(|(_, mask)| *mask != all) {
+            let (attached, told) = (view.attached.is_some(), view.told.last().map_or(0, |(_, mask)| *mask));
             return Some(format!(
-                "kernel module {node}: attached {:?}, told {:x?}",
-                view.attached,
-                view.told.last()
+                "kernel module {node}: attached {attached}, told {told:#07b} and not {all:#07b}"
             ));
         }
     }
