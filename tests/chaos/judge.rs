@@ -80,7 +80,11 @@ pub fn delay(
     sent: Instant,
     now: Instant,
 ) {
-    if concerned(state, src, dst, sent, now) {
+    let felt = |step: &super::plan::Step| match class {
+        META => step.fault.concerns_meta(src, dst),
+        _ => step.fault.concerns(src, dst),
+    };
+    if faults(state, sent, now, RECOVERY).any(|(step, ..)| felt(step)) {
         return;
     }
     let delay = now - sent;

@@ -139,6 +139,11 @@ impl Fault {
         }
     }
 
+    /// The same for meta packets, which data that is not read must not hold up.
+    pub fn concerns_meta(self, a: usize, b: usize) -> bool {
+        !matches!(self, Fault::StallClient(_, Links::Data)) && self.concerns(a, b)
+    }
+
     /// The node that neither learns nor tells in time while the fault lasts.
     pub fn impairs(self) -> Option<usize> {
         match self {
