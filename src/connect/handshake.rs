@@ -8,13 +8,14 @@
 //!                                        +--mark--> record out -> record in -> done
 //! ```
 //! Reads ask for exactly what is missing, since packets may follow at once.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, TcpStream};
 
 use super::{Dial, Plan};
 use crate::core::{Admitted, Door, Refused};
-use crate::wire::{Class, Extension, HEADER_LEN, HELLO_LEN, Header, Hello, PacketType, Scope};
+use crate::wire::{Class, Compression, Extension, HEADER_LEN, HELLO_LEN, Header, Hello, PacketType, Scope};
 
 /// Whose handshake it is.
 #[derive(Debug)]
@@ -45,6 +46,8 @@ pub(super) struct Handshake {
     buf: Vec<u8>,
     need: usize,
     pub extension: Option<Extension>,
+    /// What this side said in its record. The plan may be another one when the answer comes.
+    wanted: Option<Compression>,
 }
 
 /// How far a step came.
@@ -92,7 +95,7 @@ impl Handshake {
             Party::Caller(..) => (Phase::Hello, HELLO_LEN),
             Party::Callee(..) => (Phase::Connect, 0),
         };
-        Handshake { party, phase, unjudged: None, buf: Vec::new(), need, extension: None }
+        Handshake { party, phase, unjudged: None, buf: Vec::new(), need, extension: None, wanted: None }
     }
 
     /// Whether the socket is waited for to become writable, not readable.
@@ -127,7 +130,7 @@ impl Handshake {
     /// Reads until what is expected is there; `false` if it is not.
     fn fill(&mut self, mut stream: &TcpStream) -> io::Result<bool> {
         while self.buf.len() < self.need {
-            let missing = self.need - self.buf.len();
+            let missing = self.need.saturating_sub(self.buf.len());
             let mut part = [0; HEADER_LEN];
             let room = missing.min(part.len());
             match stream.read(part.get_mut(..room).unwrap_or_default()) {
@@ -204,7 +207,13 @@ impl Handshake {
                     return Ok(Some(Step::Ready));
                 }
                 let runsite = (dial.peer.scope() == Scope::Site).then_some(dial.from);
-                let record = Extension { epoch: Some(dial.epoch), addr: runsite, ..plan.extension.clone() };
+                self.wanted = plan.compression(dial.peer, *class);
+                let record = Extension {
+                    epoch: Some(dial.epoch),
+                    addr: runsite,
+                    compression: self.wanted,
+                    ..plan.extension.clone()
+                };
                 say(stream, &record.encode())?;
                 self.expect(Phase::RecordLen, 2);
             }
@@ -218,8 +227,10 @@ impl Handshake {
                 if let Some(hello) = self.unjudged.take() {
                     self.judge(stream, plan, &hello, record.addr)?;
                 }
-                if let Party::Caller(..) = self.party {
-                    let own = Extension { epoch: record.epoch, ..plan.extension.clone() };
+                if let Party::Caller(_, who) = &self.party {
+                    self.wanted = who.and_then(|(admitted, class)| plan.compression(admitted.peer, class));
+                    let compression = self.wanted;
+                    let own = Extension { epoch: record.epoch, compression, ..plan.extension.clone() };
                     say(stream, &own.encode())?;
                 }
                 self.extension = Some(record);
@@ -227,6 +238,12 @@ impl Handshake {
             }
         }
         Ok(None)
+    }
+
+    /// How what follows is compressed: as both sides want it.
+    pub fn compression(&self) -> Option<Compression> {
+        self.wanted
+            .filter(|_| self.extension.as_ref().is_some_and(|theirs| theirs.compression == self.wanted))
     }
 
     /// Whether the caller is let in.

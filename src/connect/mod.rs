@@ -5,6 +5,7 @@
 //! reactor decides nothing but what a pure check decides ([`crate::core::Admission`]).
 
 mod handshake;
+mod listener;
 mod reactor;
 
 pub use reactor::Reactor;
@@ -13,9 +14,12 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam::channel::Sender;
+
 use crate::core::{Admission, AttemptId, PeerKey};
+use crate::link::Connection;
 use crate::queue::Counter;
-use crate::wire::{Class, Extension, Hello, Scope};
+use crate::wire::{Class, Compression, Extension, Hello, Scope};
 
 /// How long a caller may take from its connection to the end of its hello.
 pub const HELLO_LIMIT: Duration = Duration::from_secs(3);
@@ -51,6 +55,9 @@ pub enum Order {
     Cancel(AttemptId),
     /// Who may connect has changed, or what is told to them.
     Admit(Admission, Extension),
+    /// Where other sites connect has changed: one wildcard address for each port. All of it is done, or nothing
+    /// and the sentence says why.
+    Sites(Vec<SocketAddr>, Sender<Result<(), String>>),
     /// Nothing: it shows that the reactor still runs.
     Beat,
     /// Accept no more, and drop every handshake in flight.
@@ -92,12 +99,14 @@ pub enum Offer {
         peer: PeerKey,
         /// Which link.
         class: Class,
-        /// The connection, blocking.
-        stream: TcpStream,
+        /// The connection, and what its bytes wear.
+        link: Connection,
         /// The attempt, if this side called.
         attempt: Option<AttemptId>,
         /// What the peer told, if it speaks the extension.
         extension: Option<Extension>,
+        /// What both sides agreed on.
+        compression: Option<Compression>,
         /// Where the other side is.
         source: SocketAddr,
         /// The configured address, if the caller came from another one.
@@ -109,8 +118,12 @@ pub enum Offer {
         peer: PeerKey,
         /// The attempt.
         attempt: AttemptId,
+        /// The link that could not be had.
+        class: Class,
         /// Why, in words.
         why: String,
+        /// The system's error number, where that is the reason.
+        errno: Option<i32>,
     },
     /// A peer that this side has to call has called.
     Knock(PeerKey),
@@ -155,6 +168,12 @@ impl Refusals {
 pub type Deliver = Box<dyn Fn(Offer, Arc<()>) + Send>;
 
 impl Plan {
+    /// How this side wants a link compressed. Meta packets are few and urgent.
+    fn compression(&self, peer: PeerKey, class: Class) -> Option<Compression> {
+        let known = self.admission.known.iter().find(|known| known.key == peer);
+        known.filter(|_| class == Class::Data).and_then(|known| known.compress)
+    }
+
     /// This side's hello. `addr` is the local runsite's on site links; nobody reads it on node links.
     fn hello(&self, scope: Scope, class: Class, addr: Option<IpAddr>, extended: bool) -> Hello {
         let id = match scope {

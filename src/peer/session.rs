@@ -4,7 +4,6 @@
 //! decides nothing: it reports to the core and is ended by it.
 
 use std::io;
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use log::Level;
 use super::{Direction, Record};
 use crate::core::{EndCause, Event, PeerKey, SessionId};
 use crate::limited;
-use crate::link::{Closed, Pair, Run, Sink};
+use crate::link::{Closed, Connection, Pair, Run, Sink};
 use crate::queue::{Account, Counter, DropCause, Load, Refusal};
 use crate::wire::{Class, Header, NodeId, PacketType, SiteId};
 
@@ -69,7 +68,7 @@ impl Session {
     pub fn start(
         record: &Arc<Record>,
         id: SessionId,
-        streams: [TcpStream; 2],
+        links: [Connection; 2],
         (node, site): (NodeId, SiteId),
         limits: &Limits,
         events: &Sender<Event>,
@@ -80,7 +79,8 @@ impl Session {
             Arc::new(move |class, closed: Closed| {
                 let cause = match closed {
                     Closed::Violation(refusal) => EndCause::Violation(class, refusal.to_string()),
-                    other => EndCause::Link(class, other.to_string()),
+                    Closed::Coat(error) => EndCause::Violation(class, error.to_string()),
+                    other => EndCause::Link(class, other.to_string(), other.errno()),
                 };
                 // The daemon ends if nobody takes events any more.
                 let _ = events.send(Event::SessionLost { peer, session: id, cause });
@@ -96,7 +96,7 @@ impl Session {
         Ok(Arc::new(Session {
             record: Arc::clone(record),
             id,
-            pair: Pair::start(&record.thread_name(), streams, lost)?,
+            pair: Pair::start(&record.thread_name(), links, lost)?,
             out: Class::BOTH.map(|class| account(Direction::Out, class)),
             inbound: Class::BOTH.map(|class| account(Direction::In, class)),
             own: Account::new(OWN_CEILING, Arc::default()),
