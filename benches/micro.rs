@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam::channel::unbounded;
 use hadmd::core::{PeerKey, SessionId};
-use hadmd::link::{Intake, Item, Outlet, Run, Sink};
+use hadmd::link::{Connection, Intake, Item, Outlet, Run, Sink};
 use hadmd::peer::{DATA_CEILING, Limits, META_CEILING, Record, Session};
 use hadmd::queue::{Account, Load};
 use hadmd::route::{FromKernel, Switch};
@@ -71,7 +71,7 @@ fn main() {
         account.try_hold(Load::alone(1, 4224)).unwrap().forwarded();
         1
     });
-    let outlet = Outlet::new(drained(), |_| {});
+    let outlet = Outlet::new(drained(), None, |_| {});
     outlet.start("micro:data-tx").unwrap();
     let small = Bytes::from(packet(0));
     run("hold, queue, write 128 B to a socket", "entry", &mut || {
@@ -104,7 +104,7 @@ fn main() {
     };
     let (events, _events) = unbounded();
     for record in &records {
-        let links = [drained(), drained()];
+        let links = [drained(), drained()].map(|stream| Connection { stream, coat: None });
         let session = Session::start(record, SessionId(1), links, here, &limits, &events).unwrap();
         switch.set_session(record.key, Some(session));
     }
@@ -163,7 +163,7 @@ impl Reads {
 
     /// One read; gives the packets in it.
     fn split(&mut self, take: &mut dyn FnMut(Run)) -> usize {
-        let room = self.intake.room();
+        let room = self.intake.room().unwrap();
         let n = (room.capacity() - room.len()).min(self.stream.len() - self.at);
         room.extend_from_slice(&self.stream[self.at..self.at + n]);
         self.at = (self.at + n) % self.stream.len();

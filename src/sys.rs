@@ -13,6 +13,7 @@ use bytes::BytesMut;
 use polling::{AsRawSource, AsSource, Event, Poller};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, bind, sendmsg, socket_with,
@@ -22,11 +23,33 @@ use socket2::{SockRef, Socket};
 /// Stack of every thread. Its deepest use is writing a log line; pages that are not used cost nothing.
 const STACK: usize = 128 * 1024;
 
+/// Memory that has to be there beside the stack of a new thread.
+const SPARE: usize = 1 << 20;
+
+/// Asks the system for memory and gives it back. A new thread maps a signal stack before it does its job, and std
+/// panics in it when there is no memory for that: with a stack left by another thread, it came so far.
+fn spare_memory() -> io::Result<()> {
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: the system chooses the place, where nothing else is, and exactly that is given back, unused.
+    unsafe {
+        let spare = mmap_anonymous(std::ptr::null_mut(), SPARE, protection, MapFlags::PRIVATE)?;
+        munmap(spare, SPARE)?;
+    }
+    Ok(())
+}
+
+/// Whether the error says that the system, or this process's share of it, has no more descriptors or memory for now.
+pub fn is_shortage(error: &io::Error) -> bool {
+    let short = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::AGAIN];
+    error.raw_os_error().is_some_and(|code| short.iter().any(|errno| errno.raw_os_error() == code))
+}
+
 /// Starts a thread. The system cuts its name after 15 bytes.
 ///
 /// # Errors
 /// The system has no room for another thread.
 pub fn spawn(name: &str, job: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    spare_memory()?;
     thread::Builder::new().name(name.into()).stack_size(STACK).spawn(job).map(drop)
 }
 
@@ -85,6 +108,41 @@ pub fn send(stream: &TcpStream, parts: &[IoSlice<'_>], wait: bool) -> io::Result
             other => return other.map_err(io::Error::from),
         }
     }
+}
+
+/// The errors that connections meet, each with its name.
+const ERRORS: [(Errno, &str); 20] = [
+    (Errno::ACCESS, "EACCES"),
+    (Errno::ADDRINUSE, "EADDRINUSE"),
+    (Errno::ADDRNOTAVAIL, "EADDRNOTAVAIL"),
+    (Errno::AGAIN, "EAGAIN"),
+    (Errno::BADF, "EBADF"),
+    (Errno::CONNABORTED, "ECONNABORTED"),
+    (Errno::CONNREFUSED, "ECONNREFUSED"),
+    (Errno::CONNRESET, "ECONNRESET"),
+    (Errno::HOSTDOWN, "EHOSTDOWN"),
+    (Errno::HOSTUNREACH, "EHOSTUNREACH"),
+    (Errno::INVAL, "EINVAL"),
+    (Errno::MFILE, "EMFILE"),
+    (Errno::NETDOWN, "ENETDOWN"),
+    (Errno::NETUNREACH, "ENETUNREACH"),
+    (Errno::NFILE, "ENFILE"),
+    (Errno::NOBUFS, "ENOBUFS"),
+    (Errno::NOMEM, "ENOMEM"),
+    (Errno::PERM, "EPERM"),
+    (Errno::PIPE, "EPIPE"),
+    (Errno::TIMEDOUT, "ETIMEDOUT"),
+];
+
+/// The name of an error number of the system, for those that connections meet.
+pub fn errno_name(number: i32) -> Option<&'static str> {
+    ERRORS.iter().find(|(errno, _)| errno.raw_os_error() == number).map(|(_, name)| *name)
+}
+
+/// Whether an error number of the system tells of the network, not of either end.
+pub fn is_networks(number: i32) -> bool {
+    let networks = [Errno::HOSTDOWN, Errno::HOSTUNREACH, Errno::NETDOWN, Errno::NETUNREACH, Errno::TIMEDOUT];
+    networks.iter().any(|errno| errno.raw_os_error() == number)
 }
 
 /// Whether the other side has closed its end, or the connection is broken; never blocks.

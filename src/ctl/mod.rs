@@ -4,6 +4,7 @@
 
 pub mod args;
 mod show;
+mod tables;
 
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
@@ -26,6 +27,10 @@ pub enum Failure {
     Said(String),
     /// What is wrong with a configuration file, ready to be printed.
     Configuration(String),
+    /// A peer that is not configured, and those that are.
+    NoPeer(String),
+    /// All was shown, and not all of it is well.
+    Unwell,
     /// Whoever read the output went away.
     Unread,
 }
@@ -71,9 +76,12 @@ impl Daemon {
         self.stream.write_all(format!("{}\n", request.line()).as_bytes())?;
         let gone = || Failure::Said("the daemon hung up".into());
         let mut answer = self.line()?.ok_or_else(gone)?;
-        match answer["ok"].as_bool() {
-            Some(true) => Ok(answer["data"].take()),
-            _ => Err(Failure::Said(answer["error"].as_str().unwrap_or("refused without a reason").into())),
+        match answer.get("ok").and_then(Value::as_bool) {
+            Some(true) => Ok(answer.get_mut("data").map(Value::take).unwrap_or_default()),
+            _ => {
+                let why = answer.get("error").and_then(Value::as_str).unwrap_or("refused without a reason");
+                Err(Failure::Said(why.into()))
+            }
         }
     }
 }
@@ -112,6 +120,22 @@ pub fn run(options: &Options) -> Result<(), Failure> {
             daemon.ask(&Request::Trace(*peer, *kind))?;
             follow(&mut daemon, *json, &mut out, show::header)?;
         }
+        Command::Doctor { peer, json } => {
+            if let Some(peer) = peer {
+                require_peer(&daemon.ask(&Request::Status)?, &peer.to_string())?;
+            }
+            let found = daemon.ask(&Request::Doctor(*peer))?;
+            let text = if *json { format!("{found}\n") } else { tables::doctor(&found, out.is_terminal()) };
+            out.write_all(text.as_bytes())?;
+            if found.get("well") != Some(&Value::Bool(true)) {
+                return Err(Failure::Unwell);
+            }
+        }
+        Command::Mesh { json } => {
+            let mesh = daemon.ask(&Request::Mesh)?;
+            let text = if *json { format!("{mesh}\n") } else { tables::mesh(&mesh) };
+            out.write_all(text.as_bytes())?;
+        }
         Command::Why { peer, json } => {
             let transitions = daemon.ask(&Request::Why(*peer))?;
             if *json {
@@ -128,7 +152,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         }
         Command::Version => {
             let status = daemon.ask(&Request::Status)?;
-            let daemon = status["version"].as_str().unwrap_or("unknown");
+            let daemon = status.get("version").and_then(Value::as_str).unwrap_or("unknown");
             writeln!(out, "hadmctl {}\nhadmd {daemon}", env!("CARGO_PKG_VERSION"))?;
         }
         Command::Plan { file, json } => {
@@ -145,6 +169,18 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whether the daemon has such a peer.
+fn require_peer(status: &Value, name: &str) -> Result<(), Failure> {
+    let peers = status["peers"].as_array().into_iter().flatten();
+    let names: Vec<&str> = peers.filter_map(|peer| peer["peer"].as_str()).collect();
+    match names.contains(&name) {
+        true => Ok(()),
+        false => {
+            Err(Failure::NoPeer(format!("{name} is not configured; the peers are: {}", names.join(", "))))
+        }
+    }
+}
+
 /// Prints a stream's events until the daemon ends it.
 fn follow(
     daemon: &mut Daemon,
@@ -154,7 +190,7 @@ fn follow(
 ) -> Result<(), Failure> {
     out.flush()?;
     while let Some(line) = daemon.line()? {
-        let event = &line["event"];
+        let event = line.get("event").unwrap_or(&Value::Null);
         let text = if json { event.to_string() } else { show(event) };
         writeln!(out, "{text}")?;
         out.flush()?;

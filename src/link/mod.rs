@@ -1,9 +1,13 @@
 //! One TCP link that carries packets: its reading end and its writing end.
 //!
 //! A link knows packets, but not where they go: a [`Sink`] takes what the reading end found. Peers and the
-//! kernel module are made of the same links, a data link and a meta link each.
+//! kernel module are made of the same links, a data link and a meta link each. What a link's bytes wear on the
+//! wire is its [`Coat`]'s affair.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
+mod coat;
 mod intake;
+pub mod lz4;
 mod outlet;
 mod pair;
 mod reader;
@@ -17,6 +21,7 @@ mod sync {
     pub use std::thread::{Thread, current, park};
 }
 
+pub use coat::{Coat, CoatError, Connection, Decode, Encode};
 pub use intake::{Intake, Item, MAX_CHUNK, Run};
 pub use outlet::{Late, Outlet};
 pub use pair::{Lost, Pair};

@@ -13,15 +13,20 @@ use std::io::{self, IoSlice};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use crossbeam::queue::SegQueue;
 
 use super::token::{Job, Pumped, Token};
+use super::{CoatError, Encode};
 use crate::queue::Hold;
 use crate::sys;
 
 /// Parcels gathered into one write. The system takes up to 1024 parts; more than 64 gain nothing.
 const GATHER: usize = 64;
+
+/// Encoded bytes at which no more is encoded before the socket has taken some. Frames must not be made long
+/// before they can leave: their packets could not be left out any more.
+const ENCODED_MAX: usize = 256 * 1024;
 
 /// Writes that one thread makes for whoever else puts something in, before it leaves the rest to the link's
 /// own thread: a thread with work of its own must not be kept here by others.
@@ -45,6 +50,8 @@ pub(super) struct Stage {
     gathered: VecDeque<(Bytes, Option<Hold>)>,
     /// Bytes of the first one that the socket has.
     written: usize,
+    /// What the bytes wear on the wire, and where they put it on.
+    coat: Option<(Box<dyn Encode>, BytesMut)>,
 }
 
 /// The writing end of a link.
@@ -56,13 +63,18 @@ pub struct Outlet {
 }
 
 impl Outlet {
-    /// A writing end without its thread; `failed` is called when the socket cannot be written to, possibly
-    /// more than once, by any thread, and must not block.
-    pub fn new(stream: TcpStream, failed: impl Fn(io::Error) + Send + Sync + 'static) -> Arc<Self> {
+    /// A writing end without its thread. `encode` is what the bytes wear on the wire; `failed` is called when the
+    /// socket cannot be written to, possibly more than once, by any thread, and must not block.
+    pub fn new(
+        stream: TcpStream,
+        encode: Option<Box<dyn Encode>>,
+        failed: impl Fn(io::Error) + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let coat = encode.map(|encode| (encode, BytesMut::new()));
         Arc::new(Outlet {
             stream,
             queue: SegQueue::new(),
-            token: Token::new(Stage::default()),
+            token: Token::new(Stage { coat, ..Stage::default() }),
             failed: Box::new(failed),
         })
     }
@@ -116,17 +128,8 @@ impl Job for Outlet {
                 stage.gathered.clear();
                 return Ok(Pumped::Empty);
             }
-            while stage.gathered.len() < GATHER {
-                match self.queue.pop() {
-                    Some(Parcel::Packets(bytes, hold)) if !hold.is_void() => {
-                        stage.gathered.push_back((bytes, Some(hold)));
-                    }
-                    Some(Parcel::Packets(..)) => {}
-                    Some(Parcel::Late(late)) => {
-                        stage.gathered.extend(late.take().map(|bytes| (bytes, None)));
-                    }
-                    None => break,
-                }
+            if let Err(error) = stage.gather(&self.queue) {
+                return stage.broken(io::Error::other(error));
             }
             if stage.gathered.is_empty() {
                 return Ok(Pumped::Empty);
@@ -144,10 +147,7 @@ impl Job for Outlet {
             match sys::send(&self.stream, parts, wait) {
                 Ok(n) => stage.advance(n),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Pumped::Left),
-                Err(error) => {
-                    stage.gathered.clear();
-                    return Err(error);
-                }
+                Err(error) => return stage.broken(error),
             }
         }
         Ok(Pumped::Left)
@@ -164,14 +164,48 @@ impl Job for Outlet {
 }
 
 impl Stage {
+    /// Takes from the queue what one write is to carry.
+    fn gather(&mut self, queue: &SegQueue<Parcel>) -> Result<(), CoatError> {
+        while self.gathered.len() < GATHER && !self.is_coated_full() {
+            let (bytes, hold) = match queue.pop() {
+                Some(Parcel::Packets(bytes, hold)) if !hold.is_void() => (bytes, Some(hold)),
+                Some(Parcel::Packets(..)) => continue,
+                Some(Parcel::Late(late)) => match late.take() {
+                    Some(bytes) => (bytes, None),
+                    None => continue,
+                },
+                None => break,
+            };
+            let bytes = match &mut self.coat {
+                None => bytes,
+                Some((encode, out)) => {
+                    encode.encode(&bytes, out)?;
+                    out.split().freeze()
+                }
+            };
+            self.gathered.push_back((bytes, hold));
+        }
+        Ok(())
+    }
+
+    /// Nothing more can leave here.
+    fn broken(&mut self, error: io::Error) -> io::Result<Pumped> {
+        self.gathered.clear();
+        Err(error)
+    }
+
+    /// Whether enough is encoded for now.
+    fn is_coated_full(&self) -> bool {
+        self.coat.is_some()
+            && self.gathered.iter().map(|(bytes, _)| bytes.len()).sum::<usize>() >= ENCODED_MAX
+    }
+
     /// The socket took `n` more bytes.
     fn advance(&mut self, n: usize) {
-        self.written += n;
+        self.written = self.written.saturating_add(n);
         while let Some((bytes, _)) = self.gathered.front() {
-            if self.written < bytes.len() {
-                return;
-            }
-            self.written -= bytes.len();
+            let Some(rest) = self.written.checked_sub(bytes.len()) else { return };
+            self.written = rest;
             if let Some((_, Some(hold))) = self.gathered.pop_front() {
                 hold.forwarded();
             }
@@ -204,7 +238,7 @@ mod tests {
         let (out, mut peer) = pair();
         let books = Arc::new(Books::default());
         let account = Account::new(1 << 20, Arc::clone(&books));
-        let outlet = Outlet::new(out, |error| panic!("{error}"));
+        let outlet = Outlet::new(out, None, |error| panic!("{error}"));
         outlet.start("test:data-tx").unwrap();
         // 64 MiB through an account of 1 MiB: the socket fills, so that both ways of writing are taken.
         const N: u32 = 16 * 1024;
@@ -233,7 +267,7 @@ mod tests {
         let books = Arc::new(Books::default());
         let account = Account::new(64 << 20, Arc::clone(&books));
         let (failed, failures) = mpsc::channel();
-        let outlet = Outlet::new(out, move |error| failed.send(error).unwrap());
+        let outlet = Outlet::new(out, None, move |error| failed.send(error).unwrap());
         outlet.start("test:data-tx").unwrap();
         // Nobody reads: the sockets' buffers fill, and the link's thread blocks in its write.
         for n in 1..=48 {
@@ -259,7 +293,7 @@ mod tests {
         }
         let (out, mut peer) = pair();
         let account = Account::new(1 << 20, Arc::default());
-        let outlet = Outlet::new(out, |error| panic!("{error}"));
+        let outlet = Outlet::new(out, None, |error| panic!("{error}"));
         let void = Account::new(1 << 20, Arc::default());
         let hold = void.try_hold(load(1, 4)).unwrap();
         void.void();

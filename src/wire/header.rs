@@ -44,6 +44,13 @@ pub enum Refusal {
         /// Longest payload allowed, in bytes.
         max: u32,
     },
+    /// Not what a packet HD_VIEW has to say.
+    View {
+        /// Payload length found, in bytes.
+        len: usize,
+        /// Payload version found, 0 where there is no payload.
+        version: u8,
+    },
 }
 
 impl fmt::Display for Refusal {
@@ -54,6 +61,9 @@ impl fmt::Display for Refusal {
             Refusal::TooLong { len, max } => {
                 write!(f, "packet of {len} bytes is over the limit of {max} (element maxpacket)")
             }
+            Refusal::View { len, version } => {
+                write!(f, "packet HD_VIEW with a payload of {len} bytes, version {version}")
+            }
         }
     }
 }
@@ -62,7 +72,7 @@ impl std::error::Error for Refusal {}
 
 /// `N` bytes of a header at a fixed place.
 fn field<const N: usize>(bytes: &[u8; HEADER_LEN], at: usize) -> [u8; N] {
-    std::array::from_fn(|i| bytes[at + i])
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; N])
 }
 
 impl Header {

@@ -75,10 +75,10 @@ impl Hello {
             other => return Err(HelloError::NodeType(other)),
         };
         let text = &bytes[ADDR..];
-        let text = &text[..text.iter().position(|&b| b == 0).unwrap_or(text.len())];
+        let text = text.split(|&b| b == 0).next().unwrap_or_default();
         let addr = std::str::from_utf8(text).ok().and_then(|text| text.trim().parse().ok());
         // An address that is long enough to cover the mark leaves no room for it.
-        let extended = text.len() < MARK_AT - ADDR && &bytes[MARK_AT..MARK_AT + MARK.len()] == MARK;
+        let extended = text.len() < MARK_AT - ADDR && bytes[MARK_AT..].starts_with(MARK);
         Ok(Hello { id: bytes[0], class, ack, scope, addr, extended })
     }
 
@@ -87,18 +87,23 @@ impl Hello {
     pub fn encode(&self) -> [u8; HELLO_LEN] {
         let mut bytes = [0; HELLO_LEN];
         bytes[0] = self.id;
-        bytes[1] = (self.class.index() * 2) as u8 + u8::from(self.ack);
+        bytes[1] = match (self.class, self.ack) {
+            (Class::Data, false) => 0,
+            (Class::Data, true) => 1,
+            (Class::Meta, false) => 2,
+            (Class::Meta, true) => 3,
+        };
         bytes[2] = u8::from(self.scope == Scope::Site);
-        let room = if self.extended { MARK_AT } else { HELLO_LEN } - ADDR;
+        let room = if self.extended { MARK_AT - ADDR } else { HELLO_LEN - ADDR };
         if let Some(addr) = self.addr {
             let text = addr.to_string();
             // One byte stays for the NUL that ends the text.
             if text.len() < room {
-                bytes[ADDR..ADDR + text.len()].copy_from_slice(text.as_bytes());
+                bytes[ADDR..].iter_mut().zip(text.bytes()).for_each(|(place, byte)| *place = byte);
             }
         }
         if self.extended {
-            bytes[MARK_AT..MARK_AT + MARK.len()].copy_from_slice(MARK);
+            bytes[MARK_AT..].iter_mut().zip(MARK).for_each(|(place, &byte)| *place = byte);
         }
         bytes
     }
