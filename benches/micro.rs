@@ -1,7 +1,8 @@
 //! What single steps of a packet's way cost, without sockets where that is possible: `cargo bench --bench
 //! micro` times them, each figure the best of several runs, since whatever disturbs a run makes it longer.
 //! `make profile` counts their instructions with valgrind's callgrind instead, outside the system, so that two
-//! versions can be compared on a busy machine. A word as argument chooses the steps with it in their names.
+//! versions can be compared on a busy machine; the copy that stands for a read counts there with an instruction
+//! a byte in "split". A word as argument chooses the steps with it in their names.
 #![allow(
     missing_docs,
     clippy::unwrap_used,

@@ -1,6 +1,7 @@
-//! The token's protocol under loom, which runs src/link/token.rs, the very file, in every order in which the
-//! threads' steps can come and with every value that memory may show them. Around it stand the smallest queue
-//! and socket there can be. A lost wake-up is a deadlock here, and loom says so.
+//! The token's protocol under loom, which runs src/link/token.rs, the very file, in every order of the threads'
+//! steps with up to two or three interruptions, and with every value that memory may show them. Queue, socket
+//! and what pumps between them are stand-ins, the smallest there can be. A lost wake-up is a deadlock here, and
+//! loom says so.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
 // loom switches stacks itself, and knows how on few processors.
 #![cfg(target_arch = "x86_64")]
