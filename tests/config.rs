@@ -323,6 +323,7 @@ prop_compose! {
             max_packet,
             slow_timeout: Duration::from_millis(slow_millis),
             peer_addr: if strict { PeerAddr::Strict } else { PeerAddr::Any },
+            keys: None,
             node: local.get(&here.nodes).id,
             site: here.id,
             sites,

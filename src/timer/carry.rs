@@ -128,22 +128,22 @@ impl Timer {
         story.source = link.source.to_string();
         story.version = theirs.map(|extension| extension.version.clone().unwrap_or_default());
         story.same_config = digest.map(|digest| digest == self.digest);
+        story.encryption = link.encryption;
         story.sessions += 1;
         story.unreachable = false;
-        match &story.version {
-            None => limited!(
-                Level::Info,
-                ("connected", peer.code()),
-                "{peer}: connected ({how} {}; without hello extension)",
-                link.source
-            ),
-            Some(version) => limited!(
-                Level::Info,
-                ("connected", peer.code()),
-                "{peer}: connected ({how} {}; hadmd {version})",
-                link.source
-            ),
-        }
+        let speaks = match &story.version {
+            None => "without hello extension".into(),
+            Some(version) => format!("hadmd {version}"),
+        };
+        let encrypted = link.encryption.map_or(String::new(), |encryption| {
+            format!("; encrypted: {}, key {}", encryption.cipher, encryption.key)
+        });
+        limited!(
+            Level::Info,
+            ("connected", peer.code()),
+            "{peer}: connected ({how} {}; {speaks}{encrypted})",
+            link.source
+        );
         if let Some(theirs) = digest.filter(|theirs| *theirs != self.digest) {
             warn!(
                 "{peer} has another configuration: its digest is {}, here it is {}; compare the files",
@@ -173,6 +173,7 @@ impl Timer {
         let story = self.stories.entry(peer).or_default();
         let age = story.since.take().map_or(0.0, |since| since.elapsed().as_secs_f64());
         story.last_error = Some(cause.to_string());
+        story.violations += u64::from(matches!(cause, EndCause::Violation(..)));
         limited!(
             Level::Warn,
             ("session ended", peer.code()),

@@ -21,9 +21,10 @@ use log::info;
 use sd_notify::NotifyState;
 
 use crate::config::{Config, PeerAddr};
-use crate::connect::{Offer, Plan, Reactor};
+use crate::connect::{Encryption, Offer, Plan, Reactor};
 use crate::control::Ask;
 use crate::core::{Action, Admission, AttachId, ConnId, Core, Event, Moment, PeerKey, Via};
+use crate::keys::Keys;
 use crate::kmod;
 use crate::limited;
 use crate::link::Connection;
@@ -63,6 +64,7 @@ struct Waiting {
     dev_id: u8,
     called: bool,
     extension: Option<Extension>,
+    encryption: Option<Encryption>,
     /// Counts against the reactor's limit.
     _ticket: Arc<()>,
 }
@@ -127,6 +129,7 @@ impl Timer {
                 strict: config.peer_addr == PeerAddr::Strict,
             },
             extension: extension(digest),
+            keys: config.keys.clone(),
         };
         let admission = plan.admission.clone();
         let (offer, offers) = unbounded();
@@ -151,6 +154,9 @@ impl Timer {
             settings.peers.len(),
             hex(&digest),
         );
+        if let Some(keys) = &config.keys {
+            info!("links to peers are encrypted: {}", key_list(keys));
+        }
         Ok(Timer {
             born,
             core: Core::new(settings, Moment::ZERO),
@@ -268,12 +274,19 @@ impl Timer {
             Offer::Kernel { class, dev_id, stream, source } => {
                 self.notice_lost_kernel(now, actions);
                 let link = stream.into();
-                let waiting =
-                    Waiting { link, source, dev_id, called: false, extension: None, _ticket: ticket };
+                let waiting = Waiting {
+                    link,
+                    source,
+                    dev_id,
+                    called: false,
+                    extension: None,
+                    encryption: None,
+                    _ticket: ticket,
+                };
                 self.waiting.insert(conn, waiting);
                 Event::KernelHello { class, conn }
             }
-            Offer::Link { peer, class, link, attempt, extension, source, expected } => {
+            Offer::Link { peer, class, link, attempt, encryption, extension, source, expected } => {
                 // Told before there is a session: a single link may end the one before. Once for each pair.
                 if let Some(expected) = expected.filter(|_| class == Class::Data) {
                     limited!(
@@ -289,7 +302,8 @@ impl Timer {
                     None => Via::Accepted(extension.as_ref().and_then(|extension| extension.epoch)),
                 };
                 let called = attempt.is_some();
-                let waiting = Waiting { link, source, dev_id: 0, called, extension, _ticket: ticket };
+                let waiting =
+                    Waiting { link, source, dev_id: 0, called, extension, encryption, _ticket: ticket };
                 self.waiting.insert(conn, waiting);
                 Event::LinkReady { peer, class, conn, via }
             }
@@ -344,6 +358,12 @@ fn limits(config: &Config) -> Limits {
 /// What this side tells of itself to speakers of the hello extension.
 fn extension(digest: [u8; 8]) -> Extension {
     Extension { version: Some(env!("CARGO_PKG_VERSION").into()), digest: Some(digest), ..Default::default() }
+}
+
+/// Keys by their ids, the newest first.
+fn key_list(keys: &Keys) -> String {
+    let ids: Vec<_> = keys.ids().map(|id| format!("key {id}")).collect();
+    ids.join(", ")
 }
 
 fn hex(bytes: &[u8]) -> String {

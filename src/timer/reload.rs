@@ -79,6 +79,10 @@ impl Difference {
         value(&mut settings, "maxpacket (sessions begun from now on)", old.max_packet, new.max_packet);
         value(&mut settings, "slowtimeout (sessions begun from now on)", old.slow_timeout, new.slow_timeout);
         value(&mut settings, "peeraddr", old.peer_addr, new.peer_addr);
+        if old.keys != new.keys {
+            let keys = |config: &Config| config.keys.as_ref().map_or("none".into(), super::key_list);
+            settings.push(format!("authkey (links made from now on): {} -> {}", keys(old), keys(new)));
+        }
         let (before, after) = (peers(old), peers(new));
         let mut fates: BTreeMap<_, _> = before.keys().map(|&key| (key, Fate::Removed)).collect();
         for (key, known) in &after {

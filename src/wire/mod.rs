@@ -12,6 +12,6 @@ mod types;
 
 pub use extension::{EXTENSION_MAX, Extension, ExtensionError};
 pub use header::{HEADER_LEN, Header, MAGIC, Refusal};
-pub use hello::{HELLO_LEN, Hello, HelloError};
+pub use hello::{HELLO_LEN, Hello, HelloError, KEYS_MAX, KeyId, Mark, Seal};
 pub use id::{ALL_DEVICES, IdOutOfRange, MAX_IDS, Mask, NodeId, ResourceId, SiteId};
 pub use types::{Class, PacketType, Scope};
