@@ -108,7 +108,7 @@ impl Reads {
 
     /// One read; gives the packets in it.
     fn split(&mut self, take: &mut dyn FnMut(Run)) -> usize {
-        let room = self.intake.room();
+        let room = self.intake.room().unwrap();
         let n = (room.capacity() - room.len()).min(self.stream.len() - self.at);
         room.extend_from_slice(&self.stream[self.at..self.at + n]);
         self.at = (self.at + n) % self.stream.len();

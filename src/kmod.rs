@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Name of the kernel module, as the module list has it.
 pub const MODULE: &str = "hadm_kmod";
@@ -16,17 +16,18 @@ pub enum Missing {
     /// The list does not have it.
     NotLoaded,
     /// There is no list to look at.
-    NoList(io::Error),
+    NoList(PathBuf, io::Error),
 }
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Missing::NotLoaded => write!(f, "kernel module {MODULE} is not loaded: load it first"),
-            Missing::NoList(error) => write!(
+            Missing::NoList(list, error) => write!(
                 f,
-                "cannot look whether kernel module {MODULE} is loaded: {error}; a kernel without a module \
-                 list needs --no-kmod-check"
+                "cannot look whether kernel module {MODULE} is loaded: {}: {error}; a kernel without a \
+                 module list needs --no-kmod-check",
+                list.display()
             ),
         }
     }
@@ -41,10 +42,8 @@ pub fn check(list: &Path) -> Result<(), Missing> {
         true => Ok(()),
         false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file")),
     };
-    let text =
-        fs::metadata(list).and_then(regular).and_then(|()| fs::read_to_string(list)).map_err(|error| {
-            Missing::NoList(io::Error::new(error.kind(), format!("{}: {error}", list.display())))
-        })?;
+    let text = fs::metadata(list).and_then(regular).and_then(|()| fs::read_to_string(list));
+    let text = text.map_err(|error| Missing::NoList(list.into(), error))?;
     if text.lines().any(|line| line.split_whitespace().next() == Some(MODULE)) {
         Ok(())
     } else {
@@ -76,7 +75,7 @@ mod tests {
     #[test]
     fn fm33_a_missing_list_is_an_error_that_names_the_remedy() {
         let missing = check(Path::new("/nonexistent/modules")).unwrap_err();
-        assert!(matches!(missing, Missing::NoList(_)));
+        assert!(matches!(missing, Missing::NoList(..)));
         assert!(missing.to_string().contains("--no-kmod-check"));
         assert!(missing.to_string().contains("/nonexistent/modules"));
     }

@@ -13,6 +13,7 @@ use bytes::BytesMut;
 use polling::{AsRawSource, AsSource, Event, Poller};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, bind, sendmsg, socket_with,
@@ -22,11 +23,33 @@ use socket2::{SockRef, Socket};
 /// Stack of every thread. Its deepest use is writing a log line; pages that are not used cost nothing.
 const STACK: usize = 128 * 1024;
 
+/// Memory that has to be there beside the stack of a new thread.
+const SPARE: usize = 1 << 20;
+
+/// Asks the system for memory and gives it back. A new thread maps a signal stack before it does its job, and std
+/// panics in it when there is no memory for that: with a stack left by another thread, it came so far.
+fn spare_memory() -> io::Result<()> {
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: the system chooses the place, where nothing else is, and exactly that is given back, unused.
+    unsafe {
+        let spare = mmap_anonymous(std::ptr::null_mut(), SPARE, protection, MapFlags::PRIVATE)?;
+        munmap(spare, SPARE)?;
+    }
+    Ok(())
+}
+
+/// Whether the error says that the system, or this process's share of it, has no more descriptors or memory for now.
+pub fn is_shortage(error: &io::Error) -> bool {
+    let short = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::AGAIN];
+    error.raw_os_error().is_some_and(|code| short.iter().any(|errno| errno.raw_os_error() == code))
+}
+
 /// Starts a thread. The system cuts its name after 15 bytes.
 ///
 /// # Errors
 /// The system has no room for another thread.
 pub fn spawn(name: &str, job: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    spare_memory()?;
     thread::Builder::new().name(name.into()).stack_size(STACK).spawn(job).map(drop)
 }
 

@@ -16,6 +16,7 @@ use hadmd::config::{
     Config, ConfigError, FILE_MAX, Mode, Node, PeerAddr, Problem, Protocol, Resource, RunSite, Severity,
     Site, parse,
 };
+use hadmd::wire::Compression;
 use proptest::prelude::*;
 
 const VALID: &str = include_str!("data/config/valid.xml");
@@ -219,7 +220,7 @@ impl Style {
             let runsites = resource.runsites.iter().map(|at| {
                 let protocol = if at.protocol == Protocol::Sync { "sync" } else { "async" };
                 let nodes = at.run_nodes.iter().map(|node| self.put("id", node.get())).collect();
-                let parts = vec![
+                let mut parts = vec![
                     self.put("id", at.site.get()),
                     self.put("ip", at.addr.ip()),
                     self.put("port", at.addr.port()),
@@ -228,6 +229,7 @@ impl Style {
                     self.put("bwr_disk", &at.bwr_disk),
                     self.join("runnodes", nodes),
                 ];
+                parts.extend(at.compress.map(|compress| self.put("compress", compress.name())));
                 self.join("runsite", parts)
             });
             let runsites = self.join("runsites", runsites.collect());
@@ -309,7 +311,8 @@ prop_compose! {
             let at = |site: &&Site| {
                 let nodes: Vec<_> = site.nodes.iter().map(|node| node.id).collect();
                 let bwr_disk = format!("{disk}-bwr");
-                RunSite { site: site.id, addr, protocol, disk: disk.clone(), bwr_disk, run_nodes: picked(&nodes, masks.1) }
+                let compress = (masks.1 % 2 == 1).then_some(Compression::Lz4);
+                RunSite { site: site.id, addr, protocol, compress, disk: disk.clone(), bwr_disk, run_nodes: picked(&nodes, masks.1) }
             };
             let at_sites = picked(&sites.iter().collect::<Vec<_>>(), masks.0);
             Resource { id: id(n), name, runsites: at_sites.iter().map(at).collect() }

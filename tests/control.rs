@@ -169,30 +169,13 @@ fn trace_shows_headers_as_they_are_read() {
     rig.stop();
 }
 
-/// Each sample belongs to a family with HELP and TYPE, and is a number.
 #[test]
 fn metrics_are_prometheus_text() {
     let rig = Rig::new(2);
     let caller = rig.call(1);
     rig.assert_carries(&caller);
     let text = says(&rig, &["metrics"]);
-    let mut family = String::new();
-    let mut samples = 0;
-    for line in text.lines() {
-        if let Some(rest) = line.strip_prefix("# TYPE ") {
-            let (name, kind) = rest.split_once(' ').unwrap();
-            assert!(matches!(kind, "counter" | "gauge"), "{line}");
-            assert!(text.contains(&format!("# HELP {name} ")), "{name}");
-            assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
-            family = name.into();
-        } else if !line.starts_with('#') {
-            let (name, value) = line.rsplit_once(' ').unwrap();
-            assert_eq!(name.split('{').next(), Some(family.as_str()), "{line}");
-            value.parse::<f64>().unwrap();
-            samples += 1;
-        }
-    }
-    assert!(samples > 20, "{text}");
+    assert!(assert_exposition(&text).len() > 20, "{text}");
     assert!(text.contains("hadm_peer_connected{peer=\"node 1\"} 1"));
     rig.stop();
 }

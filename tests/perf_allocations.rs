@@ -37,7 +37,7 @@ impl Source {
 
     /// One read; `read` is told where in the stream and where in memory it went, `take` gets the runs.
     fn turn(&mut self, mut read: impl FnMut(usize, *const u8, usize), mut take: impl FnMut(Run)) {
-        let room = self.intake.room();
+        let room = self.intake.room().unwrap();
         let spare = room.capacity() - room.len();
         // Under load reads fill the buffer, but for one now and then.
         let n = if self.sizes.u8(..4) == 0 { self.sizes.usize(1..=spare) } else { spare };

@@ -1,4 +1,5 @@
 //! The daemon's command line: options, log, signals and PID file, then everything is the timer's.
+#![deny(clippy::indexing_slicing, clippy::string_slice)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the command line's own output")]
 
 use std::fs::{File, OpenOptions};
@@ -106,7 +107,7 @@ fn parse() -> Result<Command, lexopt::Error> {
                     other => return Err(format!("--log: {other:?} is neither stderr nor syslog").into()),
                 }
             }
-            Short('v') => options.verbose += 1,
+            Short('v') => options.verbose = options.verbose.saturating_add(1),
             Long("pidfile") => options.pidfile = Some(args.value()?.into()),
             Long("control") => options.control = Some(args.value()?.into()),
             Long("version") => return Ok(Command::Print(format!("hadmd {}\n", env!("CARGO_PKG_VERSION")))),
@@ -186,13 +187,13 @@ fn run(options: Options, config: Config) -> Result<u8, String> {
         _ => LevelFilter::Trace,
     };
     hadmd::log::install(options.log, level)?;
-    end_on_panic();
+    hadmd::log::end_on_panic();
     let _pidfile = options.pidfile.as_deref().map(PidFile::take).transpose()?;
     let (ask, asks) = unbounded();
     let (modules, control) = (options.modules.clone(), options.control.clone());
     let loader: Loader = Arc::new(move |file| load(&options, file, |warning| warn!("{warning}")));
     let stop = signals(ask.clone(), Arc::clone(&loader))?;
-    let timer = Timer::new(Setup { config, modules, stop, asks })?;
+    let timer = Timer::new(Setup { config, modules, stop, ask: ask.clone(), asks })?;
     let _control = control_socket(control.as_deref(), ask, loader)?;
     hadmd::sys::run("timer", move || timer.run())
         .map_err(|error| format!("cannot run the timer thread: {error}"))
@@ -207,18 +208,6 @@ fn control_socket(path: Option<&Path>, ask: Sender<Ask>, load: Loader) -> Result
             .inspect_err(|why| info!("running without a control socket: {why}"))
             .ok()),
     }
-}
-
-/// A panic anywhere ends the process, so that the service manager starts a whole one instead of a half-dead
-/// daemon going on.
-fn end_on_panic() {
-    let default = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        error!("defect in hadmd, ending: {panic}");
-        log::logger().flush();
-        default(panic);
-        std::process::exit(1);
-    }));
 }
 
 /// SIGTERM and SIGINT as messages, SIGHUP as a request to reload.
@@ -252,7 +241,9 @@ fn reload(ask: &Sender<Ask>, load: &Loader) {
         let (reply, answer) = bounded(1);
         let _ = ask.send(Ask { request: Request::Reload, config: Some(Box::new(config)), reply });
         match answer.recv() {
-            Ok(answer) => answer["error"].as_str().map_or(Ok(()), |why| Err(why.to_string())),
+            Ok(answer) => {
+                answer.get("error").and_then(|why| why.as_str()).map_or(Ok(()), |why| Err(why.to_string()))
+            }
             // The daemon ends.
             Err(_) => Ok(()),
         }

@@ -189,7 +189,7 @@ impl<'a> Element<'a> {
         let visible = |text: Node<'_, '_>| {
             let range = text.range();
             let raw = self.notes.text.get(range.clone())?;
-            (!raw.trim().is_empty()).then(|| range.end - raw.trim_start().len())
+            (!raw.trim().is_empty()).then(|| range.end.saturating_sub(raw.trim_start().len()))
         };
         self.texts().find_map(visible).unwrap_or(self.node.range().start)
     }

@@ -138,6 +138,7 @@ fn read_root(root: Element<'_>, hostname: &str, resolve: &Resolver<'_>, key_file
         slow_timeout: global.slow_timeout,
         peer_addr: global.peer_addr,
         keys: global.keys,
+        metrics: global.metrics,
         node,
         site,
         sites,

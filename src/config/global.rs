@@ -8,10 +8,10 @@ use std::time::Duration;
 use super::element::Element;
 use super::file::KeyFile;
 use super::model::PeerAddr;
-use super::value::{Resolver, absolute, address, choice, port, seconds, whole};
+use super::value::{Resolver, absolute, address, choice, place, port, seconds, whole};
 use crate::keys::{KeyError, Keys};
 
-const KNOWN: [&str; 10] = [
+const KNOWN: [&str; 11] = [
     "serverip",
     "serverport",
     "kmodport",
@@ -22,6 +22,7 @@ const KNOWN: [&str; 10] = [
     "slowtimeout",
     "peeraddr",
     "authkey",
+    "metrics",
 ];
 
 const MAX_PACKET: u32 = 16 << 20;
@@ -36,6 +37,7 @@ pub(super) struct Global {
     pub(super) slow_timeout: Duration,
     pub(super) peer_addr: PeerAddr,
     pub(super) keys: Option<Keys>,
+    pub(super) metrics: Option<SocketAddr>,
 }
 
 pub(super) fn read(global: Element<'_>, resolve: &Resolver<'_>, key_file: KeyFile) -> Option<Global> {
@@ -49,6 +51,7 @@ pub(super) fn read(global: Element<'_>, resolve: &Resolver<'_>, key_file: KeyFil
     let words = [("strict", PeerAddr::Strict), ("any", PeerAddr::Any)];
     let peer_addr = global.get_or("peeraddr", PeerAddr::default(), choice(words, "strict or any"));
     let keys = global.optional("authkey").map_or(Some(None), |el| keys(el, key_file));
+    let metrics = global.get_or("metrics", None, |value| place(value).map(Some));
 
     let (ping_interval, max_ping_count) = heartbeat?;
     Some(Global {
@@ -60,6 +63,7 @@ pub(super) fn read(global: Element<'_>, resolve: &Resolver<'_>, key_file: KeyFil
         slow_timeout: slow_timeout?,
         peer_addr: peer_addr?,
         keys: keys?,
+        metrics: metrics?,
     })
 }
 

@@ -3,6 +3,7 @@
 //! Every error of a file is found in one run, each with its line and column, the value found and what would
 //! be right. Nothing in this room starts, listens or logs; a configuration that was refused leaves no trace.
 //! The binaries call [`Config::read`]; whoever has the text already calls [`parse`].
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod cluster;
 mod digest;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::keys::Keys;
-use crate::wire::{NodeId, ResourceId, SiteId};
+use crate::wire::{Compression, NodeId, ResourceId, SiteId};
 
 /// A checked configuration, seen from the local node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct Config {
     pub peer_addr: PeerAddr,
     /// The keys for encrypted links (`authkey`); `None`: links are not encrypted.
     pub keys: Option<Keys>,
+    /// Where metrics can be scraped over HTTP (`metrics`).
+    pub metrics: Option<SocketAddr>,
     /// The local node's id.
     pub node: NodeId,
     /// The local node's site.
@@ -97,6 +99,8 @@ pub struct RunSite {
     pub addr: SocketAddr,
     /// When a write counts as done.
     pub protocol: Protocol,
+    /// How data between here and other sites is to be compressed, where they want the same (`compress`).
+    pub compress: Option<Compression>,
     /// The mirrored disk.
     pub disk: String,
     /// The disk of the write-record buffer.

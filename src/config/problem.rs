@@ -111,10 +111,11 @@ impl<'a> Notes<'a> {
     pub(super) fn into_problems(self) -> Vec<Problem> {
         let mut found = self.found.into_inner();
         found.sort_by_key(|(at, ..)| *at);
-        let (mut line, mut col, mut seen) = (1, 1, 0);
+        let (mut line, mut col, mut seen) = (1_u32, 1_u32, 0);
         let place = |(at, severity, message)| {
             for c in self.text.get(seen..at).unwrap_or_default().chars() {
-                (line, col) = if c == '\n' { (line + 1, 1) } else { (line, col + 1) };
+                (line, col) =
+                    if c == '\n' { (line.saturating_add(1), 1) } else { (line, col.saturating_add(1)) };
             }
             seen = at;
             Problem { line, col, severity, message }

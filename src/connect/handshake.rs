@@ -7,7 +7,9 @@
 //! called:   connected -> hello out -> ACK(35) --no mark--> done
 //!                                        +--mark--> record out -> record in -> done
 //! ```
-//! With keys the records go inside the messages of [`super::secure`], and the caller's confirmation ends it. Reads ask for exactly what is missing, since packets may follow at once.
+//! With keys the records go inside the messages of [`super::secure`], and the caller's confirmation comes last. Reads
+//! ask for exactly what is missing, since packets may follow at once.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, TcpStream};
@@ -15,7 +17,9 @@ use std::net::{IpAddr, TcpStream};
 use super::sealing::{Heard, Sealing, choose};
 use super::{Dial, Plan};
 use crate::core::{Admitted, Door, Refused};
-use crate::wire::{Class, Extension, HEADER_LEN, HELLO_LEN, Header, Hello, Mark, PacketType, Scope};
+use crate::wire::{
+    Class, Compression, Extension, HEADER_LEN, HELLO_LEN, Header, Hello, Mark, PacketType, Scope,
+};
 
 /// Whose handshake it is.
 #[derive(Debug)]
@@ -47,6 +51,8 @@ pub(super) struct Handshake {
     buf: Vec<u8>,
     need: usize,
     pub extension: Option<Extension>,
+    /// What this side said in its record. The plan may be another one when the answer comes.
+    wanted: Option<Compression>,
 }
 
 /// How far a step came.
@@ -111,6 +117,7 @@ impl Handshake {
             buf: Vec::new(),
             need,
             extension: None,
+            wanted: None,
         }
     }
 
@@ -148,7 +155,7 @@ impl Handshake {
     /// Reads until what is expected is there; `false` if it is not.
     fn fill(&mut self, mut stream: &TcpStream) -> io::Result<bool> {
         while self.buf.len() < self.need {
-            let missing = self.need - self.buf.len();
+            let missing = self.need.saturating_sub(self.buf.len());
             let mut part = [0; HEADER_LEN];
             let room = missing.min(part.len());
             match stream.read(part.get_mut(..room).unwrap_or_default()) {
@@ -244,7 +251,13 @@ impl Handshake {
                     return Err(malformed(&format_args!("{} answers as id {}", dial.to, hello.id)));
                 }
                 let runsite = (dial.peer.scope() == Scope::Site).then_some(dial.from);
-                let record = Extension { epoch: Some(dial.epoch), addr: runsite, ..plan.extension.clone() };
+                self.wanted = plan.compression(dial.peer, *class);
+                let record = Extension {
+                    epoch: Some(dial.epoch),
+                    addr: runsite,
+                    compression: self.wanted,
+                    ..plan.extension.clone()
+                };
                 match (&plan.keys, hello.mark) {
                     (None, Mark::Extended) => say(stream, &record.encode())?,
                     (None, _) => return Ok(Some(Step::Ready)),
@@ -275,13 +288,16 @@ impl Handshake {
                 match &self.party {
                     Party::Caller(_, who) => {
                         if sealed {
-                            self.sealing
-                                .check_realm(plan, who.as_ref().map(|(admitted, _)| admitted.peer))?;
+                            let peer = who.as_ref().map(|(admitted, _)| admitted.peer);
+                            self.sealing.check_realm(plan, peer)?;
                             record
                                 .epoch
-                                .ok_or_else(|| malformed(&"a record without the number of the attempt"))?;
+                                .ok_or_else(|| malformed(&"a record without its attempt's number"))?;
                         }
-                        let own = Extension { epoch: record.epoch, ..plan.extension.clone() };
+                        self.wanted =
+                            who.and_then(|(admitted, class)| plan.compression(admitted.peer, class));
+                        let compression = self.wanted;
+                        let own = Extension { epoch: record.epoch, compression, ..plan.extension.clone() };
                         say(stream, &self.sealing.say(&own)?)?;
                         if sealed {
                             self.sealing.dress()?;
@@ -303,6 +319,12 @@ impl Handshake {
             }
         }
         Ok(None)
+    }
+
+    /// How what follows is compressed: as both sides want it.
+    pub fn compression(&self) -> Option<Compression> {
+        self.wanted
+            .filter(|_| self.extension.as_ref().is_some_and(|theirs| theirs.compression == self.wanted))
     }
 
     /// Whether the caller is let in.

@@ -5,6 +5,7 @@
 //! reactor decides nothing but what a pure check decides ([`crate::core::Admission`]).
 
 mod handshake;
+mod listener;
 mod reactor;
 mod sealing;
 #[cfg(feature = "authkey")]
@@ -19,11 +20,13 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam::channel::Sender;
+
 use crate::core::{Admission, AttemptId, PeerKey};
 use crate::keys::Keys;
 use crate::link::Connection;
 use crate::queue::Counter;
-use crate::wire::{Class, Extension, Hello, KeyId, Mark, Scope, Seal};
+use crate::wire::{Class, Compression, Extension, Hello, KeyId, Mark, Scope, Seal};
 
 /// How long a caller may take from its connection to the end of its hello.
 pub const HELLO_LIMIT: Duration = Duration::from_secs(3);
@@ -70,6 +73,9 @@ pub enum Order {
     Cancel(AttemptId),
     /// Who may connect has changed, or what is told to them, or with which keys.
     Admit(Admission, Extension, Option<Keys>),
+    /// Where other sites connect has changed: one wildcard address for each port. All of it is done, or nothing
+    /// and the sentence says why.
+    Sites(Vec<SocketAddr>, Sender<Result<(), String>>),
     /// Nothing: it shows that the reactor still runs.
     Beat,
     /// Accept no more, and drop every handshake in flight.
@@ -119,6 +125,8 @@ pub enum Offer {
         encryption: Option<Encryption>,
         /// What the peer told, if it speaks the extension.
         extension: Option<Extension>,
+        /// What both sides agreed on.
+        compression: Option<Compression>,
         /// Where the other side is.
         source: SocketAddr,
         /// The configured address, if the caller came from another one.
@@ -185,6 +193,12 @@ impl Refusals {
 pub type Deliver = Box<dyn Fn(Offer, Arc<()>) + Send>;
 
 impl Plan {
+    /// How this side wants a link compressed. Meta packets are few and urgent.
+    fn compression(&self, peer: PeerKey, class: Class) -> Option<Compression> {
+        let known = self.admission.known.iter().find(|known| known.key == peer);
+        known.filter(|_| class == Class::Data).and_then(|known| known.compress)
+    }
+
     /// This side's hello. `addr` is the local runsite's on site links; nobody reads it on node links.
     fn hello(&self, scope: Scope, class: Class, addr: Option<IpAddr>, mark: Mark) -> Hello {
         let id = match scope {

@@ -7,12 +7,13 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use log::{Level, debug, warn};
 use polling::{Event, Events, Poller};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::handshake::{Failure, Handshake, Party, Step};
+use super::listener::{self, Listener};
 use super::{DIAL_LIMIT, Deliver, Dial, HELLO_LIMIT, MAX_OFFERED, MAX_PENDING, Offer, Order, Plan, Refusals};
 use crate::core::{AttemptId, Door, PeerKey, Refused};
 use crate::limited;
@@ -21,14 +22,12 @@ use crate::queue::Counter;
 use crate::sys::{self, Registered};
 use crate::wire::Class;
 
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 1024;
 /// How long no connection is accepted after the system had no descriptor for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Keys in the poller: the address watch, the listeners in the order of their making, then handshakes.
 const WATCH: usize = 0;
-const FIRST_LISTENER: usize = 1;
-const FIRST_HANDSHAKE: usize = 1000;
+pub(super) const FIRST_LISTENER: usize = 1;
+pub(super) const FIRST_HANDSHAKE: usize = 1000;
 
 /// The way to give orders to the reactor thread.
 pub struct Reactor {
@@ -50,19 +49,10 @@ impl Reactor {
         let refusals = Arc::new(Refusals::default());
         let beats = Arc::new(Counter::default());
         let mut listeners = Vec::new();
-        let kernel = "serverip and serverport, or option --server";
-        let sites = plan.sites.iter().map(|&addr| {
-            ("other sites", addr, Some(Door::Site(addr.port())), "ip and port of this site's runsites")
-        });
-        let all = [
-            ("the kernel module", plan.server, None, kernel),
-            ("the other nodes", plan.node, Some(Door::Node), "ipaddr and port of this node"),
-        ];
-        for (key, (what, addr, door, element)) in (FIRST_LISTENER..).zip(all.into_iter().chain(sites)) {
-            let listener = listen(addr)
-                .map_err(|error| format!("cannot listen for {what} at {addr}: {error}; check {element}"))?;
-            let socket = Registered::new(&poller, listener, Event::readable(key)).map_err(system)?;
-            listeners.push(Listener { key, door, socket, paused: None });
+        listener::open(&poller, &mut listeners, plan.server, None)?;
+        listener::open(&poller, &mut listeners, plan.node, Some(Door::Node))?;
+        for &addr in &plan.sites {
+            listener::open(&poller, &mut listeners, addr, Some(Door::Site(addr.port())))?;
         }
         // Without the watch, ownership is still looked at with every tick.
         let watch = sys::watch_addresses()
@@ -92,26 +82,23 @@ impl Reactor {
         self.beats.get()
     }
 
+    /// Listens for other sites at these wildcard addresses, and at no others. Nothing has changed where that fails.
+    ///
+    /// # Errors
+    /// A sentence for the operator: which address cannot be bound, and what may help.
+    pub fn listen_for_sites(&self, sites: Vec<SocketAddr>) -> Result<(), String> {
+        let (reply, answer) = bounded(1);
+        self.order(Order::Sites(sites, reply));
+        // Its thread never waits for anybody.
+        answer.recv().unwrap_or_else(|_| Err("the reactor has ended".into()))
+    }
+
     /// Gives an order; it is carried out by the reactor thread, in the order given.
     pub fn order(&self, order: Order) {
         // The thread lives as long as the daemon.
         let _ = self.orders.send(order);
         let _ = self.poller.notify();
     }
-}
-
-fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
-    // A daemon that comes back must not wait for the connections of its predecessor to time out.
-    socket.set_reuse_address(true)?;
-    if addr.is_ipv6() {
-        // The wildcard address serves sites of both families.
-        socket.set_only_v6(!addr.ip().is_unspecified())?;
-    }
-    socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
 }
 
 /// Starts a connection; it is complete, or has failed, when the socket becomes writable.
@@ -128,15 +115,6 @@ fn dial(to: SocketAddr, from: std::net::IpAddr) -> io::Result<TcpStream> {
         }
         _ => Ok(socket.into()),
     }
-}
-
-struct Listener {
-    key: usize,
-    /// For whom, if not for the kernel module.
-    door: Option<Door>,
-    socket: Registered<TcpListener>,
-    /// Until when nothing is accepted.
-    paused: Option<Instant>,
 }
 
 /// A handshake in flight.
@@ -211,6 +189,10 @@ impl Thread {
                 self.plan.admission = admission;
                 self.plan.extension = extension;
                 self.plan.keys = keys;
+            }
+            // Whoever asked waits for the answer.
+            Order::Sites(sites, reply) => {
+                drop(reply.send(listener::set_sites(&self.poller, &mut self.listeners, &sites)));
             }
             Order::Beat => {}
             Order::Stop => {
@@ -333,6 +315,7 @@ impl Thread {
 
     fn hand_over(&mut self, flight: Flight, kernel: Option<(Class, u8)>) {
         let Flight { socket, handshake, source, .. } = flight;
+        let compression = handshake.compression();
         let Some(stream) = socket.release() else { return };
         if let Err(error) = stream.set_nonblocking(false) {
             limited!(Level::Error, ("hand over", 0), "lost the connection with {source}: {error}");
@@ -349,6 +332,7 @@ impl Thread {
                 attempt: None,
                 encryption,
                 extension: handshake.extension,
+                compression,
                 source,
                 expected: admitted.expected,
             },
@@ -359,6 +343,7 @@ impl Thread {
                 attempt: Some(dial.attempt),
                 encryption,
                 extension: handshake.extension,
+                compression,
                 source,
                 expected: None,
             },

@@ -1,4 +1,5 @@
 //! The status as Prometheus text exposition, version 0.0.4.
+#![allow(clippy::indexing_slicing, reason = "a JSON value gives null for what it has not")]
 
 use std::fmt::Write;
 
@@ -36,6 +37,13 @@ const FORWARDED_BYTES: Family = (
 );
 const QUEUED: Family = ("hadm_packets_queued", "gauge", "Packets that wait.");
 const QUEUED_BYTES: Family = ("hadm_queued_bytes", "gauge", "Bytes that wait, headers included.");
+const SQUEEZED: Family =
+    ("hadm_compress_plain_bytes_total", "counter", "Bytes of the data packets that were compressed.");
+const SQUEEZED_WIRE: Family = (
+    "hadm_compress_wire_bytes_total",
+    "counter",
+    "Bytes of the frames that carried compressed data packets.",
+);
 const DROPPED: Family = ("hadm_packets_dropped_total", "counter", "Packets dropped, by cause.");
 
 struct Text(String);
@@ -125,6 +133,16 @@ pub fn render(status: &Value) -> String {
         causes(&books["dropped"]).into_iter().map(move |(cause, n)| (format!("{labels},{cause}"), n))
     });
     text.family(DROPPED, dropped);
+    for (family, field) in [(SQUEEZED, "plain_bytes"), (SQUEEZED_WIRE, "wire_bytes")] {
+        let samples =
+            peers.iter().filter(|(_, peer)| peer["compress"].is_object()).flat_map(|(name, peer)| {
+                ["in", "out"].map(|direction| {
+                    let labels = [name.clone(), label("direction", direction)].join(",");
+                    (labels, number(&peer["compress"][direction][field]))
+                })
+            });
+        text.family(family, samples);
+    }
     text.0
 }
 
@@ -141,6 +159,7 @@ mod tests {
             "peers": [{
                 "peer": "node 1", "connected": true, "sessions": 1, "attempts": 2, "unanswered": 0,
                 "rtt_us": 250,
+                "compress": {"used": "lz4", "out": {"plain_bytes": 90, "wire_bytes": 30}, "in": {}},
                 "books": {"data_out": {"received": 5, "forwarded": 4, "queued": 1, "dropped": {"not connected": 0}}},
             }],
         });
@@ -151,6 +170,8 @@ mod tests {
             "hadm_peer_rtt_seconds{peer=\"node 1\"} 0.00025",
             "hadm_packets_received_total{peer=\"node 1\",class=\"data\",direction=\"out\"} 5",
             "# TYPE hadm_packets_dropped_total counter",
+            "hadm_compress_plain_bytes_total{peer=\"node 1\",direction=\"out\"} 90",
+            "hadm_compress_wire_bytes_total{peer=\"node 1\",direction=\"out\"} 30",
             "hadm_packets_dropped_total{peer=\"node 1\",class=\"data\",direction=\"out\",cause=\"not connected\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");

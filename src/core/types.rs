@@ -273,13 +273,12 @@ impl ConnState {
 
     /// Who is connected in both.
     pub fn common(&self, other: &ConnState) -> ConnState {
-        let sites = self.sites.iter();
-        ConnState {
-            nodes: self.nodes & other.nodes,
-            sites: sites
-                .map(|(&id, &mask)| (id, mask & other.sites.get(&id).copied().unwrap_or_default()))
-                .collect(),
+        let mut both = self.clone();
+        both.nodes = self.nodes & other.nodes;
+        for (id, mask) in &mut both.sites {
+            *mask = *mask & other.sites.get(id).copied().unwrap_or_default();
         }
+        both
     }
 }
 

@@ -73,9 +73,12 @@ impl Daemon {
         self.stream.write_all(format!("{}\n", request.line()).as_bytes())?;
         let gone = || Failure::Said("the daemon hung up".into());
         let mut answer = self.line()?.ok_or_else(gone)?;
-        match answer["ok"].as_bool() {
-            Some(true) => Ok(answer["data"].take()),
-            _ => Err(Failure::Said(answer["error"].as_str().unwrap_or("refused without a reason").into())),
+        match answer.get("ok").and_then(Value::as_bool) {
+            Some(true) => Ok(answer.get_mut("data").map(Value::take).unwrap_or_default()),
+            _ => {
+                let why = answer.get("error").and_then(Value::as_str).unwrap_or("refused without a reason");
+                Err(Failure::Said(why.into()))
+            }
         }
     }
 }
@@ -134,7 +137,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         }
         Command::Version => {
             let status = daemon.ask(&Request::Status)?;
-            let daemon = status["version"].as_str().unwrap_or("unknown");
+            let daemon = status.get("version").and_then(Value::as_str).unwrap_or("unknown");
             writeln!(out, "hadmctl {}\nhadmd {daemon}", env!("CARGO_PKG_VERSION"))?;
         }
         Command::Plan { file, json } => {
@@ -160,7 +163,7 @@ fn follow(
 ) -> Result<(), Failure> {
     out.flush()?;
     while let Some(line) = daemon.line()? {
-        let event = &line["event"];
+        let event = line.get("event").unwrap_or(&Value::Null);
         let text = if json { event.to_string() } else { show(event) };
         writeln!(out, "{text}")?;
         out.flush()?;

@@ -1,4 +1,5 @@
 //! Answers of the daemon as text for people.
+#![allow(clippy::indexing_slicing, reason = "a JSON value gives null for what it has not")]
 
 use std::fmt::Write;
 
@@ -125,6 +126,9 @@ fn peer_lines(peer: &Value, earlier: Option<&Value>, colour: bool, line: &mut im
     if let Some(error) = peer["last_error"].as_str() {
         line(format!("  last error: {error}"));
     }
+    if let Some(compress) = compress(peer) {
+        line(compress);
+    }
     for (stream, books) in peer["books"].as_object().into_iter().flatten() {
         if number(&books["received"]) == 0 {
             continue;
@@ -154,6 +158,25 @@ fn peer_lines(peer: &Value, earlier: Option<&Value>, colour: bool, line: &mut im
             size(number(&books["queued_bytes"]) as f64),
         ));
     }
+}
+
+/// What is compressed between two sites, and how much it gains.
+fn compress(peer: &Value) -> Option<String> {
+    let compress = peer["compress"].as_object()?;
+    let mut out = match compress["used"].as_str() {
+        Some(method) => format!("  compress {method}"),
+        None if peer["connected"] != true => "  compress".into(),
+        None if compress["wanted"].is_null() => "  compress not wanted here any more".into(),
+        None => "  compress not wanted by the other side".into(),
+    };
+    for direction in ["in", "out"] {
+        let bytes = |field: &str| compress[direction][field].as_f64().unwrap_or_default();
+        let (plain, wire) = (bytes("plain_bytes"), bytes("wire_bytes"));
+        if wire > 0.0 {
+            let _ = write!(out, "  {direction} {} as {} ({:.2})", size(plain), size(wire), plain / wire);
+        }
+    }
+    Some(out)
 }
 
 /// What a reload does, or would do.

@@ -1,4 +1,5 @@
 //! The kernel module's side: its two links, and what it is told of its peers.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod announce;
 

@@ -70,8 +70,7 @@ impl fmt::Debug for Coat {
 
 impl Coat {
     /// This coat over another: what leaves goes through `inner` first.
-    pub fn over(self, inner: Option<Coat>) -> Coat {
-        let Some(inner) = inner else { return self };
+    pub fn over(self, inner: Coat) -> Coat {
         Coat {
             encode: Box::new(Layers { outer: self.encode, inner: inner.encode, between: BytesMut::new() }),
             decode: Box::new(Layers { outer: self.decode, inner: inner.decode, between: BytesMut::new() }),
@@ -108,7 +107,7 @@ impl Decode for Layers<dyn Decode> {
     }
 
     fn pending(&self) -> usize {
-        self.between.len() + self.inner.pending() + self.outer.pending()
+        [self.between.len(), self.inner.pending(), self.outer.pending()].iter().sum()
     }
 }
 
@@ -119,6 +118,16 @@ pub struct Connection {
     pub stream: TcpStream,
     /// `None`: packets go as they are.
     pub coat: Option<Coat>,
+}
+
+impl Connection {
+    /// Puts a coat on, under what it wears already.
+    pub fn wear_inside(&mut self, inner: Coat) {
+        self.coat = Some(match self.coat.take() {
+            Some(outer) => outer.over(inner),
+            None => inner,
+        });
+    }
 }
 
 impl From<TcpStream> for Connection {
@@ -144,7 +153,7 @@ impl Undressing {
     /// Like [`sys::receive`]: fills the spare room of `room` as far as bytes are there, blocking for the first.
     pub(super) fn receive(&mut self, stream: &TcpStream, room: &mut BytesMut) -> Result<usize, Closed> {
         loop {
-            let spare = room.capacity() - room.len();
+            let spare = room.capacity().saturating_sub(room.len());
             while self.plain.len() < spare && self.decode.decode(&mut self.wire, &mut self.plain)? {}
             if !self.plain.is_empty() {
                 let n = spare.min(self.plain.len());
@@ -165,7 +174,7 @@ impl Undressing {
 
     /// Bytes of a frame that is not complete.
     pub(super) fn pending(&self) -> usize {
-        self.wire.len() + self.plain.len() + self.decode.pending()
+        [self.wire.len(), self.plain.len(), self.decode.pending()].iter().sum()
     }
 }
 
@@ -257,8 +266,8 @@ mod tests {
         // Inside frames larger and smaller than outside ones.
         vec![
             ("one", toy(1 << 20)),
-            ("small over large", toy(100).over(Some(toy(1 << 20)))),
-            ("large over small", toy(1 << 20).over(Some(toy(100)))),
+            ("small over large", toy(100).over(toy(1 << 20))),
+            ("large over small", toy(1 << 20).over(toy(100))),
         ]
     }
 

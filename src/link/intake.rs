@@ -4,6 +4,7 @@
 //! share the buffer by reference count; the buffer is used again when all of them are gone. It starts small
 //! and doubles while reads fill it, so that idle links cost little.
 
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use bytes::{Bytes, BytesMut};
@@ -88,13 +89,16 @@ impl Intake {
     }
 
     /// Where to read to: a buffer with room for at least one byte more.
-    pub fn room(&mut self) -> &mut BytesMut {
+    ///
+    /// # Errors
+    /// There is no memory for the packet at the front.
+    pub fn room(&mut self) -> io::Result<&mut BytesMut> {
         let packet = self.front().map_or(self.last_packet.max(HEADER_LEN), |header| packet_len(&header));
         let missing = packet.saturating_sub(self.buf.len()).max(1);
-        if self.buf.capacity() - self.buf.len() < missing {
-            self.next_chunk(packet);
+        if self.buf.capacity().saturating_sub(self.buf.len()) < missing {
+            self.next_chunk(packet)?;
         }
-        &mut self.buf
+        Ok(&mut self.buf)
     }
 
     /// Tells how much was read into [`Intake::room`].
@@ -102,24 +106,25 @@ impl Intake {
         self.best_read = self.best_read.max(n);
         // A small read that happens to end where the buffer ends says nothing.
         if self.buf.len() == self.buf.capacity() && n >= self.chunk_bytes / 2 {
-            self.want = (self.want * 2).min(MAX_CHUNK);
+            self.want = self.want.saturating_mul(2).min(MAX_CHUNK);
         }
     }
 
-    fn next_chunk(&mut self, packet: usize) {
+    fn next_chunk(&mut self, packet: usize) -> io::Result<()> {
         if self.best_read < self.chunk_bytes / 8 {
             self.want = (self.want / 2).max(FIRST_CHUNK);
         }
         self.best_read = 0;
-        let size = (self.want / packet).max(1) * packet;
-        let fits = (size..=2 * size).contains(&self.chunk_bytes);
-        if !fits || !self.buf.try_reclaim(size - self.buf.len()) {
-            let mut next = BytesMut::with_capacity(size);
+        let size = self.want.checked_div(packet).unwrap_or_default().max(1).saturating_mul(packet);
+        let fits = (size..=size.saturating_mul(2)).contains(&self.chunk_bytes);
+        if !fits || !self.buf.try_reclaim(size.saturating_sub(self.buf.len())) {
+            let mut next = empty(size).or_else(|_| empty(packet))?;
             next.extend_from_slice(&self.buf);
             self.buf = next;
             self.chunk_bytes = self.buf.capacity();
         }
         self.chunk = fresh_chunk();
+        Ok(())
     }
 
     fn front(&self) -> Option<Header> {
@@ -133,7 +138,7 @@ impl Intake {
     /// The magic is missing or the packet is too long: the stream cannot be read on.
     pub fn next(&mut self, seen: &mut dyn FnMut(&Header)) -> Result<Option<Item>, Refusal> {
         let mut len = 0;
-        let mut packets = 0;
+        let mut packets: u32 = 0;
         let mut first: Option<(Header, Class, Scope)> = None;
         while let Some(bytes) = self.buf.get(len..).and_then(|rest| rest.first_chunk()) {
             let header = Header::decode(bytes);
@@ -146,9 +151,7 @@ impl Intake {
                 return Err(refusal);
             }
             let size = packet_len(&header);
-            if self.buf.len() - len < size {
-                break;
-            }
+            let Some(end) = len.checked_add(size).filter(|&end| end <= self.buf.len()) else { break };
             match (checked, &first) {
                 (Ok((class, scope)), None) if !header.kind.is_daemons_own() => {
                     first = Some((header, class, scope));
@@ -171,8 +174,8 @@ impl Intake {
             }
             seen(&header);
             self.last_packet = size;
-            len += size;
-            packets += 1;
+            len = end;
+            packets = packets.wrapping_add(1);
         }
         Ok(first.map(|(header, class, scope)| {
             let bytes = self.buf.split_to(len).freeze();
@@ -182,8 +185,17 @@ impl Intake {
     }
 }
 
+/// A buffer of that size, unless there is no memory for it: asked for directly, that would end the process.
+fn empty(size: usize) -> io::Result<BytesMut> {
+    let mut memory = Vec::new();
+    let short =
+        || io::Error::new(io::ErrorKind::OutOfMemory, "this machine has no memory left for its packets");
+    memory.try_reserve_exact(size).map_err(|_| short())?;
+    Ok(Bytes::from(memory).into())
+}
+
 fn packet_len(header: &Header) -> usize {
-    HEADER_LEN + header.len as usize
+    HEADER_LEN.saturating_add(header.len as usize)
 }
 
 #[cfg(test)]
@@ -216,7 +228,7 @@ mod tests {
                 Ok(Some(_)) => {}
                 Ok(None) if at == bytes.len() => return (relayed, headers, None),
                 Ok(None) => {
-                    let room = intake.room();
+                    let room = intake.room().unwrap();
                     let n = pieces[piece % pieces.len()]
                         .clamp(1, room.capacity() - room.len())
                         .min(bytes.len() - at);
@@ -233,7 +245,7 @@ mod tests {
     fn packets_for_the_same_destination_are_one_run() {
         let mut intake = Intake::new(1000);
         for (dev, to) in [(0, 1), (0, 1), (0, 2), (1, 2)] {
-            intake.room().extend_from_slice(&packet(36, dev, to, b"payload"));
+            intake.room().unwrap().extend_from_slice(&packet(36, dev, to, b"payload"));
         }
         let mut runs = Vec::new();
         while let Some(Item::Run(run)) = intake.next(&mut |_| {}).unwrap() {
@@ -249,7 +261,7 @@ mod tests {
         let mut bytes = packet(36, 0, 1, b"");
         bytes[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
         let mut intake = Intake::new(16 << 20);
-        intake.room().extend_from_slice(&bytes);
+        intake.room().unwrap().extend_from_slice(&bytes);
         let refusal = intake.next(&mut |_| {}).unwrap_err();
         assert_eq!(refusal, Refusal::TooLong { len: u32::MAX, max: 16 << 20 });
         assert!(intake.chunk_bytes <= FIRST_CHUNK);
@@ -271,7 +283,7 @@ mod tests {
         let mut at = 0;
         // Reads as much as there is room for, or at most one packet at a time.
         let mut read = |most: usize| {
-            let room = intake.room();
+            let room = intake.room().unwrap();
             let n = most.min(room.capacity() - room.len()).min(stream.len() - at);
             room.extend_from_slice(&stream[at..at + n]);
             at = (at + n) % stream.len();

@@ -3,7 +3,7 @@
 //! Whoever puts something into an empty queue carries it on to the socket at once, without blocking: a
 //! hand-over to another thread costs a wake-up, which is most of a packet's time on an idle machine. What
 //! the socket does not take is left to the link's own thread. Order is kept because only the holder of the
-//! stage's lock takes anything out of the queue.
+//! [`Token`] takes anything out of the queue.
 //!
 //! Putting something in never blocks and never fails; what bounds the queue is the [`Hold`] that comes with
 //! each parcel.
@@ -11,13 +11,12 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError};
-use std::thread::{self, Thread};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use crossbeam::queue::SegQueue;
 
+use super::token::{Job, Pumped, Token};
 use super::{CoatError, Encode};
 use crate::queue::Hold;
 use crate::sys;
@@ -46,7 +45,7 @@ enum Parcel {
 
 /// What is being written.
 #[derive(Default)]
-struct Stage {
+pub(super) struct Stage {
     /// Gathered from the queue, in order. `None` is for what nobody keeps books of.
     gathered: VecDeque<(Bytes, Option<Hold>)>,
     /// Bytes of the first one that the socket has.
@@ -59,24 +58,13 @@ struct Stage {
 pub struct Outlet {
     stream: TcpStream,
     queue: SegQueue<Parcel>,
-    /// The token: its holder may take from the queue and write to the socket. No other lock is taken under it
-    /// but those of accounts and of [`Late`]s.
-    stage: Mutex<Stage>,
-    closed: AtomicBool,
-    thread: OnceLock<Thread>,
+    token: Token<Stage>,
     failed: Box<dyn Fn(io::Error) + Send + Sync>,
 }
 
-enum Pumped {
-    /// Nothing is left.
-    Empty,
-    /// The socket takes no more for now, or others have put in a lot.
-    Left,
-}
-
 impl Outlet {
-    /// A writing end without its thread. `encode` is what the bytes wear on the wire; `failed` is called when the socket cannot be written to, possibly
-    /// more than once, by any thread, and must not block.
+    /// A writing end without its thread. `encode` is what the bytes wear on the wire; `failed` is called when the
+    /// socket cannot be written to, possibly more than once, by any thread, and must not block.
     pub fn new(
         stream: TcpStream,
         encode: Option<Box<dyn Encode>>,
@@ -86,9 +74,7 @@ impl Outlet {
         Arc::new(Outlet {
             stream,
             queue: SegQueue::new(),
-            stage: Mutex::new(Stage { coat, ..Stage::default() }),
-            closed: AtomicBool::new(false),
-            thread: OnceLock::new(),
+            token: Token::new(Stage { coat, ..Stage::default() }),
             failed: Box::new(failed),
         })
     }
@@ -99,7 +85,7 @@ impl Outlet {
     /// The system has no room for another thread.
     pub fn start(self: &Arc<Self>, name: &str) -> io::Result<()> {
         let outlet = Arc::clone(self);
-        sys::spawn(name, move || outlet.work())
+        sys::spawn(name, move || outlet.token.work(&*outlet))
     }
 
     /// The socket.
@@ -110,93 +96,40 @@ impl Outlet {
     /// Queues packets; they are written in the order in which they were put in.
     pub fn put(&self, bytes: Bytes, hold: Hold) {
         self.queue.push(Parcel::Packets(bytes, hold));
-        self.kick();
+        self.token.kick(self);
     }
 
     /// Queues a place for bytes that are made when their turn comes.
     pub fn put_late(&self, late: Arc<dyn Late>) {
         self.queue.push(Parcel::Late(late));
-        self.kick();
+        self.token.kick(self);
     }
 
     /// Closes the link; what is queued is dropped. Never blocks.
     pub fn close(&self) {
-        self.closed.store(true, SeqCst);
-        // Wakes a thread that writes, and both readers' sides.
-        let _ = self.stream.shutdown(Shutdown::Both);
-        self.kick();
-        self.wake();
+        // The socket's end wakes a thread that writes, and both readers' sides.
+        self.token.close(self, || drop(self.stream.shutdown(Shutdown::Both)));
     }
 
     /// Tells the other side that nothing more will come.
     pub fn finish(&self) {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
+}
 
-    /// Carries on what is queued, if nobody else is at it.
-    fn kick(&self) {
-        loop {
-            // A holder that is about to leave looks at the queue once more after it has left (see below):
-            // either it sees what was put in, or the lock is free by now.
-            fence(SeqCst);
-            let mut stage = match self.stage.try_lock() {
-                Ok(stage) => stage,
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => return,
-            };
-            match self.pump(&mut stage, false) {
-                Ok(Pumped::Left) => {
-                    drop(stage);
-                    return self.wake();
-                }
-                Ok(Pumped::Empty) => {}
-                Err(error) => {
-                    drop(stage);
-                    (self.failed)(error);
-                }
-            }
-            fence(SeqCst);
-            if self.queue.is_empty() {
-                return;
-            }
-        }
-    }
+impl Job for Outlet {
+    type Stage = Stage;
+    type Error = io::Error;
 
-    fn wake(&self) {
-        if let Some(thread) = self.thread.get() {
-            thread.unpark();
-        }
-    }
-
-    /// The link's own thread.
-    fn work(&self) {
-        let _ = self.thread.set(thread::current());
-        while !self.closed.load(SeqCst) {
-            let pumped = {
-                let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
-                self.pump(&mut stage, true)
-            };
-            if let Err(error) = pumped {
-                (self.failed)(error);
-            }
-            fence(SeqCst);
-            if self.queue.is_empty() {
-                thread::park();
-            }
-        }
-        self.kick();
-    }
-
-    /// Writes until nothing is left, or (without `wait`) until the socket takes no more.
     fn pump(&self, stage: &mut Stage, wait: bool) -> io::Result<Pumped> {
         for turn in 0.. {
-            if self.closed.load(SeqCst) {
+            if self.token.is_closed() {
                 while self.queue.pop().is_some() {}
                 stage.gathered.clear();
                 return Ok(Pumped::Empty);
             }
             if let Err(error) = stage.gather(&self.queue) {
-                return self.broken(stage, io::Error::other(error));
+                return stage.broken(io::Error::other(error));
             }
             if stage.gathered.is_empty() {
                 return Ok(Pumped::Empty);
@@ -214,17 +147,19 @@ impl Outlet {
             match sys::send(&self.stream, parts, wait) {
                 Ok(n) => stage.advance(n),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Pumped::Left),
-                Err(error) => return self.broken(stage, error),
+                Err(error) => return stage.broken(error),
             }
         }
         Ok(Pumped::Left)
     }
 
-    /// Nothing more can leave here; whoever is told closes the link.
-    fn broken(&self, stage: &mut Stage, error: io::Error) -> io::Result<Pumped> {
-        self.closed.store(true, SeqCst);
-        stage.gathered.clear();
-        Err(error)
+    fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Whoever is told closes the link.
+    fn failed(&self, error: io::Error) {
+        (self.failed)(error);
     }
 }
 
@@ -253,6 +188,12 @@ impl Stage {
         Ok(())
     }
 
+    /// Nothing more can leave here.
+    fn broken(&mut self, error: io::Error) -> io::Result<Pumped> {
+        self.gathered.clear();
+        Err(error)
+    }
+
     /// Whether enough is encoded for now.
     fn is_coated_full(&self) -> bool {
         self.coat.is_some()
@@ -261,12 +202,10 @@ impl Stage {
 
     /// The socket took `n` more bytes.
     fn advance(&mut self, n: usize) {
-        self.written += n;
+        self.written = self.written.saturating_add(n);
         while let Some((bytes, _)) = self.gathered.front() {
-            if self.written < bytes.len() {
-                return;
-            }
-            self.written -= bytes.len();
+            let Some(rest) = self.written.checked_sub(bytes.len()) else { return };
+            self.written = rest;
             if let Some((_, Some(hold))) = self.gathered.pop_front() {
                 hold.forwarded();
             }
@@ -280,7 +219,8 @@ mod tests {
     use crate::queue::{Account, Books, DropCause, Load};
     use std::io::Read;
     use std::net::TcpListener;
-    use std::sync::mpsc;
+    use std::sync::{Mutex, mpsc};
+    use std::thread;
     use std::time::{Duration, Instant};
 
     fn pair() -> (TcpStream, TcpStream) {

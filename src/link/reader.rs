@@ -73,14 +73,15 @@ pub fn read_link(
     let mut undressing = decode.map(Undressing::new);
     let mut look = || -> Result<(), Closed> {
         loop {
+            let room = intake.room().map_err(Closed::Broken)?;
             let received = match &mut undressing {
-                None => sys::receive(stream, intake.room()).map_err(Closed::Broken),
-                Some(undressing) => undressing.receive(stream, intake.room()),
+                None => sys::receive(stream, room).map_err(Closed::Broken)?,
+                Some(undressing) => undressing.receive(stream, room)?,
             };
-            match received? {
+            match received {
                 0 => {
                     let coated = undressing.as_ref().map_or(0, Undressing::pending);
-                    return Err(Closed::Eof(intake.pending() + coated));
+                    return Err(Closed::Eof(intake.pending().saturating_add(coated)));
                 }
                 n => intake.filled(n),
             }

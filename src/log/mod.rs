@@ -69,6 +69,18 @@ pub fn install(target: Target, level: LevelFilter) -> Result<(), String> {
     Ok(())
 }
 
+/// From now on a panic in any thread is logged and ends the process with exit status 1, so that the service
+/// manager starts a whole daemon instead of a half-dead one going on. To be called once, after [`install`].
+pub fn end_on_panic() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        log::error!("defect in hadmd, ending: {panic}");
+        log::logger().flush();
+        default(panic);
+        std::process::exit(1);
+    }));
+}
+
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.level() <= log::max_level()

@@ -238,7 +238,9 @@ impl Label {
         message.encode(out);
         // Nothing longer than SIZE_MAX or a chunk is ever encoded.
         let len = (out.len() - start - HEADER_LEN) as u32;
-        out[start..start + HEADER_LEN].copy_from_slice(&self.header(message.kind(), len));
+        if let Some(place) = out.get_mut(start..).and_then(|packet| packet.first_chunk_mut()) {
+            *place = self.header(message.kind(), len);
+        }
     }
 
     /// Reads what a probe has written; `None` for the packets of others.
@@ -250,7 +252,7 @@ impl Label {
         if bytes[MARK_AT] != MARK {
             return None;
         }
-        let number = |at: Range<usize>| bytes[at].try_into().map(u64::from_le_bytes).ok();
+        let number = |at: Range<usize>| bytes.get(at)?.try_into().map(u64::from_le_bytes).ok();
         let (_, scope) = header.kind.relayed()?;
         let label = Label {
             scope,
@@ -267,7 +269,9 @@ impl Label {
 
 /// Writes another number into a packet that is encoded already.
 pub fn renumber(packet: &mut [u8], seq: u64) {
-    packet[SEQ_AT].copy_from_slice(&seq.to_le_bytes());
+    if let Some(place) = packet.get_mut(SEQ_AT) {
+        place.copy_from_slice(&seq.to_le_bytes());
+    }
 }
 
 #[cfg(test)]

@@ -24,8 +24,10 @@ impl Histogram {
     /// Counts one duration.
     pub fn add(&mut self, time: Duration) {
         let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        self.counts[slot(nanos)] += 1;
-        self.total += 1;
+        if let Some(count) = self.counts.get_mut(slot(nanos)) {
+            *count += 1;
+            self.total += 1;
+        }
         self.max = self.max.max(nanos);
     }
 

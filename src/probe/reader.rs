@@ -70,7 +70,7 @@ impl<R: Read> PacketReader<R> {
             self.buf.resize(wanted, 0);
         }
         loop {
-            match self.from.read(&mut self.buf[self.end..]) {
+            match self.from.read(self.buf.get_mut(self.end..).unwrap_or_default()) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(n) => {
                     self.end += n;

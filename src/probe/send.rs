@@ -74,9 +74,10 @@ fn write(out: &Outgoing, mut file: File, path: &Path, size: u64, bar: &Progress)
             let Some(label) = out.label(chunks + 1) else {
                 return Ok(Sent { chunks, sha256: [0; 32] });
             };
-            slot[..HEADER_LEN].copy_from_slice(&label.header(ASK, 1 + n as u32));
-            slot[HEADER_LEN] = CHUNK;
-            let bytes = &mut slot[HEAD..HEAD + n];
+            let Some((header, [kind, bytes @ ..])) = slot.split_first_chunk_mut() else { break };
+            *header = label.header(ASK, 1 + n as u32);
+            *kind = CHUNK;
+            let bytes = bytes.get_mut(..n).unwrap_or_default();
             file.read_exact(bytes)
                 .map_err(|e| Failure::Failed(format!("cannot read {} to its end: {e}", path.display())))?;
             hash.update(&*bytes);
@@ -84,7 +85,7 @@ fn write(out: &Outgoing, mut file: File, path: &Path, size: u64, bar: &Progress)
             left -= n as u64;
             chunks += 1;
         }
-        out.send(&block[..used])?;
+        out.send(block.get(..used).unwrap_or_default())?;
         bar.add(before - left);
     }
     let sha256 = hash.finalize().into();

@@ -2,6 +2,7 @@
 //!
 //! It must never print an unchanged state, which the daemon repeats every few seconds, and never miss one
 //! in between: the thread that prints is the one that reads the meta link.
+#![allow(clippy::indexing_slicing, reason = "JSON objects that were made here")]
 
 use std::net::SocketAddr;
 use std::time::SystemTime;

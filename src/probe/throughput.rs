@@ -45,8 +45,10 @@ fn flood(out: &Outgoing, size: usize, time: Duration) -> Result<u64, Failure> {
         if label.to != to {
             to = label.to;
             for packet in batch.chunks_exact_mut(packet) {
-                packet[..HEADER_LEN].copy_from_slice(&label.header(ASK, size as u32));
-                packet[HEADER_LEN] = FLOOD;
+                if let Some((header, [kind, ..])) = packet.split_first_chunk_mut() {
+                    *header = label.header(ASK, size as u32);
+                    *kind = FLOOD;
+                }
             }
         }
         for packet in batch.chunks_exact_mut(packet) {

@@ -107,8 +107,9 @@ impl Account {
             return Err(Refusal::Closed);
         }
         let paid = load.chunk != 0 && self.last_chunk.load() == load.chunk;
-        let cost = if paid { ENTRY_COST } else { load.chunk_bytes + ENTRY_COST };
-        let fits = |before| (before == 0 || before + cost <= self.ceiling).then_some(before + cost);
+        let cost = if paid { ENTRY_COST } else { load.chunk_bytes.saturating_add(ENTRY_COST) };
+        let fits =
+            |before: usize| before.checked_add(cost).filter(|&after| before == 0 || after <= self.ceiling);
         let before = self.charged.fetch_update(SeqCst, SeqCst, fits).map_err(|_| Refusal::Full)?;
         if before == 0 {
             self.mark(self.moved.load(SeqCst));

@@ -109,6 +109,7 @@ impl Books {
         self.drop_counter(cause).add(packets.into());
     }
 
+    #[allow(clippy::indexing_slicing, reason = "there is one counter for each cause")]
     fn drop_counter(&self, cause: DropCause) -> &Counter {
         &self.dropped[cause as usize]
     }
@@ -154,7 +155,8 @@ impl Tally {
 
     /// Whether received = forwarded + queued + dropped.
     pub fn balances(&self) -> bool {
-        self.received == self.forwarded + self.queued + self.all_dropped()
+        let gone = [self.forwarded, self.queued, self.all_dropped()];
+        self.received == gone.iter().sum::<u64>()
     }
 }
 

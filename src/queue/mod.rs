@@ -4,6 +4,7 @@
 //! has a ceiling in bytes, the hold gives its share back when it is dropped. The same hold tells the
 //! [`Books`] whether its packets were forwarded or dropped, so that no packet can leave them unnoticed.
 //! This room knows nobody, not even packets.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod account;
 mod books;

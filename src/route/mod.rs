@@ -2,6 +2,7 @@
 //!
 //! Readers look at a snapshot, taken anew for whatever a read brought. Because a session stands in the table
 //! before the kernel module hears of it, packets that the kernel module sends after hearing find it there.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod from_kernel;
 mod from_peer;

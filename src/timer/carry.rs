@@ -11,11 +11,13 @@ use super::{Timer, Waiting, hex, owner};
 use crate::connect::{Dial, Order};
 use crate::core::{Action, AttachId, AttemptId, ConnId, EndCause, Event, PeerKey, SessionId};
 use crate::device::{Device, handshake_ack};
-use crate::kmod;
+use crate::kmod::{self, Missing};
 use crate::limited;
-use crate::peer::Session;
+use crate::link::lz4;
+use crate::peer::{Direction, Session};
 use crate::route::{FromKernel, FromPeer};
-use crate::wire::Class;
+use crate::sys;
+use crate::wire::{Class, Compression};
 
 impl Timer {
     /// Carries out every action, in order. An exit code ends the daemon.
@@ -97,7 +99,7 @@ impl Timer {
     }
 
     fn start_session(&mut self, peer: PeerKey, id: SessionId, data: ConnId, meta: ConnId) {
-        let (Some(data), Some(meta)) = (self.waiting.remove(&data), self.waiting.remove(&meta)) else {
+        let (Some(mut data), Some(meta)) = (self.waiting.remove(&data), self.waiting.remove(&meta)) else {
             return;
         };
         for account in self.previous.remove(&peer).into_iter().flatten() {
@@ -108,6 +110,10 @@ impl Timer {
         let source = data.source.to_string();
         let table = self.switch.table();
         let Some(entry) = table.peers.get(&peer) else { return };
+        if let Some(Compression::Lz4) = data.compression {
+            let [out, inbound] = Direction::BOTH.map(|direction| entry.record.squeezed(direction));
+            data.link.wear_inside(lz4::coat(self.config.max_packet, out, inbound));
+        }
         let links = [data.link, meta.link];
         match Session::start(&entry.record, id, links, self.local_ids(), &self.limits, &self.events) {
             Ok(session) => {
@@ -129,19 +135,26 @@ impl Timer {
         story.version = theirs.map(|extension| extension.version.clone().unwrap_or_default());
         story.same_config = digest.map(|digest| digest == self.digest);
         story.encryption = link.encryption;
+        story.compression = link.compression;
         story.sessions += 1;
         story.unreachable = false;
-        let speaks = match &story.version {
-            None => "without hello extension".into(),
+        let who = match &story.version {
+            None => "without hello extension".to_string(),
             Some(version) => format!("hadmd {version}"),
         };
         let encrypted = link.encryption.map_or(String::new(), |encryption| {
             format!("; encrypted: {}, key {}", encryption.cipher, encryption.key)
         });
+        let wanted = self.admission.known.iter().any(|known| known.key == peer && known.compress.is_some());
+        let compress = match link.compression {
+            Some(compression) => format!("; compress {}", compression.name()),
+            None if wanted => "; no compression, the other side does not want it".into(),
+            None => String::new(),
+        };
         limited!(
             Level::Info,
             ("connected", peer.code()),
-            "{peer}: connected ({how} {}; {speaks}{encrypted})",
+            "{peer}: connected ({how} {}; {who}{encrypted}{compress})",
             link.source
         );
         if let Some(theirs) = digest.filter(|theirs| *theirs != self.digest) {
@@ -154,7 +167,7 @@ impl Timer {
     }
 
     fn session_failed(&self, peer: PeerKey, session: SessionId, error: &std::io::Error) {
-        error!("{peer}: cannot start its threads: {error}");
+        limited!(Level::Error, ("threads", peer.code()), "{peer}: cannot start its threads: {error}");
         let cause = EndCause::Resources(error.to_string());
         // It comes back as an event: the core is the one to end sessions.
         let _ = self.events.send(Event::SessionLost { peer, session, cause });
@@ -181,8 +194,10 @@ impl Timer {
         );
         let mut more = json!({"from": "connected", "age_s": age, "by": cause.by()});
         if let Some(session) = self.session(peer, id) {
-            more["rtt_us"] = session.rtt().map(|rtt| rtt.as_micros() as u64).into();
-            more["queued_bytes"] = session.queued_bytes().into();
+            if let Some(more) = more.as_object_mut() {
+                more.insert("rtt_us".into(), session.rtt().map(|rtt| rtt.as_micros() as u64).into());
+                more.insert("queued_bytes".into(), session.queued_bytes().into());
+            }
             self.switch.set_session(peer, None);
             session.end();
         }
@@ -219,16 +234,30 @@ impl Timer {
                 self.note_daemon("kernel module attached", &meta.source.to_string());
             }
             Err(error) => {
-                error!("cannot start the kernel module's threads: {error}");
+                limited!(
+                    Level::Error,
+                    ("threads", u64::MAX),
+                    "cannot start the kernel module's threads: {error}"
+                );
                 let _ = self.events.send(Event::KernelLost { attach, why: error.to_string() });
             }
         }
     }
 
     fn check_modules(&mut self) {
-        if let Some(missing) = self.modules.as_deref().and_then(|list| kmod::check(list).err()) {
-            error!("ending, the kernel module is gone: {missing}");
-            let _ = self.events.send(Event::ModuleGone);
+        match self.modules.as_deref().map_or(Ok(()), kmod::check) {
+            Ok(()) => {}
+            // It says nothing about the module: the next look is a second away.
+            Err(Missing::NoList(list, error)) if sys::is_shortage(&error) => limited!(
+                Level::Error,
+                ("modules", 0),
+                "cannot look for the kernel module in {} for now: {error}",
+                list.display()
+            ),
+            Err(missing) => {
+                error!("ending, the kernel module is gone: {missing}");
+                let _ = self.events.send(Event::ModuleGone);
+            }
         }
     }
 }

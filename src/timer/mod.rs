@@ -22,7 +22,7 @@ use sd_notify::NotifyState;
 
 use crate::config::{Config, PeerAddr};
 use crate::connect::{Encryption, Offer, Plan, Reactor};
-use crate::control::Ask;
+use crate::control::{Ask, Scrape};
 use crate::core::{Action, Admission, AttachId, ConnId, Core, Event, Moment, PeerKey, Via};
 use crate::keys::Keys;
 use crate::kmod;
@@ -32,7 +32,7 @@ use crate::log as logging;
 use crate::peer::{Limits, Record, Session};
 use crate::queue::{Account, Counter};
 use crate::route::Switch;
-use crate::wire::{Class, Extension, NodeId, SiteId};
+use crate::wire::{Class, Compression, Extension, NodeId, SiteId};
 use report::Story;
 use service::Watchdog;
 
@@ -54,6 +54,8 @@ pub struct Setup {
     pub stop: Receiver<String>,
     /// Questions from the control socket.
     pub asks: Receiver<Ask>,
+    /// The way to ask them, for who scrapes the metrics.
+    pub ask: Sender<Ask>,
 }
 
 /// A connection that is through its handshake and waits for the core.
@@ -65,6 +67,7 @@ struct Waiting {
     called: bool,
     extension: Option<Extension>,
     encryption: Option<Encryption>,
+    compression: Option<Compression>,
     /// Counts against the reactor's limit.
     _ticket: Arc<()>,
 }
@@ -91,6 +94,8 @@ pub struct Timer {
     attached_since: Option<Instant>,
     watchdog: Option<Watchdog>,
     asks: Receiver<Ask>,
+    ask: Sender<Ask>,
+    scrape: Option<Scrape>,
     /// Kernel modules turned away because one is attached.
     second_kernels: Counter,
     digest: [u8; 8],
@@ -109,7 +114,7 @@ impl Timer {
     /// # Errors
     /// A sentence for the operator: what is missing, where, and what helps.
     pub fn new(setup: Setup) -> Result<Self, String> {
-        let Setup { config, modules, stop, asks } = setup;
+        let Setup { config, modules, stop, asks, ask } = setup;
         if let Some(list) = &modules {
             kmod::check(list).map_err(|missing| missing.to_string())?;
         }
@@ -138,6 +143,7 @@ impl Timer {
             // Once the timer is gone the process ends.
             Box::new(move |offered, ticket| drop(offer.send((offered, ticket)))),
         )?;
+        let scrape = config.metrics.map(|addr| Scrape::start(addr, ask.clone())).transpose()?;
         let stories = settings.peers.iter().map(|&(key, _)| (key, Story::default())).collect::<Vec<_>>();
         let stories = stories.into_iter();
         let records = settings.peers.iter().map(|&(key, _)| Record::new(key));
@@ -174,6 +180,8 @@ impl Timer {
             attached_since: None,
             watchdog: Watchdog::new(),
             asks,
+            ask,
+            scrape,
             second_kernels: Counter::default(),
             digest,
             events,
@@ -281,12 +289,23 @@ impl Timer {
                     called: false,
                     extension: None,
                     encryption: None,
+                    compression: None,
                     _ticket: ticket,
                 };
                 self.waiting.insert(conn, waiting);
                 Event::KernelHello { class, conn }
             }
-            Offer::Link { peer, class, link, attempt, encryption, extension, source, expected } => {
+            Offer::Link {
+                peer,
+                class,
+                link,
+                attempt,
+                encryption,
+                extension,
+                compression,
+                source,
+                expected,
+            } => {
                 // Told before there is a session: a single link may end the one before. Once for each pair.
                 if let Some(expected) = expected.filter(|_| class == Class::Data) {
                     limited!(
@@ -302,8 +321,16 @@ impl Timer {
                     None => Via::Accepted(extension.as_ref().and_then(|extension| extension.epoch)),
                 };
                 let called = attempt.is_some();
-                let waiting =
-                    Waiting { link, source, dev_id: 0, called, extension, encryption, _ticket: ticket };
+                let waiting = Waiting {
+                    link,
+                    source,
+                    dev_id: 0,
+                    called,
+                    extension,
+                    encryption,
+                    compression,
+                    _ticket: ticket,
+                };
                 self.waiting.insert(conn, waiting);
                 Event::LinkReady { peer, class, conn, via }
             }

@@ -15,7 +15,7 @@ use crate::core::{Action, Event, PeerKey, Role, View};
 use crate::keys::Keys;
 use crate::link::tap;
 use crate::peer::{Direction, Record, Session};
-use crate::wire::{Class, PacketType};
+use crate::wire::{Class, Compression, PacketType};
 
 /// Transitions remembered of each peer.
 const HISTORY: usize = 32;
@@ -34,6 +34,8 @@ pub(super) struct Story {
     pub encryption: Option<Encryption>,
     /// Sessions that ended because the peer sent what no peer may send.
     pub violations: u64,
+    /// What its session's data link wears.
+    pub compression: Option<Compression>,
     pub sessions: u64,
     pub attempts: u64,
     pub last_error: Option<String>,
@@ -48,7 +50,9 @@ fn timestamp() -> String {
 }
 
 fn counters(list: &[(&str, u64)]) -> Value {
-    list.iter().map(|&(what, n)| (what.to_string(), n.into())).collect::<Map<_, _>>().into()
+    let mut map = Map::new();
+    map.extend(list.iter().map(|&(what, n)| (what.to_string(), n.into())));
+    map.into()
 }
 
 /// The fields that tell which peer.
@@ -218,6 +222,27 @@ impl Timer {
         })
     }
 
+    /// What is wanted, agreed and done about compressing a peer's data; nothing where it is not spoken of.
+    fn compress(&self, key: PeerKey, record: &Record, connected: Option<&Story>) -> Value {
+        let done = Direction::BOTH.map(|direction| {
+            let squeezed = record.squeezed(direction);
+            (direction.name(), squeezed.plain.get(), squeezed.wire.get())
+        });
+        let wanted =
+            self.admission.known.iter().find(|known| known.key == key).and_then(|known| known.compress);
+        if wanted.is_none() && done.iter().all(|(_, plain, _)| *plain == 0) {
+            return Value::Null;
+        }
+        let mut compress = json!({
+            "wanted": wanted.map(Compression::name),
+            "used": connected.and_then(|story| story.compression).map(Compression::name),
+        });
+        for (direction, plain, wire) in done {
+            compress[direction] = json!({"plain_bytes": plain, "wire_bytes": wire});
+        }
+        compress
+    }
+
     fn peer_status(
         &self,
         view: &View,
@@ -249,6 +274,7 @@ impl Timer {
             "last_error": story.and_then(|story| story.last_error.clone()),
             "unanswered": view.unanswered,
             "rtt_us": session.and_then(Session::rtt).map(|rtt| rtt.as_micros() as u64),
+            "compress": self.compress(view.key, record, story.filter(|_| connected)),
             "books": books(record),
         });
         if let (Some(fields), Value::Object(more)) = (status.as_object_mut(), more) {

@@ -16,6 +16,29 @@ const T_VERSION: u8 = 2;
 const T_DIGEST: u8 = 3;
 const T_EPOCH: u8 = 4;
 const T_ADDR: u8 = 5;
+const T_COMPRESSION: u8 = 6;
+
+/// A way to compress what a link carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// LZ4 blocks.
+    Lz4,
+}
+
+impl Compression {
+    /// Its name, also in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Compression::Lz4 => "lz4",
+        }
+    }
+
+    const fn code(self) -> u8 {
+        match self {
+            Compression::Lz4 => 1,
+        }
+    }
+}
 
 /// What a peer tells about itself. Every entry may be missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +52,9 @@ pub struct Extension {
     pub epoch: Option<u64>,
     /// The runsite's address where the hello has no room for it (IPv6).
     pub addr: Option<IpAddr>,
+    /// Wanted compression of what follows on this connection. The entry lists codes of one byte, of which unknown
+    /// ones are passed over; the connection is compressed if both sides want the same.
+    pub compression: Option<Compression>,
 }
 
 /// Why a record is refused.
@@ -66,11 +92,11 @@ impl std::error::Error for ExtensionError {}
 impl Extension {
     /// The record with its length field.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![0, 0];
+        let mut body = Vec::new();
         let mut entry = |kind: u8, value: &[u8]| {
-            let value = &value[..value.len().min(255)];
-            out.extend_from_slice(&[kind, value.len() as u8]);
-            out.extend_from_slice(value);
+            let value = value.get(..255).unwrap_or(value);
+            body.extend_from_slice(&[kind, value.len() as u8]);
+            body.extend_from_slice(value);
         };
         entry(T_PROTOCOL, &PROTOCOL);
         if let Some(version) = &self.version {
@@ -85,9 +111,10 @@ impl Extension {
         if let Some(addr) = self.addr {
             entry(T_ADDR, addr.to_string().as_bytes());
         }
-        let len = (out.len() - 2) as u16;
-        out[..2].copy_from_slice(&len.to_le_bytes());
-        out
+        if let Some(compression) = self.compression {
+            entry(T_COMPRESSION, &[compression.code()]);
+        }
+        [&(body.len() as u16).to_le_bytes(), body.as_slice()].concat()
     }
 
     /// The number of bytes that follow a record's length field.
@@ -127,6 +154,9 @@ impl Extension {
                 T_DIGEST => record.digest = Some(value.try_into().map_err(bad)?),
                 T_EPOCH => record.epoch = Some(u64::from_le_bytes(value.try_into().map_err(bad)?)),
                 T_ADDR => record.addr = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()),
+                T_COMPRESSION => {
+                    record.compression = value.contains(&Compression::Lz4.code()).then_some(Compression::Lz4);
+                }
                 _ => {}
             }
         }
@@ -144,6 +174,10 @@ mod tests {
         assert_eq!(Extension::decode(&[]).unwrap(), Extension::default());
         let body = [200, 3, 1, 2, 3, T_EPOCH, 8, 1, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(Extension::decode(&body).unwrap().epoch, Some(1));
+        let wanted = |body: &[u8]| Extension::decode(body).unwrap().compression;
+        assert_eq!(wanted(&[T_COMPRESSION, 2, 77, 1]), Some(Compression::Lz4));
+        assert_eq!(wanted(&[T_COMPRESSION, 1, 77]), None);
+        assert_eq!(wanted(&[T_COMPRESSION, 0]), None);
     }
 
     #[test]
@@ -158,10 +192,11 @@ mod tests {
     proptest! {
         #[test]
         fn records_come_back(version in "[!-~]{0,40}", digest in any::<Option<[u8; 8]>>(), epoch in any::<Option<u64>>(),
-                             v6 in any::<Option<u128>>()) {
+                             v6 in any::<Option<u128>>(), compressed in any::<bool>()) {
             let record = Extension {
                 version: Some(version), digest, epoch,
                 addr: v6.map(|v6| std::net::Ipv6Addr::from(v6).into()),
+                compression: compressed.then_some(Compression::Lz4),
             };
             let bytes = record.encode();
             let len = Extension::body_len([bytes[0], bytes[1]]).unwrap();

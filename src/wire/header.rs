@@ -62,7 +62,7 @@ impl std::error::Error for Refusal {}
 
 /// `N` bytes of a header at a fixed place.
 fn field<const N: usize>(bytes: &[u8; HEADER_LEN], at: usize) -> [u8; N] {
-    std::array::from_fn(|i| bytes[at + i])
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; N])
 }
 
 impl Header {

@@ -113,7 +113,7 @@ impl Hello {
             other => return Err(HelloError::NodeType(other)),
         };
         let text = &bytes[ADDR..];
-        let text = &text[..text.iter().position(|&b| b == 0).unwrap_or(text.len())];
+        let text = text.split(|&b| b == 0).next().unwrap_or_default();
         let addr = std::str::from_utf8(text).ok().and_then(|text| text.trim().parse().ok());
         // An address that is long enough to cover the mark leaves no room for it.
         let mark = match &bytes[MARK_AT..] {
@@ -136,24 +136,30 @@ impl Hello {
     pub fn encode(&self) -> [u8; HELLO_LEN] {
         let mut bytes = [0; HELLO_LEN];
         bytes[0] = self.id;
-        bytes[1] = (self.class.index() * 2) as u8 + u8::from(self.ack);
+        bytes[1] = match (self.class, self.ack) {
+            (Class::Data, false) => 0,
+            (Class::Data, true) => 1,
+            (Class::Meta, false) => 2,
+            (Class::Meta, true) => 3,
+        };
         bytes[2] = u8::from(self.scope == Scope::Site);
-        let room = if self.mark == Mark::None { HELLO_LEN } else { MARK_AT } - ADDR;
+        let room = if self.mark == Mark::None { HELLO_LEN - ADDR } else { MARK_AT - ADDR };
         if let Some(addr) = self.addr {
             let text = addr.to_string();
             // One byte stays for the NUL that ends the text.
             if text.len() < room {
-                bytes[ADDR..ADDR + text.len()].copy_from_slice(text.as_bytes());
+                bytes[ADDR..].iter_mut().zip(text.bytes()).for_each(|(place, byte)| *place = byte);
             }
         }
+        let mut put = |at: usize, what: &[u8]| {
+            bytes[at..].iter_mut().zip(what).for_each(|(place, &byte)| *place = byte);
+        };
         match self.mark {
             Mark::None => {}
-            Mark::Extended => bytes[MARK_AT..SEAL_AT].copy_from_slice(MARK),
-            Mark::Sealed(Seal { keys: [first, second], cipher, realm }) => {
-                bytes[MARK_AT..SEAL_AT].copy_from_slice(KEY_MARK);
-                bytes[SEAL_AT..SEAL_AT + 4].copy_from_slice(&first.0);
-                bytes[SEAL_AT + 4..SEAL_AT + 8].copy_from_slice(&second.0);
-                bytes[SEAL_AT + 8..SEAL_AT + 10].copy_from_slice(&[cipher, realm]);
+            Mark::Extended => put(MARK_AT, MARK),
+            Mark::Sealed(Seal { keys: [KeyId([a, b, c, d]), KeyId([e, f, g, h])], cipher, realm }) => {
+                put(MARK_AT, KEY_MARK);
+                put(SEAL_AT, &[a, b, c, d, e, f, g, h, cipher, realm]);
             }
         }
         bytes

@@ -89,7 +89,7 @@ impl Mask {
                 return None;
             }
             let id = rest.trailing_zeros() as u8;
-            rest &= rest - 1;
+            rest &= rest.wrapping_sub(1);
             Some(id)
         })
     }
