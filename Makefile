@@ -14,7 +14,7 @@ bin = $(CARGO_TARGET_DIR)/release
 doc = $(PREFIX)/share/doc/hadmd
 
 .PHONY: help build demo test sim fmt lint clean man-lint deb deb-test install uninstall msrv cross cross-test \
-        cross-pair size bench bench-plot
+        cross-pair size bench bench-plot vm-test
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -29,6 +29,9 @@ demo: build ## three daemons carry files, then two sites a fail-over, on this ma
 
 test: ## every check: formatting, lints, documentation, all tests
 	@tests/all.sh
+
+vm-test: ## beside a stock Debian kernel: two emulated machines, a module that plays the mirror's; a minute or two
+	cargo test --locked --test vm -- --ignored --nocapture
 
 sim: ## run a whole cluster in virtual time; SEED=7 chooses the run, the same seed gives the same run
 	SEED=$(SEED) cargo test --locked --release --test sim -- --nocapture

@@ -62,7 +62,7 @@ have strace strace || skip "count of system calls" "strace is not installed (Deb
 check tests cargo test --locked
 
 tool mandoc mandoc "manual pages" make -s man-lint
-tool shellcheck shellcheck "shell scripts" shellcheck -x tests/*.sh etc/debian/* etc/init.d/hadmd \
+tool shellcheck shellcheck "shell scripts" shellcheck -x tests/*.sh tests/vm/prepare.sh tests/vm/init etc/debian/* etc/init.d/hadmd \
     etc/procd/hadmd.init etc/completion/hadmd
 if systemd-analyze --help 2> /dev/null | grep -q -e --offline; then
     check "systemd unit" systemd-analyze security --no-pager --offline=true --threshold=20 etc/systemd/hadmd.service

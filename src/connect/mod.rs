@@ -138,8 +138,12 @@ pub enum Offer {
         peer: PeerKey,
         /// The attempt.
         attempt: AttemptId,
+        /// The link that could not be had.
+        class: Class,
         /// Why, in words.
         why: String,
+        /// The system's error number, where that is the reason.
+        errno: Option<i32>,
     },
     /// A peer that this side has to call has called.
     Knock(PeerKey),

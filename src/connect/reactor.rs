@@ -15,7 +15,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use super::handshake::{Failure, Handshake, Party, Step};
 use super::listener::{self, Listener};
 use super::{DIAL_LIMIT, Deliver, Dial, HELLO_LIMIT, MAX_OFFERED, MAX_PENDING, Offer, Order, Plan, Refusals};
-use crate::core::{AttemptId, Door, PeerKey, Refused};
+use crate::core::{AttemptId, Door, Refused};
 use crate::limited;
 use crate::link::Connection;
 use crate::queue::Counter;
@@ -207,14 +207,20 @@ impl Thread {
             let started = dial(order.to, order.from)
                 .and_then(|stream| self.start(stream, Party::Callee(order.clone(), class), order.to));
             if let Err(error) = started {
-                return self.dial_failed(order.peer, order.attempt, error.to_string());
+                return self.dial_failed(order, class, &error.into());
             }
         }
     }
 
-    fn dial_failed(&mut self, peer: PeerKey, attempt: AttemptId, why: String) {
+    fn dial_failed(&mut self, dial: &Dial, class: Class, failure: &Failure) {
+        let (peer, attempt) = (dial.peer, dial.attempt);
         self.drop_attempt(attempt);
-        (self.deliver)(Offer::DialFailed { peer, attempt, why }, Arc::default());
+        let errno = match failure {
+            Failure::Io(error) => error.raw_os_error(),
+            _ => None,
+        };
+        let why = format!("{} ({class} link): {failure}", dial.to);
+        (self.deliver)(Offer::DialFailed { peer, attempt, class, why, errno }, Arc::default());
     }
 
     fn drop_attempt(&mut self, attempt: AttemptId) {
@@ -360,10 +366,7 @@ impl Thread {
     fn fail(&mut self, flight: Flight, failure: Failure) {
         let Flight { handshake, source, .. } = flight;
         let (kind, counter) = match (&handshake.party, &failure) {
-            (Party::Callee(dial, class), _) => {
-                let (peer, attempt, to) = (dial.peer, dial.attempt, dial.to);
-                return self.dial_failed(peer, attempt, format!("{to} ({class} link): {failure}"));
-            }
+            (Party::Callee(dial, class), _) => return self.dial_failed(dial, *class, &failure),
             (_, Failure::Io(_)) => (2, &self.refusals.silent),
             (_, Failure::Malformed(_) | Failure::Refused(Refused::Ack)) => (3, &self.refusals.malformed),
             (_, Failure::Keyless(_)) => (9, &self.refusals.keyless),

@@ -146,6 +146,22 @@ pub struct Ask {
     pub reply: Sender<Value>,
 }
 
+/// What there is to say of a transition beside its cause, in brackets; nothing where there is nothing.
+pub fn particulars(transition: &Value) -> String {
+    let number = |field: &str| transition[field].as_u64();
+    let word = |field: &str| transition[field].as_str();
+    let errno = number("errno").map(|n| format!("errno {n} {}", word("errno_name").unwrap_or_default()));
+    let all = [
+        transition["age_s"].as_f64().map(|age| format!("after {age:.1} s")),
+        word("by").map(|by| format!("ended by {by}")),
+        errno.map(|errno| errno.trim_end().to_owned()),
+        number("rtt_us").map(|rtt| format!("rtt {rtt} us")),
+        number("queued_bytes").map(|queued| format!("{queued} B queued")),
+    ];
+    let all: Vec<String> = all.into_iter().flatten().collect();
+    if all.is_empty() { String::new() } else { format!(" ({})", all.join(", ")) }
+}
+
 /// A line that says yes.
 pub fn good(data: Value) -> Value {
     json!({"v": VERSION, "ok": true, "data": data})

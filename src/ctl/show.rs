@@ -5,6 +5,8 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
+use crate::control::particulars;
+
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
@@ -214,28 +216,15 @@ pub(super) fn event(event: &Value) -> String {
 
 /// One transition of a peer.
 pub(super) fn transition(transition: &Value) -> String {
-    let mut out = format!(
-        "{} {} {} -> {}: {}",
+    format!(
+        "{} {} {} -> {}: {}{}",
         text(&transition["time"]),
         text(&transition["peer"]),
         text(&transition["from"]),
         text(&transition["to"]),
         text(&transition["cause"]),
-    );
-    if let Some(age) = transition["age_s"].as_f64() {
-        let _ = write!(out, " (after {}", span(age));
-        if let Some(by) = transition["by"].as_str() {
-            let _ = write!(out, ", ended by {by}");
-        }
-        if let Some(rtt) = transition["rtt_us"].as_u64() {
-            let _ = write!(out, ", rtt {rtt} us");
-        }
-        if let Some(queued) = transition["queued_bytes"].as_u64() {
-            let _ = write!(out, ", {} queued", size(queued as f64));
-        }
-        out += ")";
-    }
-    out
+        particulars(transition),
+    )
 }
 
 /// One packet header.

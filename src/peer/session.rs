@@ -80,7 +80,7 @@ impl Session {
                 let cause = match closed {
                     Closed::Violation(refusal) => EndCause::Violation(class, refusal.to_string()),
                     Closed::Coat(error) => EndCause::Violation(class, error.to_string()),
-                    other => EndCause::Link(class, other.to_string()),
+                    other => EndCause::Link(class, other.to_string(), other.errno()),
                 };
                 // The daemon ends if nobody takes events any more.
                 let _ = events.send(Event::SessionLost { peer, session: id, cause });

@@ -7,8 +7,9 @@ use std::time::Instant;
 use log::{Level, debug, error, warn};
 use serde_json::json;
 
-use super::{Timer, Waiting, hex, owner};
+use super::{Timer, Waiting, hex, owner, report};
 use crate::connect::{Dial, Order};
+use crate::control;
 use crate::core::{Action, AttachId, AttemptId, ConnId, EndCause, Event, PeerKey, SessionId};
 use crate::device::{Device, handshake_ack};
 use crate::kmod::{self, Missing};
@@ -106,7 +107,8 @@ impl Timer {
             account.void();
         }
         self.tell_connected(peer, &data);
-        let how = if data.called { "this side called" } else { "the peer called" };
+        let (from, how) =
+            if data.called { ("dialing", "this side called") } else { ("half", "the peer called") };
         let source = data.source.to_string();
         let table = self.switch.table();
         let Some(entry) = table.peers.get(&peer) else { return };
@@ -119,7 +121,7 @@ impl Timer {
             Ok(session) => {
                 self.previous.insert(peer, session.inbound().to_vec());
                 self.switch.set_session(peer, Some(session));
-                self.note(peer, "connected", how, json!({"from": "half", "source": source}));
+                self.note(peer, "connected", how, how, json!({"from": from, "source": source}));
             }
             Err(error) => self.session_failed(peer, id, &error),
         }
@@ -168,7 +170,7 @@ impl Timer {
 
     fn session_failed(&self, peer: PeerKey, session: SessionId, error: &std::io::Error) {
         limited!(Level::Error, ("threads", peer.code()), "{peer}: cannot start its threads: {error}");
-        let cause = EndCause::Resources(error.to_string());
+        let cause = EndCause::Resources(error.to_string(), error.raw_os_error());
         // It comes back as an event: the core is the one to end sessions.
         let _ = self.events.send(Event::SessionLost { peer, session, cause });
     }
@@ -187,21 +189,23 @@ impl Timer {
         let age = story.since.take().map_or(0.0, |since| since.elapsed().as_secs_f64());
         story.last_error = Some(cause.to_string());
         story.violations += u64::from(matches!(cause, EndCause::Violation(..)));
-        limited!(
-            Level::Warn,
-            ("session ended", peer.code()),
-            "{peer}: session ended after {age:.1} s: {cause}"
-        );
-        let mut more = json!({"from": "connected", "age_s": age, "by": cause.by()});
+        let mut more = report::fault("connected", cause.link(), cause.errno());
+        let network = cause.errno().is_some_and(sys::is_networks);
+        more["by"] = if network { "network" } else { cause.by() }.into();
         if let Some(session) = self.session(peer, id) {
-            if let Some(more) = more.as_object_mut() {
-                more.insert("rtt_us".into(), session.rtt().map(|rtt| rtt.as_micros() as u64).into());
-                more.insert("queued_bytes".into(), session.queued_bytes().into());
-            }
+            more["rtt_us"] = session.rtt().map(|rtt| rtt.as_micros() as u64).into();
+            more["queued_bytes"] = session.queued_bytes().into();
             self.switch.set_session(peer, None);
             session.end();
         }
-        self.note(peer, "disconnected", &cause.to_string(), more);
+        limited!(
+            Level::Warn,
+            ("session ended", peer.code()),
+            "{peer}: session ended after {age:.1} s: {cause}{}",
+            control::particulars(&more)
+        );
+        more["age_s"] = age.into();
+        self.note(peer, "disconnected", cause.kind(), &cause.to_string(), more);
     }
 
     fn ack_kernel(&mut self, conn: ConnId, class: Class) {

@@ -334,13 +334,15 @@ impl Timer {
                 self.waiting.insert(conn, waiting);
                 Event::LinkReady { peer, class, conn, via }
             }
-            Offer::DialFailed { peer, attempt, why } => {
-                let story = self.stories.entry(peer).or_default();
+            Offer::DialFailed { peer, attempt, class, why, errno } => {
+                // A reload may have removed it.
+                let Some(story) = self.stories.get_mut(&peer) else { return };
                 let news = !std::mem::replace(&mut story.unreachable, true);
                 story.last_error = Some(why.clone());
                 let level = if news { log::Level::Info } else { log::Level::Debug };
                 log::log!(level, "{peer} cannot be reached: {why}; trying again");
-                self.note(peer, "unreachable", &why, serde_json::json!({"from": "dialing"}));
+                let more = report::fault("dialing", Some(class), errno);
+                self.note(peer, "unreachable", "call failed", &why, more);
                 Event::DialFailed { peer, attempt }
             }
             Offer::Knock(peer) => Event::Knock { peer },

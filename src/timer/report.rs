@@ -1,6 +1,6 @@
 //! What others are told: the status, the last transitions of each peer, and every change as it happens.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Instant, SystemTime};
 
 use crossbeam::channel::{Sender, TrySendError};
@@ -39,14 +39,35 @@ pub(super) struct Story {
     pub sessions: u64,
     pub attempts: u64,
     pub last_error: Option<String>,
+    /// How often it became what, and why.
+    transitions_by: BTreeMap<(&'static str, &'static str), u64>,
+    /// How its last session ended.
+    last_end: Option<Value>,
     /// Whether the last call came to nothing: the next failure is no news.
     pub unreachable: bool,
     /// Whether the operator keeps it disconnected.
     pub held: bool,
 }
 
+impl Story {
+    fn transitions_by(&self) -> Vec<Value> {
+        let all = self.transitions_by.iter();
+        all.map(|((to, kind), n)| json!({"to": to, "kind": kind, "count": n})).collect()
+    }
+}
+
 fn timestamp() -> String {
     humantime::format_rfc3339_millis(SystemTime::now()).to_string()
+}
+
+/// The fields that tell where a transition began: the state before, and the link and error it began with.
+pub(super) fn fault(from: &str, link: Option<Class>, errno: Option<i32>) -> Value {
+    json!({
+        "from": from,
+        "link": link.map(|class| class.to_string()),
+        "errno": errno,
+        "errno_name": errno.and_then(crate::sys::errno_name),
+    })
 }
 
 fn counters(list: &[(&str, u64)]) -> Value {
@@ -161,12 +182,23 @@ impl Timer {
         }
     }
 
-    /// Remembers a transition of a peer, and tells whoever listens.
-    pub(super) fn note(&mut self, key: PeerKey, to: &str, cause: &str, more: Value) {
+    /// Remembers a transition of a peer, and tells whoever listens. `kind` says why in the same words for
+    /// the same causes, `cause` has all there is to say.
+    pub(super) fn note(
+        &mut self,
+        key: PeerKey,
+        to: &'static str,
+        kind: &'static str,
+        cause: &str,
+        more: Value,
+    ) {
         let mut transition = identity(key);
         if let (Some(fields), Value::Object(more)) = (transition.as_object_mut(), more) {
+            let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             fields.insert("time".into(), timestamp().into());
+            fields.insert("unix_s".into(), since_epoch.as_secs_f64().into());
             fields.insert("to".into(), to.into());
+            fields.insert("kind".into(), kind.into());
             fields.insert("cause".into(), cause.into());
             fields.extend(more);
         }
@@ -175,6 +207,10 @@ impl Timer {
                 story.transitions.pop_front();
             }
             story.transitions.push_back(transition.clone());
+            *story.transitions_by.entry((to, kind)).or_default() += 1;
+            if to == "disconnected" {
+                story.last_end = Some(transition.clone());
+            }
         }
         self.tell_listeners(transition);
     }
@@ -275,6 +311,9 @@ impl Timer {
             "unanswered": view.unanswered,
             "rtt_us": session.and_then(Session::rtt).map(|rtt| rtt.as_micros() as u64),
             "compress": self.compress(view.key, record, story.filter(|_| connected)),
+            "transitions": story.map(Story::transitions_by),
+            "last_transition": story.and_then(|story| story.transitions.back()),
+            "last_end": story.and_then(|story| story.last_end.as_ref()),
             "books": books(record),
         });
         if let (Some(fields), Value::Object(more)) = (status.as_object_mut(), more) {

@@ -151,15 +151,15 @@ impl Hello {
                 bytes[ADDR..].iter_mut().zip(text.bytes()).for_each(|(place, byte)| *place = byte);
             }
         }
-        let mut put = |at: usize, what: &[u8]| {
-            bytes[at..].iter_mut().zip(what).for_each(|(place, &byte)| *place = byte);
+        let put = |place: &mut [u8], what: &[u8]| {
+            place.iter_mut().zip(what).for_each(|(place, &byte)| *place = byte);
         };
         match self.mark {
             Mark::None => {}
-            Mark::Extended => put(MARK_AT, MARK),
+            Mark::Extended => put(&mut bytes[MARK_AT..], MARK),
             Mark::Sealed(Seal { keys: [KeyId([a, b, c, d]), KeyId([e, f, g, h])], cipher, realm }) => {
-                put(MARK_AT, KEY_MARK);
-                put(SEAL_AT, &[a, b, c, d, e, f, g, h, cipher, realm]);
+                put(&mut bytes[MARK_AT..], KEY_MARK);
+                put(&mut bytes[SEAL_AT..], &[a, b, c, d, e, f, g, h, cipher, realm]);
             }
         }
         bytes
