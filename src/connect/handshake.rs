@@ -12,7 +12,8 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Instant;
 
 use super::sealing::{Heard, Sealing, choose};
 use super::{Dial, Plan};
@@ -51,6 +52,9 @@ pub(super) struct Handshake {
     buf: Vec<u8>,
     need: usize,
     pub extension: Option<Extension>,
+    begun: Instant,
+    /// A call's progress in words, for those who ask why a peer is not there.
+    pub steps: Vec<String>,
     /// What this side said in its record. The plan may be another one when the answer comes.
     wanted: Option<Compression>,
 }
@@ -73,6 +77,8 @@ pub(super) enum Failure {
     Io(io::Error),
     /// What was said is not what had to be said.
     Malformed(String),
+    /// Another id than the one that was called answers there.
+    OtherId(SocketAddr, u8),
     /// The caller is not let in.
     Refused(Refused),
     /// One side has a key and the other none.
@@ -91,6 +97,7 @@ impl std::fmt::Display for Failure {
                 f.write_str(what)
             }
             Failure::Keyless(what) => f.write_str(what),
+            Failure::OtherId(at, id) => write!(f, "{at} answers as id {id}"),
             Failure::Refused(refused) => write!(f, "{refused}"),
         }
     }
@@ -117,6 +124,8 @@ impl Handshake {
             buf: Vec::new(),
             need,
             extension: None,
+            begun: Instant::now(),
+            steps: Vec::new(),
             wanted: None,
         }
     }
@@ -131,15 +140,45 @@ impl Handshake {
         (self.buf.len(), self.need)
     }
 
+    /// Remembers how far a call has come.
+    fn note(&mut self, what: std::fmt::Arguments<'_>) {
+        if let Party::Callee(_, class) = self.party {
+            let after = self.begun.elapsed().as_secs_f64() * 1000.0;
+            self.steps.push(format!("{class} link: {what} after {after:.1} ms"));
+        }
+    }
+
+    /// What a call that failed says of the other side, in one word that `hadmctl doctor` explains.
+    pub fn verdict(&self, failure: &Failure) -> &'static str {
+        use io::ErrorKind::{ConnectionRefused, TimedOut};
+        match failure {
+            Failure::OtherId(..) => "other-id",
+            Failure::Keyless(_) | Failure::OtherKeys(_) | Failure::Unproved(_) => "other-key",
+            Failure::Malformed(_) | Failure::Refused(_) => "stranger",
+            Failure::Io(error) => match (&self.phase, error.kind()) {
+                (Phase::Connect, ConnectionRefused) => "refused",
+                (Phase::Connect, TimedOut) => "silent",
+                (Phase::Connect, _) => "unreachable",
+                // Part of an answer, and no more of it, is no hadmd's.
+                _ if !self.buf.is_empty() => "stranger",
+                (_, TimedOut) => "no-answer",
+                _ => "hung-up",
+            },
+        }
+    }
+
     /// Goes as far as it can without blocking.
     pub fn step(&mut self, stream: &TcpStream, plan: &Plan) -> Result<Step, Failure> {
         if let (Phase::Connect, Party::Callee(dial, class)) = (&self.phase, &self.party) {
             if let Some(error) = stream.take_error()? {
                 return Err(error.into());
             }
-            let scope = dial.peer.scope();
-            self.sealing.hello = plan.hello(scope, *class, Some(dial.from), plan.mark(dial.peer)).encode();
+            let (scope, to) = (dial.peer.scope(), dial.to);
+            let hello = plan.hello(scope, *class, Some(dial.from), plan.mark(dial.peer));
+            self.note(format_args!("TCP connection with {to}"));
+            self.sealing.hello = hello.encode();
             say(stream, &self.sealing.hello)?;
+            self.note(format_args!("hello sent as id {}", hello.id));
             self.expect(Phase::Ack, HELLO_LEN);
         }
         loop {
@@ -243,12 +282,13 @@ impl Handshake {
             }
             Phase::Ack => {
                 let hello = self.hello()?;
+                self.note(format_args!("hello answered as id {}", hello.id));
                 let Party::Callee(dial, class) = &self.party else { return Ok(None) };
                 if !hello.ack || hello.class != *class {
                     return Err(malformed(&"the other side answered with something else than the ACK"));
                 }
                 if hello.id != dial.peer.id() {
-                    return Err(malformed(&format_args!("{} answers as id {}", dial.to, hello.id)));
+                    return Err(Failure::OtherId(dial.to, hello.id));
                 }
                 let runsite = (dial.peer.scope() == Scope::Site).then_some(dial.from);
                 self.wanted = plan.compression(dial.peer, *class);
@@ -314,6 +354,12 @@ impl Handshake {
                     }
                     Party::Callee(..) | Party::Kernel => {}
                 }
+                let version = record.version.as_deref().unwrap_or("of unknown version");
+                let same = match record.digest == plan.extension.digest {
+                    true => "the same configuration",
+                    false => "another configuration",
+                };
+                self.note(format_args!("record of hadmd {version} with {same}"));
                 self.extension = Some(record);
                 return Ok(ready);
             }
