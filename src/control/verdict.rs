@@ -130,6 +130,10 @@ fn called(peer: &Value) -> Finding {
         Some("stranger") => {
             wrong("stranger", "That is no hadmd: look what listens there, and compare port in both files.")
         }
+        Some("authkey") => wrong(
+            "authkey",
+            "Give both the same key file by element authkey, or neither; `hadmctl status` tells the keys' ids.",
+        ),
         Some("other-id") => wrong("other-id", "Compare ids, host names and addresses in both files."),
         _ => Finding::wrong(
             "not-called",
@@ -201,7 +205,9 @@ mod tests {
     fn a_missing_peer_is_judged_by_the_call_or_by_its_silence() {
         let caller =
             |verdict| json!({"role": "caller", "state": "waiting", "call": {"verdict": verdict, "why": "w"}});
-        for verdict in ["refused", "silent", "unreachable", "no-answer", "hung-up", "stranger", "other-id"] {
+        for verdict in
+            ["refused", "silent", "unreachable", "no-answer", "hung-up", "stranger", "authkey", "other-id"]
+        {
             assert_eq!(word(caller(verdict), None), (verdict, false));
         }
         assert_eq!(word(json!({"role": "caller", "state": "waiting"}), None).0, "not-called");

@@ -142,6 +142,7 @@ impl Timer {
         story.source = link.source.to_string();
         story.version = theirs.map(|extension| extension.version.clone().unwrap_or_default());
         story.same_config = digest.map(|digest| digest == self.digest);
+        story.encryption = link.encryption;
         story.compression = link.compression;
         story.sessions += 1;
         story.unreachable = false;
@@ -150,6 +151,9 @@ impl Timer {
             None => "without hello extension".to_string(),
             Some(version) => format!("hadmd {version}"),
         };
+        let encrypted = link.encryption.map_or(String::new(), |encryption| {
+            format!("; encrypted: {}, key {}", encryption.cipher, encryption.key)
+        });
         let wanted = self.admission.known.iter().any(|known| known.key == peer && known.compress.is_some());
         let compress = match link.compression {
             Some(compression) => format!("; compress {}", compression.name()),
@@ -159,7 +163,7 @@ impl Timer {
         limited!(
             Level::Info,
             ("connected", peer.code()),
-            "{peer}: connected ({how} {}; {who}{compress})",
+            "{peer}: connected ({how} {}; {who}{encrypted}{compress})",
             link.source
         );
         if let Some(theirs) = digest.filter(|theirs| *theirs != self.digest) {
@@ -191,6 +195,7 @@ impl Timer {
         let story = self.stories.entry(peer).or_default();
         let age = story.since.take().map_or(0.0, |since| since.elapsed().as_secs_f64());
         story.last_error = Some(cause.to_string());
+        story.violations += u64::from(matches!(cause, EndCause::Violation(..)));
         let mut more = report::fault("connected", cause.link(), cause.errno());
         let network = cause.errno().is_some_and(sys::is_networks);
         more.insert("by".into(), if network { "network" } else { cause.by() }.into());
