@@ -262,6 +262,27 @@ fn daemons_with_different_keys_do_not_link() {
     }
 }
 
+/// Both have the key, and each is configured at the other's address; but they are of different sites, and somebody
+/// has led one to the other.
+#[test]
+fn a_call_for_another_site_is_refused() {
+    let (net, dir) = (Subnet::claim(), TempDir::new());
+    let key = dir.path.join("key");
+    keygen(&key);
+    let config = ConfigBuilder::new(&net, 2).set("authkey", key.display());
+    let (here, there) = (config.build(), config.build());
+    let text = config.render().replacen("<id>0</id>", "<id>3</id>", 1);
+    fs::write(&there.path, text).unwrap();
+    let below = Daemon::start(&net, &here, 0);
+    let above = Daemon::start(&net, &there, 1);
+    below.wait_log("the call was for another site or resource", PATIENCE);
+    above.wait_log("closed by the other side after 0 of 2 bytes: its log says why", PATIENCE);
+    for daemon in [below, above] {
+        assert_eq!(daemon.log_count("connected ("), 0);
+        daemon.stop();
+    }
+}
+
 /// A daemon with a key does not take a C daemon for a peer that it calls.
 #[test]
 fn a_called_daemon_without_a_key_is_given_up() {

@@ -124,16 +124,14 @@ fn called(peer: &Value) -> Finding {
             "no-answer",
             "Look what listens there: if it is hadmd, it hangs, and its log may say why; else compare port.",
         ),
-        Some("hung-up") => {
-            wrong("hung-up", "Its log says why: compare ids, addresses and element peeraddr in both files.")
-        }
+        Some("hung-up") => wrong(
+            "hung-up",
+            "Its log says why: compare ids, addresses, elements peeraddr and authkey in both files.",
+        ),
         Some("stranger") => {
             wrong("stranger", "That is no hadmd: look what listens there, and compare port in both files.")
         }
-        Some("authkey") => wrong(
-            "authkey",
-            "Give both the same key file by element authkey, or neither; `hadmctl status` tells the keys' ids.",
-        ),
+        Some("other-key") => wrong("other-key", "Give both the same file for element authkey, and reload."),
         Some("other-id") => wrong("other-id", "Compare ids, host names and addresses in both files."),
         _ => Finding::wrong(
             "not-called",
@@ -154,7 +152,7 @@ fn awaited(peer: &Value, port: Option<&Port>, own: &str) -> Finding {
         return Finding::wrong(
             "turned-away",
             format!("{age:.0} s ago, a call {}", turned_away["why"].as_str().unwrap_or_default()),
-            "Compare ids, host names, addresses and element peeraddr in both files.",
+            "Compare ids, host names, addresses, elements peeraddr and authkey in both files.",
         );
     }
     match port {
@@ -206,7 +204,7 @@ mod tests {
         let caller =
             |verdict| json!({"role": "caller", "state": "waiting", "call": {"verdict": verdict, "why": "w"}});
         for verdict in
-            ["refused", "silent", "unreachable", "no-answer", "hung-up", "stranger", "authkey", "other-id"]
+            ["refused", "silent", "unreachable", "no-answer", "hung-up", "stranger", "other-key", "other-id"]
         {
             assert_eq!(word(caller(verdict), None), (verdict, false));
         }

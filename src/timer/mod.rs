@@ -309,6 +309,7 @@ impl Timer {
                 attempt,
                 steps,
                 encryption,
+                steps,
                 extension,
                 compression,
                 source,
