@@ -7,16 +7,16 @@ use serde_json::Value;
 
 use crate::control::particulars;
 
-fn text(value: &Value) -> &str {
+pub(super) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-fn number(value: &Value) -> u64 {
+pub(super) fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_default()
 }
 
 /// Seconds as people say them.
-fn span(seconds: f64) -> String {
+pub(super) fn span(seconds: f64) -> String {
     let whole = seconds as u64;
     match whole {
         0..60 => format!("{seconds:.1} s"),
@@ -38,7 +38,7 @@ fn size(bytes: f64) -> String {
     format!("{rest:.digits$} {}", units.get(unit).unwrap_or(&"B"))
 }
 
-fn coloured(word: &str, code: &str, colour: bool) -> String {
+pub(super) fn coloured(word: &str, code: &str, colour: bool) -> String {
     if colour { format!("\x1b[{code}m{word}\x1b[0m") } else { word.into() }
 }
 
@@ -216,7 +216,7 @@ pub(super) fn transition(transition: &Value) -> String {
         text(&transition["from"]),
         text(&transition["to"]),
         text(&transition["cause"]),
-        particulars(transition),
+        transition.as_object().map(particulars).unwrap_or_default(),
     )
 }
 

@@ -6,11 +6,13 @@
 //! allocated for it.
 
 use std::fmt;
+use std::io;
 use std::net::TcpStream;
 
 use bytes::{Buf, BytesMut};
 
 use super::Closed;
+use super::intake::empty;
 use crate::sys;
 
 /// Least room in the buffer that the socket is read into.
@@ -29,6 +31,16 @@ impl fmt::Display for CoatError {
 }
 
 impl std::error::Error for CoatError {}
+
+/// Makes room for so many bytes more, unless there is no memory for them.
+pub(super) fn make_room(buf: &mut BytesMut, more: usize) -> io::Result<()> {
+    if buf.capacity().saturating_sub(buf.len()) < more && !buf.try_reclaim(more) {
+        let mut next = empty(buf.len().saturating_add(more))?;
+        next.extend_from_slice(buf);
+        *buf = next;
+    }
+    Ok(())
+}
 
 /// One direction: plain bytes to wire bytes.
 pub trait Encode: Send {
@@ -163,7 +175,9 @@ impl Undressing {
                 return Ok(n);
             }
             shrink(&mut self.wire);
-            self.wire.reserve(WIRE_ROOM);
+            // Twice as much for what does not fit: a long frame is not moved again and again.
+            let more = self.wire.len().max(WIRE_ROOM);
+            make_room(&mut self.wire, more).map_err(Closed::Broken)?;
             match sys::receive(stream, &mut self.wire) {
                 Ok(0) => return Ok(0),
                 Ok(_) => {}

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use log::{Level, debug, error, warn};
-use serde_json::json;
 
 use super::{Timer, Waiting, hex, owner, report};
 use crate::connect::{Dial, Order};
 use crate::control;
-use crate::core::{Action, AttachId, AttemptId, ConnId, EndCause, Event, PeerKey, SessionId};
+use crate::core::{Action, AttachId, AttemptId, ConnId, EndCause, Event, Moment, PeerKey, SessionId};
 use crate::device::{Device, handshake_ack};
 use crate::kmod::{self, Missing};
 use crate::limited;
@@ -18,7 +17,7 @@ use crate::link::lz4;
 use crate::peer::{Direction, Session};
 use crate::route::{FromKernel, FromPeer};
 use crate::sys;
-use crate::wire::{Class, Compression};
+use crate::wire::{Class, Compression, FEATURE_VIEWS};
 
 impl Timer {
     /// Carries out every action, in order. An exit code ends the daemon.
@@ -111,6 +110,7 @@ impl Timer {
         let source = data.source.to_string();
         let table = self.switch.table();
         let Some(entry) = table.peers.get(&peer) else { return };
+        let features = meta.extension.as_ref().map_or(0, |extension| extension.features);
         if let Some(Compression::Lz4) = data.compression {
             let [out, inbound] = Direction::BOTH.map(|direction| entry.record.squeezed(direction));
             data.link.wear_inside(lz4::coat(self.config.max_packet, out, inbound));
@@ -127,9 +127,15 @@ impl Timer {
         );
         match started {
             Ok(session) => {
+                if features & FEATURE_VIEWS != 0 {
+                    session.exchange_views();
+                }
+                self.views.due = Moment::ZERO;
                 self.previous.insert(peer, session.inbound().clone());
                 self.switch.set_session(peer, Some(session));
-                self.note(peer, "connected", how, how, json!({"from": from, "source": source}));
+                let mut more = report::fault(from, None, None);
+                more.insert("source".into(), source.into());
+                self.note(peer, "connected", how, how, more);
             }
             Err(error) => self.session_failed(peer, id, &error),
         }
@@ -147,6 +153,7 @@ impl Timer {
         story.compression = link.compression;
         story.sessions += 1;
         story.unreachable = false;
+        self.reactor.refusals.forget(peer);
         let who = match &story.version {
             None => "without hello extension".to_string(),
             Some(version) => format!("hadmd {version}"),
@@ -194,10 +201,12 @@ impl Timer {
         story.last_error = Some(cause.to_string());
         let mut more = report::fault("connected", cause.link(), cause.errno());
         let network = cause.errno().is_some_and(sys::is_networks);
-        more["by"] = if network { "network" } else { cause.by() }.into();
+        more.insert("by".into(), if network { "network" } else { cause.by() }.into());
         if let Some(session) = self.session(peer, id) {
-            more["rtt_us"] = session.rtt().map(|rtt| rtt.as_micros() as u64).into();
-            more["queued_bytes"] = session.queued_bytes().into();
+            self.stories.entry(peer).or_default().view = session.view();
+            self.views.due = Moment::ZERO;
+            more.insert("rtt_us".into(), session.rtt().map(|rtt| rtt.as_micros() as u64).into());
+            more.insert("queued_bytes".into(), session.queued_bytes().into());
             self.switch.set_session(peer, None);
             session.end();
         }
@@ -207,7 +216,7 @@ impl Timer {
             "{peer}: session ended after {age:.1} s: {cause}{}",
             control::particulars(&more)
         );
-        more["age_s"] = age.into();
+        more.insert("age_s".into(), age.into());
         self.note(peer, "disconnected", cause.kind(), &cause.to_string(), more);
     }
 
