@@ -59,6 +59,7 @@ check documentation env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 # Some tests need these, and say that they are skipped without.
 have ip iproute2 || skip "tests of sites" "ip is not installed (Debian package iproute2)"
 have strace strace || skip "count of system calls" "strace is not installed (Debian package strace)"
+have faketime faketime || skip "clock steps in chaos" "libfaketime is not installed (Debian package faketime)"
 check tests cargo test --locked
 
 tool mandoc mandoc "manual pages" make -s man-lint

@@ -195,6 +195,7 @@ impl Style {
             self.put("slowtimeout", config.slow_timeout.as_secs_f64()),
             self.put("peeraddr", peer_addr),
         ];
+        global.extend(config.metrics.map(|at| self.put("metrics", at)));
         if config.kmod_port != 0 {
             global.push(self.put("kmodport", config.kmod_port));
         }
@@ -294,6 +295,7 @@ prop_compose! {
         max_packet in 1024..=1_073_741_824u32,
         slow_millis in 100..=3_600_000u64,
         strict in any::<bool>(),
+        metrics in prop::option::of((ip(), 1..=u16::MAX)),
         sites in prop::collection::btree_map(0..32u32, site(), 1..4),
         resources in prop::collection::btree_map(0..255u32, resource(), 0..4),
         local in any::<prop::sample::Index>(),
@@ -326,6 +328,7 @@ prop_compose! {
             max_packet,
             slow_timeout: Duration::from_millis(slow_millis),
             peer_addr: if strict { PeerAddr::Strict } else { PeerAddr::Any },
+            metrics: metrics.map(SocketAddr::from),
             node: local.get(&here.nodes).id,
             site: here.id,
             sites,

@@ -8,7 +8,7 @@ mod sites;
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::TcpStream;
 use std::process::Command;
 use std::thread;
 use std::time::Instant;
@@ -21,23 +21,27 @@ use support::*;
 /// Length and entry of a record that wants LZ4.
 const WANTS_LZ4: [u8; 5] = [3, 0, 6, 1, 1];
 
-/// The log owners of both sites; `wants` says which site's runsite has the element.
+/// The log owners of both sites.
 struct Pair {
     seats: [Seat; 2],
     _net: Network,
     configs: [ConfigFile; 2],
 }
 
-/// A file of resource 0 whose runsite at `site` has the element, if there is one.
-fn compressed(site: Option<u8>, global: &[(&str, &str)]) -> ConfigFile {
+/// A file of resource 0; `wants` says which site's runsite has the element.
+fn compressed(wants: [bool; 2], global: &[(&str, &str)]) -> ConfigFile {
     let config = config(&[resource(0)], global);
-    if let Some(site) = site {
-        let xml = std::fs::read_to_string(&config.path).unwrap();
-        let (from, to) = (format!("<ip>{}</ip>", floating(site, 0)), "<compress>lz4</compress>");
-        assert_eq!(xml.matches(&from).count(), 1);
-        std::fs::write(&config.path, xml.replace(&from, &(from.clone() + to))).unwrap();
+    for site in (0..2).filter(|&site| wants[usize::from(site)]) {
+        add_element(&config, site);
     }
     config
+}
+
+fn add_element(config: &ConfigFile, site: u8) {
+    let xml = std::fs::read_to_string(&config.path).unwrap();
+    let at = format!("<ip>{}</ip>", floating(site, 0));
+    assert_eq!(xml.matches(&at).count(), 1);
+    std::fs::write(&config.path, xml.replace(&at, &(at.clone() + "<compress>lz4</compress>"))).unwrap();
 }
 
 fn network() -> Option<Network> {
@@ -50,7 +54,7 @@ fn network() -> Option<Network> {
 impl Pair {
     fn start(wants: [bool; 2]) -> Option<Self> {
         let net = network()?;
-        let configs = [0, 1].map(|site| compressed(wants[usize::from(site)].then_some(site), &[]));
+        let configs = [0, 1].map(|_| compressed(wants, &[]));
         let seats = [(A0, 0), (B0, 1)].map(|(at, config)| Seat::start(&net, &configs[config], at));
         seats[0].kernel.wait_state(Whom::Sites(0), bit(1));
         seats[1].kernel.wait_state(Whom::Sites(0), bit(0));
@@ -69,9 +73,9 @@ impl Pair {
     }
 }
 
-fn status(config: &ConfigFile, name: &str, options: &[&str]) -> String {
+fn hadmctl(config: &ConfigFile, name: &str, args: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hadmctl"));
-    command.arg("--control").arg(config.dir.path.join(name)).arg("status").args(options);
+    command.arg("--control").arg(config.dir.path.join(name)).args(args);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
@@ -79,7 +83,7 @@ fn status(config: &ConfigFile, name: &str, options: &[&str]) -> String {
 
 /// What the daemon says of the other site.
 fn site_status(config: &ConfigFile, name: &str) -> Value {
-    let status: Value = serde_json::from_str(&status(config, name, &["--json"])).unwrap();
+    let status: Value = serde_json::from_str(&hadmctl(config, name, &["status", "--json"])).unwrap();
     status["peers"].as_array().unwrap().iter().find(|peer| peer["site"].is_u64()).unwrap().clone()
 }
 
@@ -131,7 +135,7 @@ fn two_sites_that_want_it_compress_data_and_nothing_is_changed() {
         let wire = ours["out"]["wire_bytes"].as_u64().unwrap();
         assert!(wire < bytes * 2 / 3, "{wire} bytes on the wire for {bytes}");
     }
-    let text = status(&pair.configs[0], "a0", &[]);
+    let text = hadmctl(&pair.configs[0], "a0", &["status"]);
     assert!(text.contains("  compress lz4  in "), "{text}");
     pair.stop();
 }
@@ -151,6 +155,29 @@ fn one_side_that_wants_it_alone_gets_and_sends_plain_packets() {
     }
 }
 
+/// A reload leaves the session as it is; what both want is used from the next one on.
+#[test]
+fn a_reload_brings_compression_with_the_next_session() {
+    let Some(pair) = Pair::start([true, false]) else { return };
+    add_element(&pair.configs[1], 1);
+    let said = hadmctl(&pair.configs[1], "b0", &["reload"]);
+    let setting =
+        r#"setting: compress by resource (sessions begun from now on): [(0, "none")] -> [(0, "lz4")]"#;
+    assert!(said.contains(setting) && said.contains("site 0 of resource 0: kept"), "{said}");
+    exchange(&pair, 100);
+    assert_eq!([0, 1].map(|side| pair.compress(side)["used"].clone()), [Value::Null, Value::Null]);
+    let before = Instant::now();
+    hadmctl(&pair.configs[1], "b0", &["disconnect", "0:0"]);
+    hadmctl(&pair.configs[1], "b0", &["connect", "0:0"]);
+    for (seat, site) in pair.seats.iter().zip([1, 0]) {
+        let gone = seat.kernel.wait_since(Whom::Sites(0), before, 0);
+        seat.kernel.wait_since(Whom::Sites(0), gone, bit(site));
+    }
+    exchange(&pair, 100);
+    assert_eq!([0, 1].map(|side| pair.compress(side)["used"].clone()), ["lz4", "lz4"].map(Value::from));
+    pair.stop();
+}
+
 /// A scripted site 1 beside a daemon of site 0 that wants compression.
 struct Scripted {
     seat: Seat,
@@ -161,7 +188,7 @@ struct Scripted {
 impl Scripted {
     fn start(global: &[(&str, &str)]) -> Option<Self> {
         let net = network()?;
-        let config = compressed(Some(0), global);
+        let config = compressed([true, false], global);
         let seat = Seat::start(&net, &config, A0);
         Some(Scripted { seat, net, config })
     }
@@ -172,7 +199,7 @@ impl Scripted {
             to: 0,
             source: floating(1, 0),
             text: floating(1, 0).to_string(),
-            target: (Ipv4Addr::from(floating(0, 0)), SITE_PORT).into(),
+            target: (floating(0, 0), SITE_PORT).into(),
             answers: true,
         }
     }

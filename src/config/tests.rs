@@ -174,6 +174,11 @@ fn numbers_keep_to_their_ranges() {
         "<maxpingcount>0<",
         &[r#"7:19: <maxpingcount> is "0": it must be a whole number from 1 to 1000000"#],
     );
+    for wrong in ["9464", "localhost:9464", "127.0.0.1:0", "::1:9464"] {
+        let wanted = "it must be an address and a port, such as 127.0.0.1:9464 or [::1]:9464";
+        let element = format!("<metrics>{wrong}</metrics></global>");
+        refused("</global>", &element, &[&format!("8:12: <metrics> is \"{wrong}\": {wanted}")]);
+    }
     refused("9997", "0", &[r#"5:15: <kmodport> is "0": it must be a port from 1 to 65535"#]);
 }
 

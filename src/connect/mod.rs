@@ -7,12 +7,15 @@
 mod handshake;
 mod listener;
 mod reactor;
+mod socket;
 
 pub use reactor::Reactor;
+pub(crate) use socket::dial;
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::Sender;
 
@@ -103,6 +106,8 @@ pub enum Offer {
         link: Connection,
         /// The attempt, if this side called.
         attempt: Option<AttemptId>,
+        /// How the call went, step by step, if this side called.
+        steps: Vec<String>,
         /// What the peer told, if it speaks the extension.
         extension: Option<Extension>,
         /// What both sides agreed on.
@@ -118,8 +123,16 @@ pub enum Offer {
         peer: PeerKey,
         /// The attempt.
         attempt: AttemptId,
+        /// The link that could not be had.
+        class: Class,
         /// Why, in words.
         why: String,
+        /// What that says of the other side, in one word.
+        verdict: &'static str,
+        /// How far the call came, step by step.
+        steps: Vec<String>,
+        /// The system's error number, where that is the reason.
+        errno: Option<i32>,
     },
     /// A peer that this side has to call has called.
     Knock(PeerKey),
@@ -143,9 +156,29 @@ pub struct Refusals {
     pub direction: Counter,
     /// Were too many at once.
     pub crowd: Counter,
+    /// What was turned away last of each peer, or from its address: when, and why.
+    last: Mutex<HashMap<PeerKey, (Instant, String)>>,
 }
 
 impl Refusals {
+    fn note(&self, peer: PeerKey, why: String) {
+        self.lock().insert(peer, (Instant::now(), why));
+    }
+
+    /// When a call of this peer, or from its address, was turned away last, and why.
+    pub fn last(&self, peer: PeerKey) -> Option<(Instant, String)> {
+        self.lock().get(&peer).cloned()
+    }
+
+    /// Forgets it: the peer has come in.
+    pub fn forget(&self, peer: PeerKey) {
+        self.lock().remove(&peer);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<PeerKey, (Instant, String)>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Each counter with its name in words.
     pub fn list(&self) -> [(&'static str, u64); 6] {
         [

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use log::{Level, debug, warn};
 use polling::{Event, Events, Poller};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{SockRef, Socket};
 
 use super::handshake::{Failure, Handshake, Party, Step};
 use super::listener::{self, Listener};
+use super::socket::dial;
 use super::{DIAL_LIMIT, Deliver, Dial, HELLO_LIMIT, MAX_OFFERED, MAX_PENDING, Offer, Order, Plan, Refusals};
 use crate::core::{AttemptId, Door, PeerKey, Refused};
 use crate::limited;
@@ -98,22 +99,6 @@ impl Reactor {
         // The thread lives as long as the daemon.
         let _ = self.orders.send(order);
         let _ = self.poller.notify();
-    }
-}
-
-/// Starts a connection; it is complete, or has failed, when the socket becomes writable.
-fn dial(to: SocketAddr, from: std::net::IpAddr) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
-    if from.is_ipv4() == to.is_ipv4() {
-        // From an address that this machine does not have, the other side decides whether it lets us in.
-        let _ = socket.bind(&SocketAddr::new(from, 0).into());
-    }
-    socket.set_nonblocking(true)?;
-    match socket.connect(&to.into()) {
-        Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
-            Err(error)
-        }
-        _ => Ok(socket.into()),
     }
 }
 
@@ -206,14 +191,28 @@ impl Thread {
             let started = dial(order.to, order.from)
                 .and_then(|stream| self.start(stream, Party::Callee(order.clone(), class), order.to));
             if let Err(error) = started {
-                return self.dial_failed(order.peer, order.attempt, error.to_string());
+                return self.dial_failed(order, class, &error.into(), "unreachable", Vec::new());
             }
         }
     }
 
-    fn dial_failed(&mut self, peer: PeerKey, attempt: AttemptId, why: String) {
+    fn dial_failed(
+        &mut self,
+        dial: &Dial,
+        class: Class,
+        failure: &Failure,
+        verdict: &'static str,
+        steps: Vec<String>,
+    ) {
+        let (peer, attempt) = (dial.peer, dial.attempt);
         self.drop_attempt(attempt);
-        (self.deliver)(Offer::DialFailed { peer, attempt, why }, Arc::default());
+        let errno = match failure {
+            Failure::Io(error) => error.raw_os_error(),
+            _ => None,
+        };
+        let why = format!("{} ({class} link): {failure}", dial.to);
+        let failed = Offer::DialFailed { peer, attempt, class, why, errno, verdict, steps };
+        (self.deliver)(failed, Arc::default());
     }
 
     fn drop_attempt(&mut self, attempt: AttemptId) {
@@ -327,6 +326,7 @@ impl Thread {
                 class,
                 link: Connection { stream, coat: None },
                 attempt: None,
+                steps: Vec::new(),
                 extension: handshake.extension,
                 compression,
                 source,
@@ -337,6 +337,7 @@ impl Thread {
                 class,
                 link: Connection { stream, coat: None },
                 attempt: Some(dial.attempt),
+                steps: handshake.steps,
                 extension: handshake.extension,
                 compression,
                 source,
@@ -353,14 +354,17 @@ impl Thread {
     }
 
     fn fail(&mut self, flight: Flight, failure: Failure) {
-        let Flight { handshake, source, .. } = flight;
+        let Flight { mut handshake, source, .. } = flight;
+        let steps = std::mem::take(&mut handshake.steps);
         let (kind, counter) = match (&handshake.party, &failure) {
             (Party::Callee(dial, class), _) => {
-                let (peer, attempt, to) = (dial.peer, dial.attempt, dial.to);
-                return self.dial_failed(peer, attempt, format!("{to} ({class} link): {failure}"));
+                let verdict = handshake.verdict(&failure);
+                return self.dial_failed(dial, *class, &failure, verdict, steps);
             }
             (_, Failure::Io(_)) => (2, &self.refusals.silent),
-            (_, Failure::Malformed(_) | Failure::Refused(Refused::Ack)) => (3, &self.refusals.malformed),
+            (_, Failure::Malformed(_) | Failure::OtherId(..) | Failure::Refused(Refused::Ack)) => {
+                (3, &self.refusals.malformed)
+            }
             (_, Failure::Refused(Refused::UnknownId(_) | Refused::OwnId(_))) => (4, &self.refusals.unknown),
             (_, Failure::Refused(Refused::UnknownRunsite(..))) => (7, &self.refusals.unknown),
             (_, Failure::Refused(Refused::Address { .. })) => (5, &self.refusals.address),
@@ -378,6 +382,9 @@ impl Thread {
             debug!("{peer} called from {source}: this side calls it");
             return (self.deliver)(Offer::Knock(peer), Arc::default());
         }
+        if let Some(peer) = self.whose(&handshake.party, &failure, source) {
+            self.refusals.note(peer, format!("from {source}: {failure}"));
+        }
         let whom = match handshake.party {
             Party::Kernel => "kernel module's",
             Party::Caller(Door::Site(_), _) => "site",
@@ -388,6 +395,20 @@ impl Thread {
             ("refused", kind),
             "refused a call from {source} at the {whom} port: {failure}"
         );
+    }
+
+    /// The peer that was turned away: the one it was told from others to be, or else the one whose address it
+    /// called from.
+    fn whose(&self, party: &Party, failure: &Failure, source: SocketAddr) -> Option<PeerKey> {
+        let Party::Caller(door, _) = party else { return None };
+        if let Failure::Refused(Refused::Address { peer, .. } | Refused::NotOwner(peer)) = failure {
+            return Some(*peer);
+        }
+        let mut known = self.plan.admission.known.iter();
+        let at_door =
+            |key| matches!((key, door), (PeerKey::Node(_), Door::Node) | (PeerKey::Site(..), Door::Site(_)));
+        let there = source.ip().to_canonical();
+        known.find(|known| at_door(known.key) && known.addr.to_canonical() == there).map(|known| known.key)
     }
 
     /// Gives up what is late, and lets a paused listener go on.

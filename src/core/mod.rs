@@ -8,6 +8,7 @@
 //! actions that follow from it.
 
 mod admit;
+mod cause;
 mod kernel;
 mod peer;
 #[cfg(test)]
@@ -15,9 +16,10 @@ mod tests;
 mod types;
 
 pub use admit::{Admission, Admitted, Door, Known, Refused};
+pub use cause::EndCause;
 pub use types::{
-    Action, AttachId, AttemptId, ConnId, ConnState, EndCause, Event, Moment, PeerKey, Role, SessionId,
-    Settings, Via, View,
+    Action, AttachId, AttemptId, ConnId, ConnState, Event, Moment, PeerKey, Role, SessionId, Settings, Via,
+    View,
 };
 
 use std::time::Duration;

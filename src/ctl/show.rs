@@ -5,16 +5,18 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-fn text(value: &Value) -> &str {
+use crate::control::particulars;
+
+pub(super) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-fn number(value: &Value) -> u64 {
+pub(super) fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_default()
 }
 
 /// Seconds as people say them.
-fn span(seconds: f64) -> String {
+pub(super) fn span(seconds: f64) -> String {
     let whole = seconds as u64;
     match whole {
         0..60 => format!("{seconds:.1} s"),
@@ -36,7 +38,7 @@ fn size(bytes: f64) -> String {
     format!("{rest:.digits$} {}", units.get(unit).unwrap_or(&"B"))
 }
 
-fn coloured(word: &str, code: &str, colour: bool) -> String {
+pub(super) fn coloured(word: &str, code: &str, colour: bool) -> String {
     if colour { format!("\x1b[{code}m{word}\x1b[0m") } else { word.into() }
 }
 
@@ -207,28 +209,15 @@ pub(super) fn event(event: &Value) -> String {
 
 /// One transition of a peer.
 pub(super) fn transition(transition: &Value) -> String {
-    let mut out = format!(
-        "{} {} {} -> {}: {}",
+    format!(
+        "{} {} {} -> {}: {}{}",
         text(&transition["time"]),
         text(&transition["peer"]),
         text(&transition["from"]),
         text(&transition["to"]),
         text(&transition["cause"]),
-    );
-    if let Some(age) = transition["age_s"].as_f64() {
-        let _ = write!(out, " (after {}", span(age));
-        if let Some(by) = transition["by"].as_str() {
-            let _ = write!(out, ", ended by {by}");
-        }
-        if let Some(rtt) = transition["rtt_us"].as_u64() {
-            let _ = write!(out, ", rtt {rtt} us");
-        }
-        if let Some(queued) = transition["queued_bytes"].as_u64() {
-            let _ = write!(out, ", {} queued", size(queued as f64));
-        }
-        out += ")";
-    }
-    out
+        transition.as_object().map(particulars).unwrap_or_default(),
+    )
 }
 
 /// One packet header.

@@ -6,11 +6,13 @@
 //! allocated for it.
 
 use std::fmt;
+use std::io;
 use std::net::TcpStream;
 
 use bytes::{Buf, BytesMut};
 
 use super::Closed;
+use super::intake::empty;
 use crate::sys;
 
 /// Least room in the buffer that the socket is read into.
@@ -29,6 +31,16 @@ impl fmt::Display for CoatError {
 }
 
 impl std::error::Error for CoatError {}
+
+/// Makes room for so many bytes more, unless there is no memory for them.
+pub(super) fn make_room(buf: &mut BytesMut, more: usize) -> io::Result<()> {
+    if buf.capacity().saturating_sub(buf.len()) < more && !buf.try_reclaim(more) {
+        let mut next = empty(buf.len().saturating_add(more))?;
+        next.extend_from_slice(buf);
+        *buf = next;
+    }
+    Ok(())
+}
 
 /// One direction: plain bytes to wire bytes.
 pub trait Encode: Send {
@@ -163,7 +175,9 @@ impl Undressing {
                 return Ok(n);
             }
             shrink(&mut self.wire);
-            self.wire.reserve(WIRE_ROOM);
+            // Twice as much for what does not fit: a long frame is not moved again and again.
+            let more = self.wire.len().max(WIRE_ROOM);
+            make_room(&mut self.wire, more).map_err(Closed::Broken)?;
             match sys::receive(stream, &mut self.wire) {
                 Ok(0) => return Ok(0),
                 Ok(_) => {}
@@ -189,7 +203,7 @@ fn shrink(buf: &mut BytesMut) {
 mod tests {
     use super::*;
     use crate::link::{Item, Outlet, Sink, read_link};
-    use crate::queue::{Account, Books, Load};
+    use crate::queue::{Account, Books, Counter, Load};
     use crate::wire::{Header, PacketType};
     use bytes::{BufMut, Bytes};
     use std::io::{Read, Write};
@@ -286,7 +300,7 @@ mod tests {
                 (all.0, closed)
             });
             let mut sent = Vec::new();
-            for n in 0..400 {
+            for n in 0..200 {
                 let packet = packet(n, [0, 50, 4096, 70_000][n as usize % 4]);
                 sent.extend_from_slice(&packet);
                 let load = Load::alone(1, packet.len());
@@ -297,7 +311,7 @@ mod tests {
             let (got, closed) = reader.join().unwrap();
             assert!(got == sent, "{name}: {} of {} bytes", got.len(), sent.len());
             assert!(matches!(closed, Closed::Eof(0)), "{name}: {closed}");
-            assert_eq!(books.tally().forwarded, 400);
+            assert_eq!(books.tally().forwarded, 200);
         }
     }
 
@@ -324,6 +338,31 @@ mod tests {
         let (mut wire, mut plain) = (BytesMut::from(&wire[..]), BytesMut::new());
         while decode.decode(&mut wire, &mut plain).unwrap() {}
         assert_eq!(plain, "firstsecond");
+    }
+
+    /// What waits for the socket is encoded only when its turn has nearly come.
+    #[test]
+    fn little_is_encoded_before_the_socket_takes_it() {
+        struct Counting(Arc<Counter>);
+        impl Encode for Counting {
+            fn encode(&mut self, plain: &[u8], out: &mut BytesMut) -> Result<(), CoatError> {
+                self.0.add(plain.len() as u64);
+                out.extend_from_slice(plain);
+                Ok(())
+            }
+        }
+        let (out, _peer) = sockets();
+        let encoded = Arc::new(Counter::default());
+        let outlet =
+            Outlet::new(out, Some(Box::new(Counting(Arc::clone(&encoded)))), |error| panic!("{error}"));
+        let account = Account::new(1 << 30, Arc::default());
+        let packets = Bytes::from(vec![0; 1 << 20]);
+        for _ in 0..64 {
+            let hold = account.try_hold(Load::alone(1, packets.len())).unwrap();
+            outlet.put(packets.clone(), hold);
+        }
+        assert!(encoded.get() < 32 << 20, "{} bytes for sockets that take a few MiB", encoded.get());
+        outlet.close();
     }
 
     fn read_what(bytes: &[u8], coat: Coat) -> Closed {

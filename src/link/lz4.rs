@@ -8,11 +8,13 @@
 //! and are short; each is decoded alone. It never says more than a packet may have, which is looked at before
 //! anything is allocated.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, BytesMut};
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
 
+use super::coat::make_room;
 use super::{Coat, CoatError, Decode, Encode};
 use crate::queue::Counter;
 use crate::wire::{HEADER_LEN, Header};
@@ -39,13 +41,13 @@ pub struct Squeezed {
 impl Squeezed {
     fn add(&self, plain: usize, coded: usize) {
         self.plain.add(plain as u64);
-        self.wire.add((FRAME_HEAD + coded) as u64);
+        self.wire.add(FRAME_HEAD.saturating_add(coded) as u64);
     }
 }
 
 /// The coat of one link whose packets have at most `max_packet` bytes of payload.
 pub fn coat(max_packet: u32, out: &Arc<Squeezed>, inbound: &Arc<Squeezed>) -> Coat {
-    let max = (HEADER_LEN + max_packet as usize).max(JOIN_MAX);
+    let max = HEADER_LEN.saturating_add(max_packet as usize).max(JOIN_MAX);
     Coat {
         encode: Box::new(Squeezer { table: CompressTable::small(), room: Vec::new(), done: Arc::clone(out) }),
         decode: Box::new(Expander { max, done: Arc::clone(inbound) }),
@@ -63,7 +65,7 @@ impl Encode for Squeezer {
         while !plain.is_empty() {
             let (frame, rest) = plain.split_at(joined(plain));
             plain = rest;
-            self.frame(frame, out);
+            self.frame(frame, out)?;
         }
         // What a single long packet needed is not kept.
         self.room.truncate(get_maximum_output_size(JOIN_MAX));
@@ -73,14 +75,15 @@ impl Encode for Squeezer {
 }
 
 impl Squeezer {
-    fn frame(&mut self, plain: &[u8], out: &mut BytesMut) {
+    fn frame(&mut self, plain: &[u8], out: &mut BytesMut) -> Result<(), CoatError> {
         let coded = self.squeeze(plain).unwrap_or(plain);
         let head = (plain.len() as u32, coded.len() as u32);
-        out.reserve(FRAME_HEAD + coded.len());
+        make_room(out, FRAME_HEAD.saturating_add(coded.len())).map_err(no_memory)?;
         out.put_u32_le(head.0);
         out.put_u32_le(head.1);
         out.put_slice(coded);
         self.done.add(plain.len(), head.1 as usize);
+        Ok(())
     }
 
     /// The compressed bytes, if they are fewer.
@@ -90,6 +93,8 @@ impl Squeezer {
         }
         let most = get_maximum_output_size(plain.len());
         if self.room.len() < most {
+            // Without the memory, it goes as it is.
+            self.room.try_reserve_exact(most.saturating_sub(self.room.len())).ok()?;
             self.room.resize(most, 0);
         }
         let n = compress_into_with_table(plain, &mut self.room, &mut self.table).ok()?;
@@ -97,11 +102,15 @@ impl Squeezer {
     }
 }
 
+fn no_memory(error: io::Error) -> CoatError {
+    CoatError(error.to_string())
+}
+
 /// How many bytes at the front go into one frame.
 fn joined(plain: &[u8]) -> usize {
-    let mut len = 0;
+    let mut len: usize = 0;
     while let Some(head) = plain.get(len..).and_then(|rest| rest.first_chunk()) {
-        let next = len + HEADER_LEN + Header::decode(head).len as usize;
+        let next = len.saturating_add(HEADER_LEN).saturating_add(Header::decode(head).len as usize);
         if len > 0 && next > JOIN_MAX {
             return len;
         }
@@ -128,19 +137,21 @@ impl Decode for Expander {
         if coded > len || len / EXPANSION_MAX > coded || len == 0 {
             return Err(CoatError(format!("compressed frame that claims to make {len} bytes of {coded}")));
         }
-        let Some(bytes) = wire.get(FRAME_HEAD..FRAME_HEAD + coded) else { return Ok(false) };
+        let frame = FRAME_HEAD.saturating_add(coded);
+        let Some(bytes) = wire.get(FRAME_HEAD..frame) else { return Ok(false) };
+        make_room(out, len).map_err(no_memory)?;
         if coded == len {
             out.extend_from_slice(bytes);
         } else {
             let at = out.len();
-            out.resize(at + len, 0);
+            out.resize(at.saturating_add(len), 0);
             let made = decompress_into(bytes, out.get_mut(at..).unwrap_or_default());
             if made.ok() != Some(len) {
                 out.truncate(at);
                 return Err(CoatError(format!("compressed frame that does not make {len} bytes")));
             }
         }
-        wire.advance(FRAME_HEAD + coded);
+        wire.advance(frame);
         self.done.add(len, coded);
         Ok(true)
     }

@@ -36,6 +36,16 @@ pub enum Closed {
     Ended,
 }
 
+impl Closed {
+    /// The system's error number, where that is the reason.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Closed::Broken(error) => error.raw_os_error(),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -5,6 +5,7 @@
 //! disk: writing to a link goes as far as the socket takes it, everything else is handed to other threads.
 
 mod carry;
+mod mesh;
 mod owner;
 mod reload;
 mod report;
@@ -31,7 +32,7 @@ use crate::log as logging;
 use crate::peer::{Limits, Record, Session};
 use crate::queue::{Account, Counter};
 use crate::route::Switch;
-use crate::wire::{Class, Compression, Extension, NodeId, SiteId};
+use crate::wire::{Class, Compression, Extension, FEATURE_VIEWS, NodeId, SiteId};
 use report::Story;
 use service::Watchdog;
 
@@ -90,6 +91,8 @@ pub struct Timer {
     /// Who wants to hear of every change.
     listeners: Vec<Sender<serde_json::Value>>,
     attached_since: Option<Instant>,
+    /// What peers are told of whom this daemon is connected with.
+    views: mesh::Views,
     watchdog: Option<Watchdog>,
     asks: Receiver<Ask>,
     ask: Sender<Ask>,
@@ -172,6 +175,7 @@ impl Timer {
             stories: stories.collect(),
             listeners: Vec::new(),
             attached_since: None,
+            views: mesh::Views::default(),
             watchdog: Watchdog::new(),
             asks,
             ask,
@@ -194,7 +198,7 @@ impl Timer {
         service::tell(&[NotifyState::Ready]);
         self.tell_status();
         loop {
-            let mut left = self.core.deadline().saturating_sub(self.now());
+            let mut left = self.core.deadline().min(self.views.due).saturating_sub(self.now());
             if logging::left_out_pending() {
                 left = left.min(LOG_TICK);
             }
@@ -234,6 +238,9 @@ impl Timer {
                 if let Some(code) = self.carry_out(&mut actions) {
                     return code;
                 }
+            }
+            if self.views.due <= self.now() {
+                self.share_views();
             }
             if logging::left_out_pending() {
                 logging::tell_left_out();
@@ -288,7 +295,10 @@ impl Timer {
                 self.waiting.insert(conn, waiting);
                 Event::KernelHello { class, conn }
             }
-            Offer::Link { peer, class, link, attempt, extension, compression, source, expected } => {
+            Offer::Link { peer, class, link, attempt, steps, extension, compression, source, expected } => {
+                if let Some(story) = self.stories.get_mut(&peer) {
+                    story.called(steps, None);
+                }
                 // Told before there is a session: a single link may end the one before. Once for each pair.
                 if let Some(expected) = expected.filter(|_| class == Class::Data) {
                     limited!(
@@ -309,13 +319,16 @@ impl Timer {
                 self.waiting.insert(conn, waiting);
                 Event::LinkReady { peer, class, conn, via }
             }
-            Offer::DialFailed { peer, attempt, why } => {
-                let story = self.stories.entry(peer).or_default();
+            Offer::DialFailed { peer, attempt, class, why, errno, verdict, steps } => {
+                // A reload may have removed it.
+                let Some(story) = self.stories.get_mut(&peer) else { return };
                 let news = !std::mem::replace(&mut story.unreachable, true);
+                story.called(steps, Some((verdict, why.clone())));
                 story.last_error = Some(why.clone());
                 let level = if news { log::Level::Info } else { log::Level::Debug };
                 log::log!(level, "{peer} cannot be reached: {why}; trying again");
-                self.note(peer, "unreachable", &why, serde_json::json!({"from": "dialing"}));
+                let more = report::fault("dialing", Some(class), errno);
+                self.note(peer, "unreachable", "call failed", &why, more);
                 Event::DialFailed { peer, attempt }
             }
             Offer::Knock(peer) => Event::Knock { peer },
@@ -359,7 +372,12 @@ fn limits(config: &Config) -> Limits {
 
 /// What this side tells of itself to speakers of the hello extension.
 fn extension(digest: [u8; 8]) -> Extension {
-    Extension { version: Some(env!("CARGO_PKG_VERSION").into()), digest: Some(digest), ..Default::default() }
+    Extension {
+        version: Some(env!("CARGO_PKG_VERSION").into()),
+        digest: Some(digest),
+        features: FEATURE_VIEWS,
+        ..Default::default()
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -17,6 +17,10 @@ const T_DIGEST: u8 = 3;
 const T_EPOCH: u8 = 4;
 const T_ADDR: u8 = 5;
 const T_COMPRESSION: u8 = 6;
+const T_FEATURES: u8 = 7;
+
+/// Feature: takes packets HD_VIEW on the meta link.
+pub const FEATURE_VIEWS: u32 = 1;
 
 /// A way to compress what a link carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +56,8 @@ pub struct Extension {
     pub epoch: Option<u64>,
     /// The runsite's address where the hello has no room for it (IPv6).
     pub addr: Option<IpAddr>,
+    /// What the sender takes beyond what C daemons do, bit by bit; unknown bits say nothing.
+    pub features: u32,
     /// Wanted compression of what follows on this connection. The entry lists codes of one byte, of which unknown
     /// ones are passed over; the connection is compressed if both sides want the same.
     pub compression: Option<Compression>,
@@ -114,6 +120,9 @@ impl Extension {
         if let Some(compression) = self.compression {
             entry(T_COMPRESSION, &[compression.code()]);
         }
+        if self.features != 0 {
+            entry(T_FEATURES, &self.features.to_le_bytes());
+        }
         [&(body.len() as u16).to_le_bytes(), body.as_slice()].concat()
     }
 
@@ -154,6 +163,7 @@ impl Extension {
                 T_DIGEST => record.digest = Some(value.try_into().map_err(bad)?),
                 T_EPOCH => record.epoch = Some(u64::from_le_bytes(value.try_into().map_err(bad)?)),
                 T_ADDR => record.addr = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()),
+                T_FEATURES => record.features = u32::from_le_bytes(value.try_into().map_err(bad)?),
                 T_COMPRESSION => {
                     record.compression = value.contains(&Compression::Lz4.code()).then_some(Compression::Lz4);
                 }
@@ -192,9 +202,9 @@ mod tests {
     proptest! {
         #[test]
         fn records_come_back(version in "[!-~]{0,40}", digest in any::<Option<[u8; 8]>>(), epoch in any::<Option<u64>>(),
-                             v6 in any::<Option<u128>>(), compressed in any::<bool>()) {
+                             v6 in any::<Option<u128>>(), compressed in any::<bool>(), features in any::<u32>()) {
             let record = Extension {
-                version: Some(version), digest, epoch,
+                version: Some(version), digest, epoch, features,
                 addr: v6.map(|v6| std::net::Ipv6Addr::from(v6).into()),
                 compression: compressed.then_some(Compression::Lz4),
             };
