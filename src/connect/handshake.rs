@@ -153,8 +153,8 @@ impl Handshake {
         use io::ErrorKind::{ConnectionRefused, TimedOut};
         match failure {
             Failure::OtherId(..) => "other-id",
+            Failure::Keyless(_) | Failure::OtherKeys(_) | Failure::Unproved(_) => "other-key",
             Failure::Malformed(_) | Failure::Refused(_) => "stranger",
-            Failure::Keyless(_) | Failure::OtherKeys(_) | Failure::Unproved(_) => "authkey",
             Failure::Io(error) => match (&self.phase, error.kind()) {
                 (Phase::Connect, ConnectionRefused) => "refused",
                 (Phase::Connect, TimedOut) => "silent",

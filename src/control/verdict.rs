@@ -131,10 +131,7 @@ fn called(peer: &Value) -> Finding {
         Some("stranger") => {
             wrong("stranger", "That is no hadmd: look what listens there, and compare port in both files.")
         }
-        Some("authkey") => wrong(
-            "authkey",
-            "Give both the same key file by element authkey, or neither; `hadmctl status` tells the keys' ids.",
-        ),
+        Some("other-key") => wrong("other-key", "Give both the same file for element authkey, and reload."),
         Some("other-id") => wrong("other-id", "Compare ids, host names and addresses in both files."),
         _ => Finding::wrong(
             "not-called",
@@ -207,7 +204,7 @@ mod tests {
         let caller =
             |verdict| json!({"role": "caller", "state": "waiting", "call": {"verdict": verdict, "why": "w"}});
         for verdict in
-            ["refused", "silent", "unreachable", "no-answer", "hung-up", "stranger", "authkey", "other-id"]
+            ["refused", "silent", "unreachable", "no-answer", "hung-up", "stranger", "other-key", "other-id"]
         {
             assert_eq!(word(caller(verdict), None), (verdict, false));
         }

@@ -102,9 +102,8 @@ impl Timer {
         let (Some(mut data), Some(meta)) = (self.waiting.remove(&data), self.waiting.remove(&meta)) else {
             return;
         };
-        for account in self.previous.remove(&peer).into_iter().flatten() {
-            account.void();
-        }
+        let previous = self.previous.get(&peer).cloned();
+        previous.iter().flatten().for_each(|account| account.void());
         self.tell_connected(peer, &data);
         let (from, how) =
             if data.called { ("dialing", "this side called") } else { ("half", "the peer called") };
@@ -117,13 +116,22 @@ impl Timer {
             data.link.wear_inside(lz4::coat(self.config.max_packet, out, inbound));
         }
         let links = [data.link, meta.link];
-        match Session::start(&entry.record, id, links, self.local_ids(), &self.limits, &self.events) {
+        let started = Session::start(
+            &entry.record,
+            id,
+            links,
+            self.local_ids(),
+            &self.limits,
+            &self.events,
+            previous.as_ref(),
+        );
+        match started {
             Ok(session) => {
                 if features & FEATURE_VIEWS != 0 {
                     session.exchange_views();
                 }
                 self.views.due = Moment::ZERO;
-                self.previous.insert(peer, session.inbound().to_vec());
+                self.previous.insert(peer, session.inbound().clone());
                 self.switch.set_session(peer, Some(session));
                 let mut more = report::fault(from, None, None);
                 more.insert("source".into(), source.into());

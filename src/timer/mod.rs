@@ -87,7 +87,7 @@ pub struct Timer {
     waiting: HashMap<ConnId, Waiting>,
     last_conn: u64,
     /// What the last session of each peer may still have queued for the kernel module.
-    previous: HashMap<PeerKey, Vec<Arc<Account>>>,
+    previous: HashMap<PeerKey, [Arc<Account>; 2]>,
     /// What is kept of each peer for those who ask.
     stories: HashMap<PeerKey, Story>,
     /// Who wants to hear of every change.
@@ -309,6 +309,7 @@ impl Timer {
                 attempt,
                 steps,
                 encryption,
+                steps,
                 extension,
                 compression,
                 source,

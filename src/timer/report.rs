@@ -341,9 +341,9 @@ impl Timer {
         let mut status = identity(view.key);
         let story = self.stories.get(&view.key);
         let connected = session.is_some();
+        let encryption = story.filter(|_| connected).and_then(|story| story.encryption);
         let call = super::owner::call(&self.config, view.key);
         let refused = self.reactor.refusals.last(view.key);
-        let encryption = story.filter(|_| connected).and_then(|story| story.encryption);
         let waits = (view.state == "waiting").then_some(view.until).flatten();
         let more = json!({
             "role": match view.role { Role::Caller => "caller", Role::Acceptor => "acceptor" },
