@@ -309,7 +309,6 @@ impl Timer {
                 attempt,
                 steps,
                 encryption,
-                steps,
                 extension,
                 compression,
                 source,
