@@ -304,7 +304,6 @@ impl Timer {
                 attempt,
                 steps,
                 encryption,
-                steps,
                 extension,
                 compression,
                 source,
