@@ -1,9 +1,10 @@
 //! The reactor thread: accepts, calls, and deadlines of handshakes.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ use crate::wire::Class;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
+/// Connections accepted before handshakes that came in go on.
+const ACCEPT_TURN: usize = 32;
 /// How long no connection is accepted after the system had no descriptor for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Keys in the poller: the address watch, the listeners in the order of their making, then handshakes.
@@ -114,7 +117,7 @@ fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Starts a connection; it is complete, or has failed, when the socket becomes writable.
-fn dial(to: SocketAddr, from: std::net::IpAddr) -> io::Result<TcpStream> {
+fn dial(to: SocketAddr, from: IpAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     if from.is_ipv4() == to.is_ipv4() {
         // From an address that this machine does not have, the other side decides whether it lets us in.
@@ -256,7 +259,8 @@ impl Thread {
     }
 
     fn accept(&mut self, key: usize) {
-        loop {
+        // A crowd outside must not keep those waiting who have come in.
+        for _ in 0..ACCEPT_TURN {
             let Some(listener) = self.listeners.iter_mut().find(|listener| listener.key == key) else {
                 return;
             };
@@ -294,23 +298,32 @@ impl Thread {
         }
     }
 
-    /// Drops the oldest handshake from outside if there are too many.
+    /// Drops a handshake from outside if there are too many: one of a stranger's if there is any, one of the
+    /// address that has the most, the oldest of these.
     fn make_room(&mut self) {
         let flights = self.flights.iter();
-        let outside = flights
-            .filter(|(_, flight)| !matches!(flight.handshake.party, Party::Callee(..)))
-            .map(|(&key, _)| key);
+        let outside = flights.filter(|(_, flight)| !matches!(flight.handshake.party, Party::Callee(..)));
         if outside.clone().count() < MAX_PENDING {
             return;
         }
-        if let Some(oldest) = outside.min() {
-            self.flights.remove(&oldest);
-            self.refusals.crowd.add(1);
-            limited!(
-                Level::Warn,
-                ("refused", 0),
-                "closed the oldest of {MAX_PENDING} connections that had not said a whole hello"
-            );
+        let mut shares: HashMap<IpAddr, usize> = HashMap::new();
+        outside.clone().for_each(|(_, flight)| *shares.entry(flight.source.ip()).or_default() += 1);
+        let rank = |&(&key, flight): &(&usize, &Flight)| {
+            let source = flight.source.ip();
+            let stranger = matches!(flight.handshake.party, Party::Caller(..))
+                && !self.plan.admission.known.iter().any(|known| known.addr == source.to_canonical());
+            (stranger, shares.get(&source).copied(), Reverse(key))
+        };
+        if let Some(key) = outside.max_by_key(rank).map(|(&key, _)| key) {
+            if let Some(dropped) = self.flights.remove(&key) {
+                self.refusals.crowd.add(1);
+                limited!(
+                    Level::Warn,
+                    ("refused", 0),
+                    "{MAX_PENDING} connections had not said a whole hello: closed one from {}",
+                    dropped.source
+                );
+            }
         }
     }
 
