@@ -60,6 +60,9 @@ check documentation env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 have ip iproute2 || skip "tests of sites" "ip is not installed (Debian package iproute2)"
 have strace strace || skip "count of system calls" "strace is not installed (Debian package strace)"
 check tests cargo test --locked
+if cargo deny --version > /dev/null 2>&1; then
+    check dependencies make -s deny
+fi
 
 tool mandoc mandoc "manual pages" make -s man-lint
 tool shellcheck shellcheck "shell scripts" shellcheck -x tests/*.sh etc/debian/* etc/init.d/hadmd \
