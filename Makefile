@@ -4,6 +4,7 @@ PREFIX = /usr/local
 SYSCONFDIR = /etc
 SEED = 1
 SECS = 60
+NODES = 4
 TARGET = aarch64
 STATIC =
 TARGETS =
@@ -14,8 +15,8 @@ export CARGO_TARGET_DIR
 bin = $(CARGO_TARGET_DIR)/release
 doc = $(PREFIX)/share/doc/hadmd
 
-.PHONY: help build demo test sim fmt lint clean man-lint deb deb-test install uninstall msrv cross cross-test \
-        cross-pair size bench bench-plot fuzz miri race deny
+.PHONY: help build demo test sim chaos fmt lint clean man-lint deb deb-test install uninstall msrv cross cross-test \
+        cross-pair size bench bench-plot vm-test fuzz miri race deny
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -31,8 +32,14 @@ demo: build ## three daemons carry files, then two sites a fail-over, on this ma
 test: ## every check: formatting, lints, documentation, all tests
 	@tests/all.sh
 
+vm-test: ## beside a stock Debian kernel: two emulated machines, a module that plays the mirror's; a minute or two
+	cargo test --locked --test vm -- --ignored --nocapture
+
 sim: ## run a whole cluster in virtual time; SEED=7 chooses the run, the same seed gives the same run
 	SEED=$(SEED) cargo test --locked --release --test sim -- --nocapture
+
+chaos: ## a real cluster under faults that SEED=7 chooses, for SECS=60, with NODES=3 to 5; needs root
+	SECS=$(SECS) SEED=$(SEED) NODES=$(NODES) cargo test --locked --test chaos
 
 bench: ## side by side with HAProxy and direct TCP, two to three minutes; QUICK=1 shorter, HADMD=path other builds, too
 	@command -v haproxy > /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \

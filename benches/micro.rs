@@ -131,7 +131,7 @@ fn drained_outlet() -> Arc<Outlet> {
         let mut buf = vec![0; READ];
         while peer.read(&mut buf).unwrap() > 0 {}
     });
-    let outlet = Outlet::new(out, |_| {});
+    let outlet = Outlet::new(out, None, |_| {});
     outlet.start("micro:data-tx").unwrap();
     outlet
 }

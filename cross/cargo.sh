@@ -60,9 +60,8 @@ install_packages
 # Either would take precedence over the flags of the target.
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
 flags=${STATIC:+-C target-feature=+crt-static}
-# Appliances: as small as can be. Tests do unwind, so only the optimised build goes without the tables for it.
+# Appliances: as small as can be.
 export CARGO_PROFILE_RELEASE_OPT_LEVEL=z
-case " $* " in *" --release "*) flags="$flags -C link-arg=-Wl,-T,$PWD/cross/no-unwind.ld" ;; esac
 prefix=CARGO_TARGET_$(echo "$triple" | tr a-z- A-Z_)
 if [ "$arch" != amd64 ]; then
     sysroot=$cross/sysroot

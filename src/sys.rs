@@ -97,6 +97,41 @@ pub fn send(stream: &TcpStream, parts: &[IoSlice<'_>], wait: bool) -> io::Result
     }
 }
 
+/// The errors that connections meet, each with its name.
+const ERRORS: [(Errno, &str); 20] = [
+    (Errno::ACCESS, "EACCES"),
+    (Errno::ADDRINUSE, "EADDRINUSE"),
+    (Errno::ADDRNOTAVAIL, "EADDRNOTAVAIL"),
+    (Errno::AGAIN, "EAGAIN"),
+    (Errno::BADF, "EBADF"),
+    (Errno::CONNABORTED, "ECONNABORTED"),
+    (Errno::CONNREFUSED, "ECONNREFUSED"),
+    (Errno::CONNRESET, "ECONNRESET"),
+    (Errno::HOSTDOWN, "EHOSTDOWN"),
+    (Errno::HOSTUNREACH, "EHOSTUNREACH"),
+    (Errno::INVAL, "EINVAL"),
+    (Errno::MFILE, "EMFILE"),
+    (Errno::NETDOWN, "ENETDOWN"),
+    (Errno::NETUNREACH, "ENETUNREACH"),
+    (Errno::NFILE, "ENFILE"),
+    (Errno::NOBUFS, "ENOBUFS"),
+    (Errno::NOMEM, "ENOMEM"),
+    (Errno::PERM, "EPERM"),
+    (Errno::PIPE, "EPIPE"),
+    (Errno::TIMEDOUT, "ETIMEDOUT"),
+];
+
+/// The name of an error number of the system, for those that connections meet.
+pub fn errno_name(number: i32) -> Option<&'static str> {
+    ERRORS.iter().find(|(errno, _)| errno.raw_os_error() == number).map(|(_, name)| *name)
+}
+
+/// Whether an error number of the system tells of the network, not of either end.
+pub fn is_networks(number: i32) -> bool {
+    let networks = [Errno::HOSTDOWN, Errno::HOSTUNREACH, Errno::NETDOWN, Errno::NETUNREACH, Errno::TIMEDOUT];
+    networks.iter().any(|errno| errno.raw_os_error() == number)
+}
+
 /// Whether the other side has closed its end, or the connection is broken; never blocks.
 pub fn hung_up(stream: &TcpStream) -> bool {
     let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;

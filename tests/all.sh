@@ -59,13 +59,14 @@ check documentation env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 # Some tests need these, and say that they are skipped without.
 have ip iproute2 || skip "tests of sites" "ip is not installed (Debian package iproute2)"
 have strace strace || skip "count of system calls" "strace is not installed (Debian package strace)"
+have faketime faketime || skip "clock steps in chaos" "libfaketime is not installed (Debian package faketime)"
 check tests cargo test --locked
 if cargo deny --version > /dev/null 2>&1; then
     check dependencies make -s deny
 fi
 
 tool mandoc mandoc "manual pages" make -s man-lint
-tool shellcheck shellcheck "shell scripts" shellcheck -x tests/*.sh etc/debian/* etc/init.d/hadmd \
+tool shellcheck shellcheck "shell scripts" shellcheck -x tests/*.sh tests/vm/prepare.sh tests/vm/init etc/debian/* etc/init.d/hadmd \
     etc/procd/hadmd.init etc/completion/hadmd
 if systemd-analyze --help 2> /dev/null | grep -q -e --offline; then
     check "systemd unit" systemd-analyze security --no-pager --offline=true --threshold=20 etc/systemd/hadmd.service

@@ -131,6 +131,31 @@ fn pidfile_holds_the_process_number() {
     assert!(err.contains("no/such/dir/hadmd.pid"), "{err}");
 }
 
+/// Who finds the process number in the file may send signals: they are waited for by then.
+#[test]
+fn a_reload_as_soon_as_there_is_a_pidfile_does_no_harm() {
+    let net = Subnet::claim();
+    let config = ConfigBuilder::new(&net, 2).build();
+    let path = config.dir.path.join("hadmd.pid");
+    // The moment between is short: the first tries may miss it.
+    for _ in 0..20 {
+        let mut command = Daemon::command(&net, &config, 0);
+        let daemon = Daemon::spawn(command.arg("--no-kmod-check").arg("--pidfile").arg(&path), "n0");
+        redial("the PID file", PATIENCE, || {
+            let end = Instant::now() + Duration::from_millis(500);
+            while Instant::now() < end {
+                if std::fs::read(&path).is_ok_and(|text| text.ends_with(b"\n")) {
+                    return Some(());
+                }
+            }
+            None
+        });
+        daemon.signal(Signal::HUP);
+        daemon.wait_log("configuration reloaded", PATIENCE);
+        daemon.stop();
+    }
+}
+
 /// Failure mode 37: an address that cannot be bound is named, and ends the start with 1.
 #[test]
 fn fm37_an_address_in_use_is_named() {

@@ -16,6 +16,7 @@ use hadmd::config::{
     Config, ConfigError, FILE_MAX, Mode, Node, PeerAddr, Problem, Protocol, Resource, RunSite, Severity,
     Site, parse,
 };
+use hadmd::wire::Compression;
 use proptest::prelude::*;
 
 const VALID: &str = include_str!("data/config/valid.xml");
@@ -194,6 +195,7 @@ impl Style {
             self.put("slowtimeout", config.slow_timeout.as_secs_f64()),
             self.put("peeraddr", peer_addr),
         ];
+        global.extend(config.metrics.map(|at| self.put("metrics", at)));
         if config.kmod_port != 0 {
             global.push(self.put("kmodport", config.kmod_port));
         }
@@ -219,7 +221,7 @@ impl Style {
             let runsites = resource.runsites.iter().map(|at| {
                 let protocol = if at.protocol == Protocol::Sync { "sync" } else { "async" };
                 let nodes = at.run_nodes.iter().map(|node| self.put("id", node.get())).collect();
-                let parts = vec![
+                let mut parts = vec![
                     self.put("id", at.site.get()),
                     self.put("ip", at.addr.ip()),
                     self.put("port", at.addr.port()),
@@ -228,6 +230,7 @@ impl Style {
                     self.put("bwr_disk", &at.bwr_disk),
                     self.join("runnodes", nodes),
                 ];
+                parts.extend(at.compress.map(|compress| self.put("compress", compress.name())));
                 self.join("runsite", parts)
             });
             let runsites = self.join("runsites", runsites.collect());
@@ -292,6 +295,7 @@ prop_compose! {
         max_packet in 1024..=1_073_741_824u32,
         slow_millis in 100..=3_600_000u64,
         strict in any::<bool>(),
+        metrics in prop::option::of((ip(), 1..=u16::MAX)),
         sites in prop::collection::btree_map(0..32u32, site(), 1..4),
         resources in prop::collection::btree_map(0..255u32, resource(), 0..4),
         local in any::<prop::sample::Index>(),
@@ -309,7 +313,8 @@ prop_compose! {
             let at = |site: &&Site| {
                 let nodes: Vec<_> = site.nodes.iter().map(|node| node.id).collect();
                 let bwr_disk = format!("{disk}-bwr");
-                RunSite { site: site.id, addr, protocol, disk: disk.clone(), bwr_disk, run_nodes: picked(&nodes, masks.1) }
+                let compress = (masks.1 % 2 == 1).then_some(Compression::Lz4);
+                RunSite { site: site.id, addr, protocol, compress, disk: disk.clone(), bwr_disk, run_nodes: picked(&nodes, masks.1) }
             };
             let at_sites = picked(&sites.iter().collect::<Vec<_>>(), masks.0);
             Resource { id: id(n), name, runsites: at_sites.iter().map(at).collect() }
@@ -323,6 +328,7 @@ prop_compose! {
             max_packet,
             slow_timeout: Duration::from_millis(slow_millis),
             peer_addr: if strict { PeerAddr::Strict } else { PeerAddr::Any },
+            metrics: metrics.map(SocketAddr::from),
             node: local.get(&here.nodes).id,
             site: here.id,
             sites,

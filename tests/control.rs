@@ -131,6 +131,71 @@ fn why_tells_the_last_transitions_with_their_causes() {
     rig.stop();
 }
 
+/// One record of a transition: in `why` as JSON and text, in the log, and in the metrics.
+#[test]
+fn a_reset_is_told_the_same_everywhere() {
+    let rig = Rig::new(2);
+    let caller = rig.caller(1);
+    let mut links = [DATA, META].map(|class| caller.open(class).unwrap());
+    for (stream, class) in links.iter_mut().zip([DATA, META]) {
+        caller.finish(stream, class).unwrap();
+    }
+    rig.kernel.wait_state(bit(1), PATIENCE);
+    let [data, _meta] = links;
+    socket2::SockRef::from(&data).set_linger(Some(ms(0))).unwrap();
+    drop(data);
+    rig.kernel.wait_state(0, PATIENCE);
+    let why: Value = serde_json::from_str(&says(&rig, &["why", "1", "--json"])).unwrap();
+    let [up, down] = why.as_array().unwrap().as_slice() else { panic!("{why}") };
+    assert_eq!(
+        (&up["from"], &up["to"], &up["kind"]),
+        (&"half".into(), &"connected".into(), &"the peer called".into())
+    );
+    let words = |field: &str| down[field].as_str().unwrap_or_else(|| panic!("{field} in {down}")).to_string();
+    assert_eq!([words("from"), words("to"), words("kind")], ["connected", "disconnected", "link lost"]);
+    assert_eq!([words("link"), words("errno_name"), words("by")], ["data", "ECONNRESET", "peer"]);
+    assert_eq!(down["errno"], rustix::io::Errno::CONNRESET.raw_os_error());
+    let age = down["age_s"].as_f64().unwrap();
+    assert!(down["unix_s"].as_f64() > up["unix_s"].as_f64() && down["queued_bytes"] == 0, "{down}");
+    let cause = "data link: Connection reset by peer (os error 104)";
+    assert_eq!(words("cause"), cause);
+    let rest = "ended by peer, errno 104 ECONNRESET, 0 B queued)";
+    let text = says(&rig, &["why", "1"]);
+    let line =
+        format!("{} node 1 connected -> disconnected: {cause} (after {age:.1} s, {rest}\n", words("time"));
+    assert!(text.ends_with(&line), "{line} in\n{text}");
+    rig.daemon.wait_log(&format!("node 1: session ended after {age:.1} s: {cause} ({rest}"), PATIENCE);
+    let metrics = says(&rig, &["metrics"]);
+    assert_exposition(&metrics);
+    let peer = r#"{peer="node 1""#;
+    for sample in [
+        format!(r#"hadm_peer_transitions_total{peer},to="disconnected",kind="link lost"}} 1"#),
+        format!(
+            r#"hadm_peer_last_transition_timestamp_seconds{peer},from="connected",to="disconnected",kind="link lost",link="data",errno_name="ECONNRESET",by="peer"}} {}"#,
+            down["unix_s"].as_f64().unwrap()
+        ),
+        format!("hadm_peer_last_session_seconds{peer}}} {age}"),
+        format!("hadm_peer_last_session_queued_bytes{peer}}} 0"),
+    ] {
+        assert!(metrics.lines().any(|line| line == sample), "{sample} in\n{metrics}");
+    }
+    rig.stop();
+}
+
+#[test]
+fn a_refused_call_is_told_with_its_error() {
+    let rig = Rig::with(2, 1, |config| config);
+    let why = redial("a refused call", PATIENCE, || {
+        let why: Value = serde_json::from_str(&says(&rig, &["why", "0", "--json"])).unwrap();
+        why.as_array().unwrap().first().cloned()
+    });
+    assert_eq!((&why["from"], &why["to"]), (&"dialing".into(), &"unreachable".into()), "{why}");
+    assert_eq!((&why["kind"], &why["errno_name"]), (&"call failed".into(), &"ECONNREFUSED".into()), "{why}");
+    assert!(["data", "meta"].contains(&why["link"].as_str().unwrap()), "{why}");
+    assert!(says(&rig, &["why", "0"]).contains("(errno 111 ECONNREFUSED)\n"));
+    rig.stop();
+}
+
 #[test]
 fn a_disconnected_peer_stays_away_until_it_is_connected_again() {
     let rig = Rig::new(3);
@@ -169,30 +234,13 @@ fn trace_shows_headers_as_they_are_read() {
     rig.stop();
 }
 
-/// Each sample belongs to a family with HELP and TYPE, and is a number.
 #[test]
 fn metrics_are_prometheus_text() {
     let rig = Rig::new(2);
     let caller = rig.call(1);
     rig.assert_carries(&caller);
     let text = says(&rig, &["metrics"]);
-    let mut family = String::new();
-    let mut samples = 0;
-    for line in text.lines() {
-        if let Some(rest) = line.strip_prefix("# TYPE ") {
-            let (name, kind) = rest.split_once(' ').unwrap();
-            assert!(matches!(kind, "counter" | "gauge"), "{line}");
-            assert!(text.contains(&format!("# HELP {name} ")), "{name}");
-            assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
-            family = name.into();
-        } else if !line.starts_with('#') {
-            let (name, value) = line.rsplit_once(' ').unwrap();
-            assert_eq!(name.split('{').next(), Some(family.as_str()), "{line}");
-            value.parse::<f64>().unwrap();
-            samples += 1;
-        }
-    }
-    assert!(samples > 20, "{text}");
+    assert!(assert_exposition(&text).len() > 20, "{text}");
     assert!(text.contains("hadm_peer_connected{peer=\"node 1\"} 1"));
     rig.stop();
 }

@@ -62,6 +62,10 @@ ended() {
     done
 }
 
+# Both lines of `hadmctl version`, the program and the daemon that answers it.
+same_version() { hadmctl version > /tmp/said && [ "$(awk '{ print $2 }' /tmp/said | uniq | wc -l)" = 1 ]; }
+shows_status() { hadmctl status > /tmp/said && grep -q '^hadmd .* node 0 (node0) of site 0 ' /tmp/said; }
+
 # What happens in the copy.
 inside() {
     export DEBIAN_FRONTEND=noninteractive LC_ALL=C
@@ -84,6 +88,8 @@ inside() {
     step "status" service status
     step "it runs as user hadm" runs_as_hadm
     step "it serves its kernel module" speaks
+    step "hadmctl and it have the same version" same_version
+    step "hadmctl shows its status" shows_status
     first=$(pid)
     step "start again changes nothing" service start
     [ "$(pid)" = "$first" ] || fail "start again: another process runs"

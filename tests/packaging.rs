@@ -274,6 +274,7 @@ fn completion_offers_options_and_commands() {
     }
     assert_eq!(offered(&[CTL, "loglevel", "de"]), ["debug".to_owned()].into());
     assert_eq!(offered(&[CTL, "plan", "etc/one"]), ["etc/one-site.xml".to_owned()].into());
+    assert!(offered(&[CTL, "doctor", ""]).iter().all(String::is_empty));
     assert!(offered(&[CTL, "why", ""]).iter().all(String::is_empty));
     assert_eq!(offered(&[PROBE, "la"]), ["latency".to_owned()].into());
     assert_eq!(offered(&[PROBE, "send", "Cargo.t"]), ["Cargo.toml".to_owned()].into());

@@ -75,7 +75,7 @@ fn allocations_per_packet() {
     });
     let books = Arc::new(Books::default());
     let account = Account::new(4 << 20, Arc::clone(&books));
-    let outlet = Outlet::new(out, |error| panic!("{error}"));
+    let outlet = Outlet::new(out, None, |error| panic!("{error}"));
     outlet.start("test:data-tx").unwrap();
     let mut source = Source::new();
     let mut carry = |end: usize| {

@@ -13,17 +13,6 @@ use std::time::{Duration, Instant};
 use sites::*;
 use support::*;
 
-/// Waits until both owners of a resource are told of each other, and every machine of its nodes.
-#[track_caller]
-fn wait_linked(cluster: &Cluster, resource: u8, owners: [usize; 2]) {
-    for at in ALL {
-        let other = 1 - site(at);
-        let sites = if owners.contains(&at) { bit(other) } else { 0 };
-        cluster.kernel(at).wait_state(Whom::Sites(resource), sites);
-        cluster.kernel(at).wait_state(Whom::Nodes, bit(1 - node(at)));
-    }
-}
-
 /// The log owners of two sites link, and their kernel modules are told; those of the others are told of the
 /// resource, too, that no site is connected. Both again on each connect tick.
 #[test]

@@ -29,13 +29,19 @@ impl Kernel {
     /// Reads connection states until one says exactly `mask`; gives the moment it came.
     #[track_caller]
     pub fn wait_mask(&self, mask: u32, patience: Duration) -> Instant {
+        self.wait_state(kind::NC_CONN_STATE, mask, patience)
+    }
+
+    /// The same for connection states of either type.
+    #[track_caller]
+    pub fn wait_state(&self, kind: u8, mask: u32, patience: Duration) -> Instant {
         let end = Instant::now() + patience;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "no connection state {mask:#x} within {patience:?}");
             self.meta.set_read_timeout(Some(left)).unwrap();
             match read_meta(&self.meta) {
-                Ok(packet) if packet.kind() == kind::NC_CONN_STATE && packet.to() == mask => {
+                Ok(packet) if packet.kind() == kind && packet.to() == mask => {
                     self.meta.set_read_timeout(None).unwrap();
                     return Instant::now();
                 }

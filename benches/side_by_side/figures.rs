@@ -140,6 +140,9 @@ impl Figures {
             false,
             0.2,
         );
+        let line = "file system image over 100 Mbit/s, MB/s";
+        let ratio = self.ratio((line, "4 KiB", "hadmd, compress lz4"), (line, "4 KiB", US));
+        bar("file system image over 100 Mbit/s, compress : without", ratio, true, 1.5);
         let told = self.median(("kill -9 to connection state, ms", "1 peer", US));
         bar("kill -9 of a peer's daemon to connection state, ms", told, false, 100.0);
         bars

@@ -1,7 +1,7 @@
 //! The side-by-side benchmark, `make bench`: two daemons in a row against direct TCP and against a chain of
-//! two HAProxy processes, and one daemon with 31 peers. Everything runs interleaved in one go, ratios are
+//! two HAProxy processes, one daemon with 31 peers, and two sites with a slow line between them. Everything runs interleaved in one go, ratios are
 //! taken within each round, and medians of the rounds are what is reported. Must never leave out a case
-//! because it looks bad. `plot` as argument draws the last results instead.
+//! because it looks bad. `plot` as argument draws the last results instead, `line` measures the slow line alone.
 //!
 //! Environment: `QUICK=1` for one short round; `HADMD=path,path` adds other builds of the daemon.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "it ends on error")]
@@ -11,6 +11,7 @@ mod contest;
 mod ends;
 mod figures;
 mod flow;
+mod line;
 mod plot;
 mod process;
 mod star;
@@ -53,14 +54,24 @@ fn main() {
     let began = Instant::now();
     let builds = builds();
     let mut figures = Figures::default();
-    side_by_side(&builds, &effort, &mut figures);
+    let line_alone = std::env::args().any(|arg| arg == "line");
+    if !line_alone {
+        side_by_side(&builds, &effort, &mut figures);
+    }
     for build in &builds {
+        line::sites(build, effort.rounds, &mut figures);
+        if line_alone {
+            continue;
+        }
         star::fan_out_and_load(build, effort.rounds, effort.slice, &mut figures);
         star::stalled(build, effort.rounds, effort.slice, &mut figures);
         star::idle(build, effort.idle, &mut figures);
         star::kill(build, effort.rounds + 2, &mut figures);
     }
     figures.print();
+    if line_alone {
+        return;
+    }
     println!("\n{} rounds in {:.0} s; {}", effort.rounds, began.elapsed().as_secs_f64(), figures.write());
 }
 

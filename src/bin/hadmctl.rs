@@ -27,6 +27,11 @@ fn main() -> ExitCode {
             eprintln!("{text}");
             ExitCode::from(2)
         }
+        Err(Failure::NoPeer(why)) => {
+            eprintln!("hadmctl: {why}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Unwell) => ExitCode::FAILURE,
         Err(Failure::Said(why)) => {
             eprintln!("hadmctl: {why}");
             ExitCode::FAILURE

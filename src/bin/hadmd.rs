@@ -187,12 +187,15 @@ fn run(options: Options, config: Config) -> Result<u8, String> {
     };
     hadmd::log::install(options.log, level)?;
     hadmd::log::end_on_panic();
-    let _pidfile = options.pidfile.as_deref().map(PidFile::take).transpose()?;
     let (ask, asks) = unbounded();
-    let (modules, control) = (options.modules.clone(), options.control.clone());
+    let (modules, control, pidfile) =
+        (options.modules.clone(), options.control.clone(), options.pidfile.clone());
     let loader: Loader = Arc::new(move |file| load(&options, file, |warning| warn!("{warning}")));
     let stop = signals(ask.clone(), Arc::clone(&loader))?;
-    let timer = Timer::new(Setup { config, modules, stop, asks })?;
+    // Whoever has the process id from there may ask for a reload at once, which would kill a daemon that does not
+    // listen for signals yet.
+    let _pidfile = pidfile.as_deref().map(PidFile::take).transpose()?;
+    let timer = Timer::new(Setup { config, modules, stop, ask: ask.clone(), asks })?;
     let _control = control_socket(control.as_deref(), ask, loader)?;
     hadmd::sys::run("timer", move || timer.run())
         .map_err(|error| format!("cannot run the timer thread: {error}"))

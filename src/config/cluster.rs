@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use super::element::Element;
 use super::model::{Mode, Node, Protocol, Resource, RunSite, Site};
 use super::value::{Resolver, address, choice, id, port, text};
-use crate::wire::{ALL_DEVICES, MAX_IDS, NodeId, ResourceId, SiteId};
+use crate::wire::{ALL_DEVICES, Compression, MAX_IDS, NodeId, ResourceId, SiteId};
 
 const IDS: usize = MAX_IDS as usize;
 
@@ -44,9 +44,7 @@ impl<'r> Cluster<'r> {
     pub(super) fn sites(&mut self, sites: Element<'_>) -> Vec<Site> {
         sites.holds_only(&["site"]);
         let elements = sites.list("site", 1..=IDS).enumerate();
-        let mut sites: Vec<_> = elements.filter_map(|(i, site)| self.site(site, i)).collect();
-        sites.sort_by_key(|site| site.id);
-        sites
+        in_order(elements.filter_map(|(i, site)| self.site(site, i)), |site| site.id)
     }
 
     fn site(&mut self, site: Element<'_>, number: usize) -> Option<Site> {
@@ -62,8 +60,7 @@ impl<'r> Cluster<'r> {
         // Without the list, nothing is known of the ids and names in it.
         self.ids_unread |= nodes.is_none();
         self.hosts_unread |= nodes.is_none();
-        let mut nodes = self.nodes(nodes?, id, number);
-        nodes.sort_by_key(|node| node.id);
+        let nodes = in_order(self.nodes(nodes?, id, number).into_iter(), |node| node.id);
         Some(Site { id: id?, mode: mode?, nodes })
     }
 
@@ -132,10 +129,7 @@ impl<'r> Cluster<'r> {
         resources.holds_only(&["resource"]);
         let mut ids = BTreeSet::new();
         let elements = resources.list("resource", 0..=usize::from(ALL_DEVICES));
-        let mut resources: Vec<_> =
-            elements.filter_map(|resource| self.resource(resource, &mut ids)).collect();
-        resources.sort_by_key(|resource| resource.id);
-        resources
+        in_order(elements.filter_map(|resource| self.resource(resource, &mut ids)), |resource| resource.id)
     }
 
     fn resource(&self, resource: Element<'_>, ids: &mut BTreeSet<ResourceId>) -> Option<Resource> {
@@ -146,13 +140,13 @@ impl<'r> Cluster<'r> {
         runsites.holds_only(&["runsite"]);
         let mut sites = BTreeSet::new();
         let elements = runsites.list("runsite", 1..=IDS);
-        let mut runsites: Vec<_> = elements.filter_map(|runsite| self.runsite(runsite, &mut sites)).collect();
-        runsites.sort_by_key(|runsite| runsite.site);
+        let runsites = elements.filter_map(|runsite| self.runsite(runsite, &mut sites));
+        let runsites = in_order(runsites, |runsite| runsite.site);
         Some(Resource { id: id?, name: name?, runsites })
     }
 
     fn runsite(&self, runsite: Element<'_>, sites: &mut BTreeSet<SiteId>) -> Option<RunSite> {
-        runsite.holds_only(&["id", "ip", "port", "protocol", "disk", "bwr_disk", "runnodes"]);
+        runsite.holds_only(&["id", "ip", "port", "protocol", "compress", "disk", "bwr_disk", "runnodes"]);
         let site = runsite.required("id").and_then(|el| {
             let site = el.read_unique(id(SiteId::LAST), sites, "another runsite of this resource")?;
             if !self.ids_unread && !self.site_ids.contains(&site) {
@@ -164,6 +158,8 @@ impl<'r> Cluster<'r> {
         let addr = self.socket_addr(runsite, "ip");
         let words = [("async", Protocol::Async), ("sync", Protocol::Sync)];
         let protocol = runsite.get("protocol", choice(words, "async or sync"));
+        let words = [(Compression::Lz4.name(), Some(Compression::Lz4))];
+        let compress = runsite.get_or("compress", None, choice(words, "lz4, or left out for no compression"));
         let disk = runsite.get("disk", text);
         let bwr_disk = runsite.get("bwr_disk", text);
         let run_nodes = runsite.required("runnodes").map(|run_nodes| self.run_nodes(run_nodes, site));
@@ -171,6 +167,7 @@ impl<'r> Cluster<'r> {
             site: site?,
             addr: addr?,
             protocol: protocol?,
+            compress: compress?,
             disk: disk?,
             bwr_disk: bwr_disk?,
             run_nodes: run_nodes?,
@@ -189,4 +186,13 @@ impl<'r> Cluster<'r> {
         }
         ids.into_iter().collect()
     }
+}
+
+/// What was read, by id. There are few of each: a sort would be ten times the code.
+fn in_order<T, K: Ord>(items: impl Iterator<Item = T>, id: impl Fn(&T) -> K) -> Vec<T> {
+    let mut list = Vec::new();
+    for item in items {
+        list.insert(list.partition_point(|other| id(other) <= id(&item)), item);
+    }
+    list
 }

@@ -44,6 +44,10 @@ impl Config {
                     Protocol::Sync => "sync",
                 };
                 writeln!(out, "run at {} {} {protocol} {} {}", at.site, at.addr, at.disk, at.bwr_disk)?;
+                // Files without the element keep the digest that older versions give them.
+                if let Some(compress) = at.compress {
+                    writeln!(out, "compress {}", compress.name())?;
+                }
                 at.run_nodes.iter().try_for_each(|node| writeln!(out, "run on {node}"))?;
             }
         }

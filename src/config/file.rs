@@ -107,6 +107,7 @@ fn read_root(root: Element<'_>, hostname: &str, resolve: &Resolver<'_>) -> Optio
         max_packet: global.max_packet,
         slow_timeout: global.slow_timeout,
         peer_addr: global.peer_addr,
+        metrics: global.metrics,
         node,
         site,
         sites,

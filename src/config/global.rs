@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::element::Element;
 use super::model::PeerAddr;
-use super::value::{Resolver, address, choice, port, seconds, whole};
+use super::value::{Resolver, address, choice, place, port, seconds, whole};
 
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 10] = [
     "serverip",
     "serverport",
     "kmodport",
@@ -19,6 +19,7 @@ const KNOWN: [&str; 9] = [
     "maxpacket",
     "slowtimeout",
     "peeraddr",
+    "metrics",
 ];
 
 const MAX_PACKET: u32 = 16 << 20;
@@ -32,6 +33,7 @@ pub(super) struct Global {
     pub(super) max_packet: u32,
     pub(super) slow_timeout: Duration,
     pub(super) peer_addr: PeerAddr,
+    pub(super) metrics: Option<SocketAddr>,
 }
 
 pub(super) fn read(global: Element<'_>, resolve: &Resolver<'_>) -> Option<Global> {
@@ -44,6 +46,7 @@ pub(super) fn read(global: Element<'_>, resolve: &Resolver<'_>) -> Option<Global
     let slow_timeout = global.get_or("slowtimeout", SLOW_TIMEOUT, seconds(0.1..=3600.0));
     let words = [("strict", PeerAddr::Strict), ("any", PeerAddr::Any)];
     let peer_addr = global.get_or("peeraddr", PeerAddr::default(), choice(words, "strict or any"));
+    let metrics = global.get_or("metrics", None, |value| place(value).map(Some));
 
     let (ping_interval, max_ping_count) = heartbeat?;
     Some(Global {
@@ -54,6 +57,7 @@ pub(super) fn read(global: Element<'_>, resolve: &Resolver<'_>) -> Option<Global
         max_packet: max_packet?,
         slow_timeout: slow_timeout?,
         peer_addr: peer_addr?,
+        metrics: metrics?,
     })
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::wire::{NodeId, ResourceId, SiteId};
+use crate::wire::{Compression, NodeId, ResourceId, SiteId};
 
 /// A checked configuration, seen from the local node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct Config {
     pub slow_timeout: Duration,
     /// Whether a caller must come from its configured address (`peeraddr`).
     pub peer_addr: PeerAddr,
+    /// Where metrics can be scraped over HTTP (`metrics`).
+    pub metrics: Option<SocketAddr>,
     /// The local node's id.
     pub node: NodeId,
     /// The local node's site.
@@ -94,6 +96,8 @@ pub struct RunSite {
     pub addr: SocketAddr,
     /// When a write counts as done.
     pub protocol: Protocol,
+    /// How data between here and other sites is to be compressed, where they want the same (`compress`).
+    pub compress: Option<Compression>,
     /// The mirrored disk.
     pub disk: String,
     /// The disk of the write-record buffer.

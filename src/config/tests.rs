@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Config, Loaded, Mode, PeerAddr, Problem, parse};
+use crate::wire::Compression;
 
 const VALID: &str = include_str!("../../tests/data/config/valid.xml");
 
@@ -76,6 +77,19 @@ fn optional_elements_are_read() {
     let config = config("</global>", optional);
     assert_eq!((config.max_packet, config.slow_timeout), (65536, Duration::from_millis(100)));
     assert_eq!(config.peer_addr, PeerAddr::Strict);
+}
+
+#[test]
+fn a_runsite_may_want_compression() {
+    let wants =
+        |xml: &str| config("</protocol>", &format!("</protocol>{xml}")).resources[0].runsites[0].compress;
+    assert_eq!(wants(""), None);
+    assert_eq!(wants("<compress> lz4 </compress>"), Some(Compression::Lz4));
+    let wrong = |xml: &str, message| refused("</protocol>", &format!("</protocol>\n{xml}"), &[message]);
+    let zstd = r#"36:11: <compress> is "zstd": it must be lz4, or left out for no compression"#;
+    wrong("<compress>zstd</compress>", zstd);
+    let twice = "36:25: <compress> is given twice in <runsite>: keep one";
+    wrong("<compress>lz4</compress><compress>lz4</compress>", twice);
 }
 
 #[test]
@@ -160,6 +174,11 @@ fn numbers_keep_to_their_ranges() {
         "<maxpingcount>0<",
         &[r#"7:19: <maxpingcount> is "0": it must be a whole number from 1 to 1000000"#],
     );
+    for wrong in ["9464", "localhost:9464", "127.0.0.1:0", "::1:9464"] {
+        let wanted = "it must be an address and a port, such as 127.0.0.1:9464 or [::1]:9464";
+        let element = format!("<metrics>{wrong}</metrics></global>");
+        refused("</global>", &element, &[&format!("8:12: <metrics> is \"{wrong}\": {wanted}")]);
+    }
     refused("9997", "0", &[r#"5:15: <kmodport> is "0": it must be a port from 1 to 65535"#]);
 }
 
@@ -417,6 +436,7 @@ fn the_digest_is_of_the_cluster_and_not_of_the_file_or_the_node() {
         ("r254", "r"),
         ("8031", "8032"),
         (">sync<", ">async<"),
+        (">sync</protocol>", ">sync</protocol><compress>lz4</compress>"),
         ("/dev/sdb", "/dev/sdz"),
         ("/dev/sdc", "/dev/sdz"),
     ];

@@ -4,7 +4,7 @@
 //! They know nothing of XML; `element` calls them.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -28,6 +28,12 @@ pub(super) fn whole(range: RangeInclusive<u32>) -> impl Fn(&str) -> Result<u32, 
 pub(super) fn port(value: &str) -> Result<u16, Wanted> {
     let wanted = |_| "a port from 1 to 65535".to_owned();
     value.parse().map(std::num::NonZeroU16::get).map_err(wanted)
+}
+
+/// A numeric address and a port.
+pub(super) fn place(value: &str) -> Result<SocketAddr, Wanted> {
+    let place = value.parse().ok().filter(|place: &SocketAddr| place.port() > 0);
+    place.ok_or_else(|| "an address and a port, such as 127.0.0.1:9464 or [::1]:9464".to_owned())
 }
 
 pub(super) fn id<I: TryFrom<u32>>(last: u8) -> impl Fn(&str) -> Result<I, Wanted> {

@@ -11,11 +11,12 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Instant;
 
 use super::{Dial, Plan};
 use crate::core::{Admitted, Door, Refused};
-use crate::wire::{Class, Extension, HEADER_LEN, HELLO_LEN, Header, Hello, PacketType, Scope};
+use crate::wire::{Class, Compression, Extension, HEADER_LEN, HELLO_LEN, Header, Hello, PacketType, Scope};
 
 /// Whose handshake it is.
 #[derive(Debug)]
@@ -46,6 +47,11 @@ pub(super) struct Handshake {
     buf: Vec<u8>,
     need: usize,
     pub extension: Option<Extension>,
+    begun: Instant,
+    /// A call's progress in words, for those who ask why a peer is not there.
+    pub steps: Vec<String>,
+    /// What this side said in its record. The plan may be another one when the answer comes.
+    wanted: Option<Compression>,
 }
 
 /// How far a step came.
@@ -66,6 +72,8 @@ pub(super) enum Failure {
     Io(io::Error),
     /// What was said is not what had to be said.
     Malformed(String),
+    /// Another id than the one that was called answers there.
+    OtherId(SocketAddr, u8),
     /// The caller is not let in.
     Refused(Refused),
 }
@@ -75,6 +83,7 @@ impl std::fmt::Display for Failure {
         match self {
             Failure::Io(error) => write!(f, "{error}"),
             Failure::Malformed(what) => f.write_str(what),
+            Failure::OtherId(at, id) => write!(f, "{at} answers as id {id}"),
             Failure::Refused(refused) => write!(f, "{refused}"),
         }
     }
@@ -93,7 +102,17 @@ impl Handshake {
             Party::Caller(..) => (Phase::Hello, HELLO_LEN),
             Party::Callee(..) => (Phase::Connect, 0),
         };
-        Handshake { party, phase, unjudged: None, buf: Vec::new(), need, extension: None }
+        Handshake {
+            party,
+            phase,
+            unjudged: None,
+            buf: Vec::new(),
+            need,
+            extension: None,
+            begun: Instant::now(),
+            steps: Vec::new(),
+            wanted: None,
+        }
     }
 
     /// Whether the socket is waited for to become writable, not readable.
@@ -106,13 +125,42 @@ impl Handshake {
         (self.buf.len(), self.need)
     }
 
+    /// Remembers how far a call has come.
+    fn note(&mut self, what: std::fmt::Arguments<'_>) {
+        if let Party::Callee(_, class) = self.party {
+            let after = self.begun.elapsed().as_secs_f64() * 1000.0;
+            self.steps.push(format!("{class} link: {what} after {after:.1} ms"));
+        }
+    }
+
+    /// What a call that failed says of the other side, in one word that `hadmctl doctor` explains.
+    pub fn verdict(&self, failure: &Failure) -> &'static str {
+        use io::ErrorKind::{ConnectionRefused, TimedOut};
+        match failure {
+            Failure::OtherId(..) => "other-id",
+            Failure::Malformed(_) | Failure::Refused(_) => "stranger",
+            Failure::Io(error) => match (&self.phase, error.kind()) {
+                (Phase::Connect, ConnectionRefused) => "refused",
+                (Phase::Connect, TimedOut) => "silent",
+                (Phase::Connect, _) => "unreachable",
+                // Part of an answer, and no more of it, is no hadmd's.
+                _ if !self.buf.is_empty() => "stranger",
+                (_, TimedOut) => "no-answer",
+                _ => "hung-up",
+            },
+        }
+    }
+
     /// Goes as far as it can without blocking.
     pub fn step(&mut self, stream: &TcpStream, plan: &Plan) -> Result<Step, Failure> {
         if let (Phase::Connect, Party::Callee(dial, class)) = (&self.phase, &self.party) {
             if let Some(error) = stream.take_error()? {
                 return Err(error.into());
             }
-            say(stream, &plan.hello(dial.peer.scope(), *class, Some(dial.from), true).encode())?;
+            let (hello, to) = (plan.hello(dial.peer.scope(), *class, Some(dial.from), true), dial.to);
+            self.note(format_args!("TCP connection with {to}"));
+            say(stream, &hello.encode())?;
+            self.note(format_args!("hello sent as id {}", hello.id));
             self.expect(Phase::Ack, HELLO_LEN);
         }
         loop {
@@ -194,18 +242,25 @@ impl Handshake {
             }
             Phase::Ack => {
                 let hello = self.hello()?;
+                self.note(format_args!("hello answered as id {}", hello.id));
                 let Party::Callee(dial, class) = &self.party else { return Ok(None) };
                 if !hello.ack || hello.class != *class {
                     return Err(malformed(&"the other side answered with something else than the ACK"));
                 }
                 if hello.id != dial.peer.id() {
-                    return Err(malformed(&format_args!("{} answers as id {}", dial.to, hello.id)));
+                    return Err(Failure::OtherId(dial.to, hello.id));
                 }
                 if !hello.extended {
                     return Ok(Some(Step::Ready));
                 }
                 let runsite = (dial.peer.scope() == Scope::Site).then_some(dial.from);
-                let record = Extension { epoch: Some(dial.epoch), addr: runsite, ..plan.extension.clone() };
+                self.wanted = plan.compression(dial.peer, *class);
+                let record = Extension {
+                    epoch: Some(dial.epoch),
+                    addr: runsite,
+                    compression: self.wanted,
+                    ..plan.extension.clone()
+                };
                 say(stream, &record.encode())?;
                 self.expect(Phase::RecordLen, 2);
             }
@@ -219,15 +274,29 @@ impl Handshake {
                 if let Some(hello) = self.unjudged.take() {
                     self.judge(stream, plan, &hello, record.addr)?;
                 }
-                if let Party::Caller(..) = self.party {
-                    let own = Extension { epoch: record.epoch, ..plan.extension.clone() };
+                if let Party::Caller(_, who) = &self.party {
+                    self.wanted = who.and_then(|(admitted, class)| plan.compression(admitted.peer, class));
+                    let compression = self.wanted;
+                    let own = Extension { epoch: record.epoch, compression, ..plan.extension.clone() };
                     say(stream, &own.encode())?;
                 }
+                let version = record.version.as_deref().unwrap_or("of unknown version");
+                let same = match record.digest == plan.extension.digest {
+                    true => "the same configuration",
+                    false => "another configuration",
+                };
+                self.note(format_args!("record of hadmd {version} with {same}"));
                 self.extension = Some(record);
                 return Ok(Some(Step::Ready));
             }
         }
         Ok(None)
+    }
+
+    /// How what follows is compressed: as both sides want it.
+    pub fn compression(&self) -> Option<Compression> {
+        self.wanted
+            .filter(|_| self.extension.as_ref().is_some_and(|theirs| theirs.compression == self.wanted))
     }
 
     /// Whether the caller is let in.

@@ -5,17 +5,24 @@
 //! reactor decides nothing but what a pure check decides ([`crate::core::Admission`]).
 
 mod handshake;
+mod listener;
 mod reactor;
+mod socket;
 
 pub use reactor::Reactor;
+pub(crate) use socket::dial;
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::Sender;
 
 use crate::core::{Admission, AttemptId, PeerKey};
+use crate::link::Connection;
 use crate::queue::Counter;
-use crate::wire::{Class, Extension, Hello, Scope};
+use crate::wire::{Class, Compression, Extension, Hello, Scope};
 
 /// How long a caller may take from its connection to the end of its hello.
 pub const HELLO_LIMIT: Duration = Duration::from_secs(3);
@@ -51,6 +58,9 @@ pub enum Order {
     Cancel(AttemptId),
     /// Who may connect has changed, or what is told to them.
     Admit(Admission, Extension),
+    /// Where other sites connect has changed: one wildcard address for each port. All of it is done, or nothing
+    /// and the sentence says why.
+    Sites(Vec<SocketAddr>, Sender<Result<(), String>>),
     /// Nothing: it shows that the reactor still runs.
     Beat,
     /// Accept no more, and drop every handshake in flight.
@@ -92,12 +102,16 @@ pub enum Offer {
         peer: PeerKey,
         /// Which link.
         class: Class,
-        /// The connection, blocking.
-        stream: TcpStream,
+        /// The connection, and what its bytes wear.
+        link: Connection,
         /// The attempt, if this side called.
         attempt: Option<AttemptId>,
+        /// How the call went, step by step, if this side called.
+        steps: Vec<String>,
         /// What the peer told, if it speaks the extension.
         extension: Option<Extension>,
+        /// What both sides agreed on.
+        compression: Option<Compression>,
         /// Where the other side is.
         source: SocketAddr,
         /// The configured address, if the caller came from another one.
@@ -109,8 +123,16 @@ pub enum Offer {
         peer: PeerKey,
         /// The attempt.
         attempt: AttemptId,
+        /// The link that could not be had.
+        class: Class,
         /// Why, in words.
         why: String,
+        /// What that says of the other side, in one word.
+        verdict: &'static str,
+        /// How far the call came, step by step.
+        steps: Vec<String>,
+        /// The system's error number, where that is the reason.
+        errno: Option<i32>,
     },
     /// A peer that this side has to call has called.
     Knock(PeerKey),
@@ -134,9 +156,29 @@ pub struct Refusals {
     pub direction: Counter,
     /// Were too many at once.
     pub crowd: Counter,
+    /// What was turned away last of each peer, or from its address: when, and why.
+    last: Mutex<HashMap<PeerKey, (Instant, String)>>,
 }
 
 impl Refusals {
+    fn note(&self, peer: PeerKey, why: String) {
+        self.lock().insert(peer, (Instant::now(), why));
+    }
+
+    /// When a call of this peer, or from its address, was turned away last, and why.
+    pub fn last(&self, peer: PeerKey) -> Option<(Instant, String)> {
+        self.lock().get(&peer).cloned()
+    }
+
+    /// Forgets it: the peer has come in.
+    pub fn forget(&self, peer: PeerKey) {
+        self.lock().remove(&peer);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<PeerKey, (Instant, String)>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Each counter with its name in words.
     pub fn list(&self) -> [(&'static str, u64); 6] {
         [
@@ -155,6 +197,12 @@ impl Refusals {
 pub type Deliver = Box<dyn Fn(Offer, Arc<()>) + Send>;
 
 impl Plan {
+    /// How this side wants a link compressed. Meta packets are few and urgent.
+    fn compression(&self, peer: PeerKey, class: Class) -> Option<Compression> {
+        let known = self.admission.known.iter().find(|known| known.key == peer);
+        known.filter(|_| class == Class::Data).and_then(|known| known.compress)
+    }
+
     /// This side's hello. `addr` is the local runsite's on site links; nobody reads it on node links.
     fn hello(&self, scope: Scope, class: Class, addr: Option<IpAddr>, extended: bool) -> Hello {
         let id = match scope {

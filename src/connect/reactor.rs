@@ -8,29 +8,30 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use log::{Level, debug, warn};
 use polling::{Event, Events, Poller};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{SockRef, Socket};
 
 use super::handshake::{Failure, Handshake, Party, Step};
+use super::listener::{self, Listener};
+use super::socket::dial;
 use super::{DIAL_LIMIT, Deliver, Dial, HELLO_LIMIT, MAX_OFFERED, MAX_PENDING, Offer, Order, Plan, Refusals};
 use crate::core::{AttemptId, Door, PeerKey, Refused};
 use crate::limited;
+use crate::link::Connection;
 use crate::queue::Counter;
 use crate::sys::{self, Registered};
 use crate::wire::Class;
 
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 1024;
 /// Connections accepted before handshakes that came in go on.
 const ACCEPT_TURN: usize = 32;
 /// How long no connection is accepted after the system had no descriptor for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Keys in the poller: the address watch, the listeners in the order of their making, then handshakes.
 const WATCH: usize = 0;
-const FIRST_LISTENER: usize = 1;
-const FIRST_HANDSHAKE: usize = 1000;
+pub(super) const FIRST_LISTENER: usize = 1;
+pub(super) const FIRST_HANDSHAKE: usize = 1000;
 
 /// The way to give orders to the reactor thread.
 pub struct Reactor {
@@ -52,19 +53,10 @@ impl Reactor {
         let refusals = Arc::new(Refusals::default());
         let beats = Arc::new(Counter::default());
         let mut listeners = Vec::new();
-        let kernel = "serverip and serverport, or option --server";
-        let sites = plan.sites.iter().map(|&addr| {
-            ("other sites", addr, Some(Door::Site(addr.port())), "ip and port of this site's runsites")
-        });
-        let all = [
-            ("the kernel module", plan.server, None, kernel),
-            ("the other nodes", plan.node, Some(Door::Node), "ipaddr and port of this node"),
-        ];
-        for (key, (what, addr, door, element)) in (FIRST_LISTENER..).zip(all.into_iter().chain(sites)) {
-            let listener = listen(addr)
-                .map_err(|error| format!("cannot listen for {what} at {addr}: {error}; check {element}"))?;
-            let socket = Registered::new(&poller, listener, Event::readable(key)).map_err(system)?;
-            listeners.push(Listener { key, door, socket, paused: None });
+        listener::open(&poller, &mut listeners, plan.server, None)?;
+        listener::open(&poller, &mut listeners, plan.node, Some(Door::Node))?;
+        for &addr in &plan.sites {
+            listener::open(&poller, &mut listeners, addr, Some(Door::Site(addr.port())))?;
         }
         // Without the watch, ownership is still looked at with every tick.
         let watch = sys::watch_addresses()
@@ -94,51 +86,23 @@ impl Reactor {
         self.beats.get()
     }
 
+    /// Listens for other sites at these wildcard addresses, and at no others. Nothing has changed where that fails.
+    ///
+    /// # Errors
+    /// A sentence for the operator: which address cannot be bound, and what may help.
+    pub fn listen_for_sites(&self, sites: Vec<SocketAddr>) -> Result<(), String> {
+        let (reply, answer) = bounded(1);
+        self.order(Order::Sites(sites, reply));
+        // Its thread never waits for anybody.
+        answer.recv().unwrap_or_else(|_| Err("the reactor has ended".into()))
+    }
+
     /// Gives an order; it is carried out by the reactor thread, in the order given.
     pub fn order(&self, order: Order) {
         // The thread lives as long as the daemon.
         let _ = self.orders.send(order);
         let _ = self.poller.notify();
     }
-}
-
-fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
-    // A daemon that comes back must not wait for the connections of its predecessor to time out.
-    socket.set_reuse_address(true)?;
-    if addr.is_ipv6() {
-        // The wildcard address serves sites of both families.
-        socket.set_only_v6(!addr.ip().is_unspecified())?;
-    }
-    socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
-}
-
-/// Starts a connection; it is complete, or has failed, when the socket becomes writable.
-fn dial(to: SocketAddr, from: IpAddr) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
-    if from.is_ipv4() == to.is_ipv4() {
-        // From an address that this machine does not have, the other side decides whether it lets us in.
-        let _ = socket.bind(&SocketAddr::new(from, 0).into());
-    }
-    socket.set_nonblocking(true)?;
-    match socket.connect(&to.into()) {
-        Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
-            Err(error)
-        }
-        _ => Ok(socket.into()),
-    }
-}
-
-struct Listener {
-    key: usize,
-    /// For whom, if not for the kernel module.
-    door: Option<Door>,
-    socket: Registered<TcpListener>,
-    /// Until when nothing is accepted.
-    paused: Option<Instant>,
 }
 
 /// A handshake in flight.
@@ -213,6 +177,10 @@ impl Thread {
                 self.plan.admission = admission;
                 self.plan.extension = extension;
             }
+            // Whoever asked waits for the answer.
+            Order::Sites(sites, reply) => {
+                drop(reply.send(listener::set_sites(&self.poller, &mut self.listeners, &sites)));
+            }
             Order::Beat => {}
             Order::Stop => {
                 self.listeners.clear();
@@ -226,14 +194,28 @@ impl Thread {
             let started = dial(order.to, order.from)
                 .and_then(|stream| self.start(stream, Party::Callee(order.clone(), class), order.to));
             if let Err(error) = started {
-                return self.dial_failed(order.peer, order.attempt, error.to_string());
+                return self.dial_failed(order, class, &error.into(), "unreachable", Vec::new());
             }
         }
     }
 
-    fn dial_failed(&mut self, peer: PeerKey, attempt: AttemptId, why: String) {
+    fn dial_failed(
+        &mut self,
+        dial: &Dial,
+        class: Class,
+        failure: &Failure,
+        verdict: &'static str,
+        steps: Vec<String>,
+    ) {
+        let (peer, attempt) = (dial.peer, dial.attempt);
         self.drop_attempt(attempt);
-        (self.deliver)(Offer::DialFailed { peer, attempt, why }, Arc::default());
+        let errno = match failure {
+            Failure::Io(error) => error.raw_os_error(),
+            _ => None,
+        };
+        let why = format!("{} ({class} link): {failure}", dial.to);
+        let failed = Offer::DialFailed { peer, attempt, class, why, errno, verdict, steps };
+        (self.deliver)(failed, Arc::default());
     }
 
     fn drop_attempt(&mut self, attempt: AttemptId) {
@@ -314,16 +296,15 @@ impl Thread {
                 && !self.plan.admission.known.iter().any(|known| known.addr == source.to_canonical());
             (stranger, shares.get(&source).copied(), Reverse(key))
         };
-        if let Some(key) = outside.max_by_key(rank).map(|(&key, _)| key) {
-            if let Some(dropped) = self.flights.remove(&key) {
-                self.refusals.crowd.add(1);
-                limited!(
-                    Level::Warn,
-                    ("refused", 0),
-                    "{MAX_PENDING} connections had not said a whole hello: closed one from {}",
-                    dropped.source
-                );
-            }
+        let key = outside.max_by_key(rank).map(|(&key, _)| key);
+        if let Some(dropped) = key.and_then(|key| self.flights.remove(&key)) {
+            self.refusals.crowd.add(1);
+            let source = dropped.source;
+            limited!(
+                Level::Warn,
+                ("refused", 0),
+                "{MAX_PENDING} connections had not said a whole hello: closed one from {source}"
+            );
         }
     }
 
@@ -344,6 +325,7 @@ impl Thread {
 
     fn hand_over(&mut self, flight: Flight, kernel: Option<(Class, u8)>) {
         let Flight { socket, handshake, source, .. } = flight;
+        let compression = handshake.compression();
         let Some(stream) = socket.release() else { return };
         if let Err(error) = stream.set_nonblocking(false) {
             limited!(Level::Error, ("hand over", 0), "lost the connection with {source}: {error}");
@@ -354,18 +336,22 @@ impl Thread {
             (Party::Caller(_, Some((admitted, class))), None) => Offer::Link {
                 peer: admitted.peer,
                 class,
-                stream,
+                link: Connection { stream, coat: None },
                 attempt: None,
+                steps: Vec::new(),
                 extension: handshake.extension,
+                compression,
                 source,
                 expected: admitted.expected,
             },
             (Party::Callee(dial, class), None) => Offer::Link {
                 peer: dial.peer,
                 class,
-                stream,
+                link: Connection { stream, coat: None },
                 attempt: Some(dial.attempt),
+                steps: handshake.steps,
                 extension: handshake.extension,
+                compression,
                 source,
                 expected: None,
             },
@@ -380,14 +366,17 @@ impl Thread {
     }
 
     fn fail(&mut self, flight: Flight, failure: Failure) {
-        let Flight { handshake, source, .. } = flight;
+        let Flight { mut handshake, source, .. } = flight;
+        let steps = std::mem::take(&mut handshake.steps);
         let (kind, counter) = match (&handshake.party, &failure) {
             (Party::Callee(dial, class), _) => {
-                let (peer, attempt, to) = (dial.peer, dial.attempt, dial.to);
-                return self.dial_failed(peer, attempt, format!("{to} ({class} link): {failure}"));
+                let verdict = handshake.verdict(&failure);
+                return self.dial_failed(dial, *class, &failure, verdict, steps);
             }
             (_, Failure::Io(_)) => (2, &self.refusals.silent),
-            (_, Failure::Malformed(_) | Failure::Refused(Refused::Ack)) => (3, &self.refusals.malformed),
+            (_, Failure::Malformed(_) | Failure::OtherId(..) | Failure::Refused(Refused::Ack)) => {
+                (3, &self.refusals.malformed)
+            }
             (_, Failure::Refused(Refused::UnknownId(_) | Refused::OwnId(_))) => (4, &self.refusals.unknown),
             (_, Failure::Refused(Refused::UnknownRunsite(..))) => (7, &self.refusals.unknown),
             (_, Failure::Refused(Refused::Address { .. })) => (5, &self.refusals.address),
@@ -405,6 +394,9 @@ impl Thread {
             debug!("{peer} called from {source}: this side calls it");
             return (self.deliver)(Offer::Knock(peer), Arc::default());
         }
+        if let Some(peer) = self.whose(&handshake.party, &failure, source) {
+            self.refusals.note(peer, format!("from {source}: {failure}"));
+        }
         let whom = match handshake.party {
             Party::Kernel => "kernel module's",
             Party::Caller(Door::Site(_), _) => "site",
@@ -415,6 +407,20 @@ impl Thread {
             ("refused", kind),
             "refused a call from {source} at the {whom} port: {failure}"
         );
+    }
+
+    /// The peer that was turned away: the one it was told from others to be, or else the one whose address it
+    /// called from.
+    fn whose(&self, party: &Party, failure: &Failure, source: SocketAddr) -> Option<PeerKey> {
+        let Party::Caller(door, _) = party else { return None };
+        if let Failure::Refused(Refused::Address { peer, .. } | Refused::NotOwner(peer)) = failure {
+            return Some(*peer);
+        }
+        let mut known = self.plan.admission.known.iter();
+        let at_door =
+            |key| matches!((key, door), (PeerKey::Node(_), Door::Node) | (PeerKey::Site(..), Door::Site(_)));
+        let there = source.ip().to_canonical();
+        known.find(|known| at_door(known.key) && known.addr.to_canonical() == there).map(|known| known.key)
     }
 
     /// Gives up what is late, and lets a paused listener go on.

@@ -22,6 +22,22 @@ const ATTEMPTS: Family = ("hadm_peer_attempts_total", "counter", "Calls made to 
 const UNANSWERED: Family =
     ("hadm_peer_unanswered_pings", "gauge", "Pings to the peer that were not answered.");
 const RTT: Family = ("hadm_peer_rtt_seconds", "gauge", "Time from the last ping to its answer.");
+const TRANSITIONS: Family =
+    ("hadm_peer_transitions_total", "counter", "Changes of the peer's state, by what it became and why.");
+const LAST: Family = (
+    "hadm_peer_last_transition_timestamp_seconds",
+    "gauge",
+    "When the peer's state changed last; the labels tell what hadmctl why tells of it.",
+);
+const LAST_AGE: Family =
+    ("hadm_peer_last_session_seconds", "gauge", "How long the last session lasted that ended.");
+const LAST_RTT: Family =
+    ("hadm_peer_last_session_rtt_seconds", "gauge", "The last round trip of the last session that ended.");
+const LAST_QUEUED: Family = (
+    "hadm_peer_last_session_queued_bytes",
+    "gauge",
+    "Memory that waited to be written to the peer when its last session ended.",
+);
 const RECEIVED: Family = ("hadm_packets_received_total", "counter", "Packets taken from their source.");
 const RECEIVED_BYTES: Family =
     ("hadm_received_bytes_total", "counter", "Bytes taken from their source, headers included.");
@@ -34,6 +50,13 @@ const FORWARDED_BYTES: Family = (
 );
 const QUEUED: Family = ("hadm_packets_queued", "gauge", "Packets that wait.");
 const QUEUED_BYTES: Family = ("hadm_queued_bytes", "gauge", "Bytes that wait, headers included.");
+const SQUEEZED: Family =
+    ("hadm_compress_plain_bytes_total", "counter", "Bytes of the data packets that were compressed.");
+const SQUEEZED_WIRE: Family = (
+    "hadm_compress_wire_bytes_total",
+    "counter",
+    "Bytes of the frames that carried compressed data packets.",
+);
 const DROPPED: Family = ("hadm_packets_dropped_total", "counter", "Packets dropped, by cause.");
 
 struct Text(String);
@@ -72,6 +95,12 @@ fn causes(counters: &Value) -> Vec<(String, f64)> {
     counters.map(|(cause, n)| (label("cause", cause), number(n))).collect()
 }
 
+/// The fields that are words, as labels.
+fn words(value: &Value, fields: &[&str]) -> String {
+    let some = fields.iter().filter_map(|field| Some(label(field, value[*field].as_str()?)));
+    some.collect::<Vec<_>>().join(",")
+}
+
 /// The text for a status as [`super::Request::Status`] gives it.
 pub fn render(status: &Value) -> String {
     let mut text = Text(String::new());
@@ -95,6 +124,23 @@ pub fn render(status: &Value) -> String {
     }
     let rtts = peers.iter().filter(|(_, peer)| peer["rtt_us"].is_u64());
     text.family(RTT, rtts.map(|(name, peer)| (name.clone(), number(&peer["rtt_us"]) / 1e6)));
+    let transitions = peers.iter().flat_map(|(name, peer)| {
+        let all = peer["transitions"].as_array().into_iter().flatten();
+        all.map(move |by| (format!("{name},{}", words(by, &["to", "kind"])), number(&by["count"])))
+    });
+    text.family(TRANSITIONS, transitions);
+    let last = peers.iter().filter(|(_, peer)| peer["last_transition"].is_object()).map(|(name, peer)| {
+        let last = &peer["last_transition"];
+        let labels = words(last, &["from", "to", "kind", "link", "errno_name", "by"]);
+        (format!("{name},{labels}"), number(&last["unix_s"]))
+    });
+    text.family(LAST, last);
+    for (family, field, unit) in
+        [(LAST_AGE, "age_s", 1.0), (LAST_RTT, "rtt_us", 1e6), (LAST_QUEUED, "queued_bytes", 1.0)]
+    {
+        let ends = peers.iter().filter(|(_, peer)| peer["last_end"][field].is_number());
+        text.family(family, ends.map(|(name, peer)| (name.clone(), number(&peer["last_end"][field]) / unit)));
+    }
     let mut rows = Vec::new();
     for (name, peer) in &peers {
         for (stream, books) in peer["books"].as_object().into_iter().flatten() {
@@ -117,6 +163,16 @@ pub fn render(status: &Value) -> String {
         causes(&books["dropped"]).into_iter().map(move |(cause, n)| (format!("{labels},{cause}"), n))
     });
     text.family(DROPPED, dropped);
+    for (family, field) in [(SQUEEZED, "plain_bytes"), (SQUEEZED_WIRE, "wire_bytes")] {
+        let samples =
+            peers.iter().filter(|(_, peer)| peer["compress"].is_object()).flat_map(|(name, peer)| {
+                ["in", "out"].map(|direction| {
+                    let labels = [name.clone(), label("direction", direction)].join(",");
+                    (labels, number(&peer["compress"][direction][field]))
+                })
+            });
+        text.family(family, samples);
+    }
     text.0
 }
 
@@ -133,6 +189,7 @@ mod tests {
             "peers": [{
                 "peer": "node 1", "connected": true, "sessions": 1, "attempts": 2, "unanswered": 0,
                 "rtt_us": 250,
+                "compress": {"used": "lz4", "out": {"plain_bytes": 90, "wire_bytes": 30}, "in": {}},
                 "books": {"data_out": {"received": 5, "forwarded": 4, "queued": 1, "dropped": {"not connected": 0}}},
             }],
         });
@@ -143,6 +200,8 @@ mod tests {
             "hadm_peer_rtt_seconds{peer=\"node 1\"} 0.00025",
             "hadm_packets_received_total{peer=\"node 1\",class=\"data\",direction=\"out\"} 5",
             "# TYPE hadm_packets_dropped_total counter",
+            "hadm_compress_plain_bytes_total{peer=\"node 1\",direction=\"out\"} 90",
+            "hadm_compress_wire_bytes_total{peer=\"node 1\",direction=\"out\"} 30",
             "hadm_packets_dropped_total{peer=\"node 1\",class=\"data\",direction=\"out\",cause=\"not connected\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");

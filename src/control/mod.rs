@@ -5,11 +5,15 @@
 //! with such a line, and then with a line `{"v":1,"event":...}` for each thing that happens, until the client
 //! hangs up. Nothing here touches the data path: questions go to the timer thread, which answers from what
 //! it knows, and a client that does not read its answers is hung up on.
-#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
+mod doctor;
 pub mod metrics;
+mod port;
+mod scrape;
 mod server;
+mod verdict;
 
+pub use scrape::Scrape;
 pub use server::{Loader, Server, serve};
 
 use std::path::PathBuf;
@@ -17,7 +21,7 @@ use std::str::FromStr;
 
 use crossbeam::channel::Sender;
 use log::LevelFilter;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::config::Config;
 use crate::core::PeerKey;
@@ -41,6 +45,10 @@ pub enum Request {
     Status,
     /// Everything, and then every change.
     Events,
+    /// Who sees whom.
+    Mesh,
+    /// What is wrong with a peer, or with all, found out by calling.
+    Doctor(Option<PeerKey>),
     /// The last transitions of a peer.
     Why(PeerKey),
     /// Packet headers as they are read, of one peer's links and one type, or of all.
@@ -81,6 +89,8 @@ impl Request {
         Ok(match word("cmd").ok_or("\"cmd\" is missing")? {
             "status" => Request::Status,
             "events" => Request::Events,
+            "mesh" => Request::Mesh,
+            "doctor" => Request::Doctor(word("peer").map(PeerKey::from_str).transpose()?),
             "why" => Request::Why(peer()?),
             "trace" => {
                 let kind = match value.get("type") {
@@ -114,6 +124,8 @@ impl Request {
         let mut line = match self {
             Request::Status => json!({"cmd": "status"}),
             Request::Events => json!({"cmd": "events"}),
+            Request::Mesh => json!({"cmd": "mesh"}),
+            Request::Doctor(key) => json!({"cmd": "doctor", "peer": key.as_ref().map(peer)}),
             Request::Why(key) => json!({"cmd": "why", "peer": peer(key)}),
             Request::Trace(key, kind) => {
                 json!({"cmd": "trace", "peer": key.as_ref().map(peer), "type": kind.map(|kind| kind.0)})
@@ -144,6 +156,22 @@ pub struct Ask {
     pub reply: Sender<Value>,
 }
 
+/// What there is to say of a transition beside its cause, in brackets; nothing where there is nothing.
+pub fn particulars(transition: &Map<String, Value>) -> String {
+    let number = |field: &str| transition.get(field)?.as_u64();
+    let word = |field: &str| transition.get(field)?.as_str();
+    let errno = number("errno").map(|n| format!("errno {n} {}", word("errno_name").unwrap_or_default()));
+    let all = [
+        transition.get("age_s").and_then(Value::as_f64).map(|age| format!("after {age:.1} s")),
+        word("by").map(|by| format!("ended by {by}")),
+        errno.map(|errno| errno.trim_end().to_owned()),
+        number("rtt_us").map(|rtt| format!("rtt {rtt} us")),
+        number("queued_bytes").map(|queued| format!("{queued} B queued")),
+    ];
+    let all: Vec<String> = all.into_iter().flatten().collect();
+    if all.is_empty() { String::new() } else { format!(" ({})", all.join(", ")) }
+}
+
 /// A line that says yes.
 pub fn good(data: Value) -> Value {
     json!({"v": VERSION, "ok": true, "data": data})
@@ -171,6 +199,9 @@ mod tests {
         for request in [
             Request::Status,
             Request::Events,
+            Request::Mesh,
+            Request::Doctor(None),
+            Request::Doctor(Some(site)),
             Request::Why(node),
             Request::Trace(None, None),
             Request::Trace(Some(site), Some(PacketType::ND_SBIO)),

@@ -14,7 +14,7 @@ use rustix::fs::{Gid, chown};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
 
-use super::{Ask, BACKLOG, GROUP, MAX_CLIENTS, Request, bad};
+use super::{Ask, BACKLOG, GROUP, MAX_CLIENTS, Request, bad, doctor};
 use crate::config::Config;
 use crate::{limited, sys};
 
@@ -139,6 +139,13 @@ fn attend(client: &UnixStream, asks: &Sender<Ask>, load: &Loader) -> io::Result<
         };
         if request.changes() && !uid.is_root() && uid != geteuid() {
             say(client, &bad("only root and the daemon's own user may change anything"))?;
+            continue;
+        }
+        if let Request::Doctor(only) = request {
+            match doctor::examine(asks, only) {
+                Some(line) => say(client, &line)?,
+                None => return Ok(()),
+            }
             continue;
         }
         // Files are read here: looking up names may take its time, and the timer thread has none.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::types::PeerKey;
-use crate::wire::{Hello, NodeId, Scope, SiteId};
+use crate::wire::{Compression, Hello, NodeId, Scope, SiteId};
 
 /// One peer that may call, or that this side calls.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +17,8 @@ pub struct Known {
     pub port: u16,
     /// Whether it may be linked now: a site only while this node owns the resource's log.
     pub wanted: bool,
+    /// How this side wants its data link compressed.
+    pub compress: Option<Compression>,
 }
 
 /// What the check needs to know of the configuration.
@@ -197,7 +199,7 @@ mod tests {
     }
 
     fn admission(strict: bool) -> Admission {
-        let known = |key, last, port| Known { key, addr: ip(last), port, wanted: true };
+        let known = |key, last, port| Known { key, addr: ip(last), port, wanted: true, compress: None };
         Admission {
             node: NodeId::try_from(2).unwrap(),
             site: SiteId::try_from(1).unwrap(),

@@ -8,6 +8,7 @@
 //! actions that follow from it.
 
 mod admit;
+mod cause;
 mod kernel;
 mod peer;
 #[cfg(test)]
@@ -15,9 +16,10 @@ mod tests;
 mod types;
 
 pub use admit::{Admission, Admitted, Door, Known, Refused};
+pub use cause::EndCause;
 pub use types::{
-    Action, AttachId, AttemptId, ConnId, ConnState, EndCause, Event, Moment, PeerKey, Role, SessionId,
-    Settings, Via, View,
+    Action, AttachId, AttemptId, ConnId, ConnState, Event, Moment, PeerKey, Role, SessionId, Settings, Via,
+    View,
 };
 
 use std::time::Duration;
@@ -48,6 +50,11 @@ const READ_SHARE: u32 = 10;
 /// How long queues may drain at an orderly end.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
+/// Whether there is anything to look at again and again: the kernel module, or who owns which log.
+fn looks(settings: &Settings) -> bool {
+    settings.check_modules || !settings.resources.is_empty()
+}
+
 /// Everything one daemon decides.
 #[derive(Debug)]
 pub struct Core {
@@ -70,7 +77,7 @@ impl Core {
             kernel: Kernel::Detached,
             rng: fastrand::Rng::with_seed(settings.seed),
             connect_tick: now,
-            look_tick: (settings.check_modules || !settings.resources.is_empty()).then_some(now),
+            look_tick: looks(&settings).then_some(now),
             stopping: false,
             next_id: 0,
             stalls: 0,
@@ -79,23 +86,29 @@ impl Core {
     }
 
     /// Puts new settings in force. Peers that are gone from them have been unwanted before; new ones are off
-    /// until they are wanted.
-    pub fn reconfigure(&mut self, now: Moment, settings: Settings) {
-        self.peers.retain(|peer| settings.peers.iter().any(|&(key, _)| key == peer.key));
-        for &(key, role) in &settings.peers {
-            if self.peer(key).is_none() {
-                let mut peer = Peer::new(key, role);
-                peer.state = State::Off;
-                self.peers.push(peer);
+    /// until they are wanted. What follows is added to `out`.
+    pub fn reconfigure(&mut self, now: Moment, settings: Settings, out: &mut Vec<Action>) {
+        let mut before = std::mem::take(&mut self.peers);
+        let peers = settings.peers.iter().map(|&(key, role)| {
+            if let Some(at) = before.iter().position(|peer| peer.key == key) {
+                return before.swap_remove(at);
             }
-        }
-        self.peers.sort_by_key(|peer| peer.key);
+            let mut peer = Peer::new(key, role);
+            peer.state = State::Off;
+            peer
+        });
+        self.peers = peers.collect();
         for peer in &mut self.peers {
             if let State::Up(up) = &mut peer.state {
                 up.next_ping = up.next_ping.min(now + settings.ping_interval);
             }
         }
+        let resources = self.settings.resources != settings.resources;
         self.settings = settings;
+        self.look_tick = looks(&self.settings).then(|| self.look_tick.unwrap_or(now));
+        if resources {
+            self.tell_kernel(out);
+        }
     }
 
     /// When [`Core::tick`] wants to be called next, at the latest.

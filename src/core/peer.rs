@@ -17,7 +17,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::types::{Action, AttemptId, ConnId, EndCause, Moment, PeerKey, Role, SessionId, Via, View};
+use super::cause::EndCause;
+use super::types::{Action, AttemptId, ConnId, Moment, PeerKey, Role, SessionId, Via, View};
 use super::{ATTEMPT_LIMIT, FLAP_AGE, HALF_LIMIT, HOLD_DOUBLINGS, ROUND_WAITS};
 use crate::wire::Class;
 

@@ -152,7 +152,7 @@ fn told(out: &[Action]) -> Vec<u32> {
 }
 
 fn lost(session: SessionId, peer: u32) -> Event {
-    Event::SessionLost { peer: node(peer), session, cause: EndCause::Link(Class::Data, "gone".into()) }
+    Event::SessionLost { peer: node(peer), session, cause: EndCause::Link(Class::Data, "gone".into(), None) }
 }
 
 /// Whether `wait` is `secs` with jitter.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::cause::EndCause;
 use crate::wire::{Class, Mask, NodeId, ResourceId, Scope, SiteId};
 
 /// A point in time: how long after the daemon's start (monotonic).
@@ -203,59 +204,6 @@ pub enum Event {
     Stop,
 }
 
-/// Why a session ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EndCause {
-    /// A link broke or was closed by the peer.
-    Link(Class, String),
-    /// The peer sent what no peer may send.
-    Violation(Class, String),
-    /// The peer left too many pings unanswered.
-    Heartbeat,
-    /// The peer's data queue stayed full for `slowtimeout`.
-    Slow,
-    /// The peer said hello anew.
-    Replaced,
-    /// The kernel module detached.
-    KernelDetached,
-    /// Data was dropped while no kernel module was attached.
-    DataDropped,
-    /// The peer is no longer wanted here.
-    Unwanted,
-    /// This machine could not carry the session (threads, descriptors).
-    Resources(String),
-    /// The daemon ends.
-    Stopping,
-}
-
-impl EndCause {
-    /// Who ended the session: `peer`, `network` or `here`.
-    pub const fn by(&self) -> &'static str {
-        match self {
-            EndCause::Link(..) | EndCause::Replaced => "peer",
-            EndCause::Heartbeat => "network",
-            _ => "here",
-        }
-    }
-}
-
-impl fmt::Display for EndCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            EndCause::Link(class, why) => write!(f, "{class} link: {why}"),
-            EndCause::Violation(class, why) => write!(f, "refused packet on the {class} link: {why}"),
-            EndCause::Heartbeat => f.write_str("pings were not answered"),
-            EndCause::Slow => f.write_str("its data queue stayed full for slowtimeout"),
-            EndCause::Replaced => f.write_str("it said hello anew"),
-            EndCause::KernelDetached => f.write_str("the kernel module detached"),
-            EndCause::DataDropped => f.write_str("data was dropped while no kernel module was attached"),
-            EndCause::Unwanted => f.write_str("this node is no longer to be linked with it"),
-            EndCause::Resources(why) => write!(f, "this machine could not carry it: {why}"),
-            EndCause::Stopping => f.write_str("the daemon ends"),
-        }
-    }
-}
-
 /// What the kernel module is told: who is connected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConnState {
@@ -279,13 +227,12 @@ impl ConnState {
 
     /// Who is connected in both.
     pub fn common(&self, other: &ConnState) -> ConnState {
-        let sites = self.sites.iter();
-        ConnState {
-            nodes: self.nodes & other.nodes,
-            sites: sites
-                .map(|(&id, &mask)| (id, mask & other.sites.get(&id).copied().unwrap_or_default()))
-                .collect(),
+        let mut both = self.clone();
+        both.nodes = self.nodes & other.nodes;
+        for (id, mask) in &mut both.sites {
+            *mask = *mask & other.sites.get(id).copied().unwrap_or_default();
         }
+        both
     }
 }
 

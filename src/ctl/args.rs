@@ -17,6 +17,8 @@ Asks and steers a running hadmd.
 Commands:
   status [--json] [--watch]  the daemon, its kernel module and every peer; --watch: again each second, with rates
   events [--json]            what is connected now, then a line for each change as it happens
+  doctor [PEER] [--json]     examine a peer, or this node and every peer: what is wrong, and what helps
+  mesh [--json]              who sees whom, as the peers tell it; what only one side sees is marked
   why PEER [--json]          the last 32 transitions of a peer: when, what, why, who
   trace [--peer PEER] [--type N] [--json]
                              packet headers as they are read
@@ -37,7 +39,8 @@ Options:
       --version              print the version
   -h, --help                 print this help
 
-Exit status: 0 done, 1 the daemon cannot be reached or refuses, 2 usage or configuration.
+Exit status: 0 done, 1 the daemon cannot be reached or refuses, or doctor finds something wrong, 2 usage or
+configuration.
 ";
 
 /// A command line that says what to do.
@@ -55,6 +58,8 @@ pub struct Options {
 pub enum Command {
     Status { json: bool, watch: bool },
     Events { json: bool },
+    Doctor { peer: Option<PeerKey>, json: bool },
+    Mesh { json: bool },
     Why { peer: PeerKey, json: bool },
     Trace { peer: Option<PeerKey>, kind: Option<PacketType>, json: bool },
     Metrics,
@@ -103,7 +108,7 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let given = [
-        (json, "--json", &["status", "events", "why", "trace", "plan"][..]),
+        (json, "--json", &["status", "events", "doctor", "mesh", "why", "trace", "plan"][..]),
         (watch, "--watch", &["status"]),
         (peer.is_some(), "--peer", &["trace"]),
         (kind.is_some(), "--type", &["trace"]),
@@ -118,6 +123,9 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
     let command = match words[..] {
         ["status"] => Command::Status { json, watch },
         ["events"] => Command::Events { json },
+        ["doctor"] => Command::Doctor { peer: None, json },
+        ["doctor", peer] => Command::Doctor { peer: Some(peer.parse()?), json },
+        ["mesh"] => Command::Mesh { json },
         ["why", peer] => Command::Why { peer: peer.parse()?, json },
         ["trace"] => Command::Trace { peer, kind, json },
         ["metrics"] => Command::Metrics,
@@ -143,9 +151,10 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
         [command @ ("why" | "connect" | "disconnect"), ..] => {
             return Err(format!("{command} takes one PEER").into());
         }
+        ["doctor", ..] => return Err("doctor takes one PEER, or none".into()),
         ["loglevel", ..] => return Err("loglevel takes one LEVEL".into()),
         [command @ ("check" | "plan"), ..] => return Err(format!("{command} takes one FILE").into()),
-        [command @ ("status" | "events" | "trace" | "metrics" | "reload" | "version"), ..] => {
+        [command @ ("status" | "events" | "mesh" | "trace" | "metrics" | "reload" | "version"), ..] => {
             return Err(format!("{command} takes no arguments").into());
         }
         [command, ..] => return Err(format!("unknown command {command:?}").into()),

@@ -4,6 +4,7 @@
 
 pub mod args;
 mod show;
+mod tables;
 
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
@@ -26,6 +27,10 @@ pub enum Failure {
     Said(String),
     /// What is wrong with a configuration file, ready to be printed.
     Configuration(String),
+    /// A peer that is not configured, and those that are.
+    NoPeer(String),
+    /// All was shown, and not all of it is well.
+    Unwell,
     /// Whoever read the output went away.
     Unread,
 }
@@ -115,6 +120,22 @@ pub fn run(options: &Options) -> Result<(), Failure> {
             daemon.ask(&Request::Trace(*peer, *kind))?;
             follow(&mut daemon, *json, &mut out, show::header)?;
         }
+        Command::Doctor { peer, json } => {
+            if let Some(peer) = peer {
+                require_peer(&daemon.ask(&Request::Status)?, &peer.to_string())?;
+            }
+            let found = daemon.ask(&Request::Doctor(*peer))?;
+            let text = if *json { format!("{found}\n") } else { tables::doctor(&found, out.is_terminal()) };
+            out.write_all(text.as_bytes())?;
+            if found.get("well") != Some(&Value::Bool(true)) {
+                return Err(Failure::Unwell);
+            }
+        }
+        Command::Mesh { json } => {
+            let mesh = daemon.ask(&Request::Mesh)?;
+            let text = if *json { format!("{mesh}\n") } else { tables::mesh(&mesh) };
+            out.write_all(text.as_bytes())?;
+        }
         Command::Why { peer, json } => {
             let transitions = daemon.ask(&Request::Why(*peer))?;
             if *json {
@@ -146,6 +167,18 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         Command::Check(..) => {}
     }
     Ok(())
+}
+
+/// Whether the daemon has such a peer.
+fn require_peer(status: &Value, name: &str) -> Result<(), Failure> {
+    let peers = status["peers"].as_array().into_iter().flatten();
+    let names: Vec<&str> = peers.filter_map(|peer| peer["peer"].as_str()).collect();
+    match names.contains(&name) {
+        true => Ok(()),
+        false => {
+            Err(Failure::NoPeer(format!("{name} is not configured; the peers are: {}", names.join(", "))))
+        }
+    }
 }
 
 /// Prints a stream's events until the daemon ends it.

@@ -5,16 +5,18 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-fn text(value: &Value) -> &str {
+use crate::control::particulars;
+
+pub(super) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-fn number(value: &Value) -> u64 {
+pub(super) fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_default()
 }
 
 /// Seconds as people say them.
-fn span(seconds: f64) -> String {
+pub(super) fn span(seconds: f64) -> String {
     let whole = seconds as u64;
     match whole {
         0..60 => format!("{seconds:.1} s"),
@@ -36,7 +38,7 @@ fn size(bytes: f64) -> String {
     format!("{rest:.digits$} {}", units.get(unit).unwrap_or(&"B"))
 }
 
-fn coloured(word: &str, code: &str, colour: bool) -> String {
+pub(super) fn coloured(word: &str, code: &str, colour: bool) -> String {
     if colour { format!("\x1b[{code}m{word}\x1b[0m") } else { word.into() }
 }
 
@@ -119,6 +121,9 @@ fn peer_lines(peer: &Value, earlier: Option<&Value>, colour: bool, line: &mut im
     if let Some(error) = peer["last_error"].as_str() {
         line(format!("  last error: {error}"));
     }
+    if let Some(compress) = compress(peer) {
+        line(compress);
+    }
     for (stream, books) in peer["books"].as_object().into_iter().flatten() {
         if number(&books["received"]) == 0 {
             continue;
@@ -148,6 +153,25 @@ fn peer_lines(peer: &Value, earlier: Option<&Value>, colour: bool, line: &mut im
             size(number(&books["queued_bytes"]) as f64),
         ));
     }
+}
+
+/// What is compressed between two sites, and how much it gains.
+fn compress(peer: &Value) -> Option<String> {
+    let compress = peer["compress"].as_object()?;
+    let mut out = match compress["used"].as_str() {
+        Some(method) => format!("  compress {method}"),
+        None if peer["connected"] != true => "  compress".into(),
+        None if compress["wanted"].is_null() => "  compress not wanted here any more".into(),
+        None => "  compress not wanted by the other side".into(),
+    };
+    for direction in ["in", "out"] {
+        let bytes = |field: &str| compress[direction][field].as_f64().unwrap_or_default();
+        let (plain, wire) = (bytes("plain_bytes"), bytes("wire_bytes"));
+        if wire > 0.0 {
+            let _ = write!(out, "  {direction} {} as {} ({:.2})", size(plain), size(wire), plain / wire);
+        }
+    }
+    Some(out)
 }
 
 /// What a reload does, or would do.
@@ -185,28 +209,15 @@ pub(super) fn event(event: &Value) -> String {
 
 /// One transition of a peer.
 pub(super) fn transition(transition: &Value) -> String {
-    let mut out = format!(
-        "{} {} {} -> {}: {}",
+    format!(
+        "{} {} {} -> {}: {}{}",
         text(&transition["time"]),
         text(&transition["peer"]),
         text(&transition["from"]),
         text(&transition["to"]),
         text(&transition["cause"]),
-    );
-    if let Some(age) = transition["age_s"].as_f64() {
-        let _ = write!(out, " (after {}", span(age));
-        if let Some(by) = transition["by"].as_str() {
-            let _ = write!(out, ", ended by {by}");
-        }
-        if let Some(rtt) = transition["rtt_us"].as_u64() {
-            let _ = write!(out, ", rtt {rtt} us");
-        }
-        if let Some(queued) = transition["queued_bytes"].as_u64() {
-            let _ = write!(out, ", {} queued", size(queued as f64));
-        }
-        out += ")";
-    }
-    out
+        transition.as_object().map(particulars).unwrap_or_default(),
+    )
 }
 
 /// One packet header.

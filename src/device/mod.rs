@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::core::{AttachId, ConnState};
-use crate::link::{Closed, Pair, Sink};
+use crate::link::{Closed, Connection, Pair, Sink};
 use crate::queue::Hold;
 use crate::wire::{Class, Header, NodeId, PacketType, SiteId};
 
@@ -38,7 +38,7 @@ impl Device {
         (node, site): (NodeId, SiteId),
         lost: impl Fn(Class, Closed) + Send + Sync + 'static,
     ) -> io::Result<Arc<Self>> {
-        let pair = Pair::start(NAME, streams, Arc::new(lost))?;
+        let pair = Pair::start(NAME, streams.map(Connection::from), Arc::new(lost))?;
         Ok(Arc::new(Device { id, pair, announcer: Announcer::new(node, site) }))
     }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use bytes::{Bytes, BytesMut};
 
 use crate::queue::Load;
-use crate::wire::{Class, HEADER_LEN, Header, Mask, Refusal, Scope};
+use crate::wire::{Class, HEADER_LEN, Header, Mask, PacketType, Refusal, Scope};
 
 /// Size of the first buffer: a few meta packets, or one packet of a page.
 const FIRST_CHUNK: usize = 8 * 1024;
@@ -43,6 +43,8 @@ pub enum Item {
     Run(Run),
     /// A packet of a type that daemons alone originate: never relayed.
     DaemonsOwn(Header),
+    /// A packet HD_VIEW with its payload.
+    View(Header, Bytes),
     /// A packet of a type that is not relayed, skipped whole.
     Unrelayed(Header),
 }
@@ -165,9 +167,12 @@ impl Intake {
                 (checked, None) => {
                     seen(&header);
                     self.last_packet = size;
-                    let _ = self.buf.split_to(size);
+                    let mut packet = self.buf.split_to(size);
                     return Ok(Some(match checked {
                         Ok(_) => Item::DaemonsOwn(header),
+                        Err(_) if header.kind == PacketType::HD_VIEW => {
+                            Item::View(header, packet.split_off(HEADER_LEN).freeze())
+                        }
                         Err(_) => Item::Unrelayed(header),
                     }));
                 }
@@ -186,7 +191,7 @@ impl Intake {
 }
 
 /// A buffer of that size, unless there is no memory for it: asked for directly, that would end the process.
-fn empty(size: usize) -> io::Result<BytesMut> {
+pub(super) fn empty(size: usize) -> io::Result<BytesMut> {
     let mut memory = Vec::new();
     let short =
         || io::Error::new(io::ErrorKind::OutOfMemory, "this machine has no memory left for its packets");

@@ -3,7 +3,7 @@
 //! Whoever puts something into an empty queue carries it on to the socket at once, without blocking: a
 //! hand-over to another thread costs a wake-up, which is most of a packet's time on an idle machine. What
 //! the socket does not take is left to the link's own thread. Order is kept because only the holder of the
-//! stage's lock takes anything out of the queue.
+//! [`Token`] takes anything out of the queue.
 //!
 //! Putting something in never blocks and never fails; what bounds the queue is the [`Hold`] that comes with
 //! each parcel.
@@ -11,18 +11,22 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError};
-use std::thread::{self, Thread};
+use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use crossbeam::queue::SegQueue;
 
+use super::token::{Job, Pumped, Token};
+use super::{CoatError, Encode};
 use crate::queue::Hold;
 use crate::sys;
 
 /// Parcels gathered into one write. The system takes up to 1024 parts; more than 64 gain nothing.
 const GATHER: usize = 64;
+
+/// Encoded bytes at which no more is encoded before the socket has taken some. Frames must not be made long
+/// before they can leave: their packets could not be left out any more.
+const ENCODED_MAX: usize = 256 * 1024;
 
 /// Writes that one thread makes for whoever else puts something in, before it leaves the rest to the link's
 /// own thread: a thread with work of its own must not be kept here by others.
@@ -41,42 +45,36 @@ enum Parcel {
 
 /// What is being written.
 #[derive(Default)]
-struct Stage {
+pub(super) struct Stage {
     /// Gathered from the queue, in order. `None` is for what nobody keeps books of.
     gathered: VecDeque<(Bytes, Option<Hold>)>,
     /// Bytes of the first one that the socket has.
     written: usize,
+    /// What the bytes wear on the wire, and where they put it on.
+    coat: Option<(Box<dyn Encode>, BytesMut)>,
 }
 
 /// The writing end of a link.
 pub struct Outlet {
     stream: TcpStream,
     queue: SegQueue<Parcel>,
-    /// The token: its holder may take from the queue and write to the socket. No other lock is taken under it
-    /// but those of accounts and of [`Late`]s.
-    stage: Mutex<Stage>,
-    closed: AtomicBool,
-    thread: OnceLock<Thread>,
+    token: Token<Stage>,
     failed: Box<dyn Fn(io::Error) + Send + Sync>,
 }
 
-enum Pumped {
-    /// Nothing is left.
-    Empty,
-    /// The socket takes no more for now, or others have put in a lot.
-    Left,
-}
-
 impl Outlet {
-    /// A writing end without its thread; `failed` is called when the socket cannot be written to, possibly
-    /// more than once, by any thread, and must not block.
-    pub fn new(stream: TcpStream, failed: impl Fn(io::Error) + Send + Sync + 'static) -> Arc<Self> {
+    /// A writing end without its thread. `encode` is what the bytes wear on the wire; `failed` is called when the
+    /// socket cannot be written to, possibly more than once, by any thread, and must not block.
+    pub fn new(
+        stream: TcpStream,
+        encode: Option<Box<dyn Encode>>,
+        failed: impl Fn(io::Error) + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let coat = encode.map(|encode| (encode, BytesMut::new()));
         Arc::new(Outlet {
             stream,
             queue: SegQueue::new(),
-            stage: Mutex::default(),
-            closed: AtomicBool::new(false),
-            thread: OnceLock::new(),
+            token: Token::new(Stage { coat, ..Stage::default() }),
             failed: Box::new(failed),
         })
     }
@@ -87,7 +85,7 @@ impl Outlet {
     /// The system has no room for another thread.
     pub fn start(self: &Arc<Self>, name: &str) -> io::Result<()> {
         let outlet = Arc::clone(self);
-        sys::spawn(name, move || outlet.work())
+        sys::spawn(name, move || outlet.token.work(&*outlet))
     }
 
     /// The socket.
@@ -98,102 +96,40 @@ impl Outlet {
     /// Queues packets; they are written in the order in which they were put in.
     pub fn put(&self, bytes: Bytes, hold: Hold) {
         self.queue.push(Parcel::Packets(bytes, hold));
-        self.kick();
+        self.token.kick(self);
     }
 
     /// Queues a place for bytes that are made when their turn comes.
     pub fn put_late(&self, late: Arc<dyn Late>) {
         self.queue.push(Parcel::Late(late));
-        self.kick();
+        self.token.kick(self);
     }
 
     /// Closes the link; what is queued is dropped. Never blocks.
     pub fn close(&self) {
-        self.closed.store(true, SeqCst);
-        // Wakes a thread that writes, and both readers' sides.
-        let _ = self.stream.shutdown(Shutdown::Both);
-        self.kick();
-        self.wake();
+        // The socket's end wakes a thread that writes, and both readers' sides.
+        self.token.close(self, || drop(self.stream.shutdown(Shutdown::Both)));
     }
 
     /// Tells the other side that nothing more will come.
     pub fn finish(&self) {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
+}
 
-    /// Carries on what is queued, if nobody else is at it.
-    fn kick(&self) {
-        loop {
-            // A holder that is about to leave looks at the queue once more after it has left (see below):
-            // either it sees what was put in, or the lock is free by now.
-            fence(SeqCst);
-            let mut stage = match self.stage.try_lock() {
-                Ok(stage) => stage,
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => return,
-            };
-            match self.pump(&mut stage, false) {
-                Ok(Pumped::Left) => {
-                    drop(stage);
-                    return self.wake();
-                }
-                Ok(Pumped::Empty) => {}
-                Err(error) => {
-                    drop(stage);
-                    (self.failed)(error);
-                }
-            }
-            fence(SeqCst);
-            if self.queue.is_empty() {
-                return;
-            }
-        }
-    }
+impl Job for Outlet {
+    type Stage = Stage;
+    type Error = io::Error;
 
-    fn wake(&self) {
-        if let Some(thread) = self.thread.get() {
-            thread.unpark();
-        }
-    }
-
-    /// The link's own thread.
-    fn work(&self) {
-        let _ = self.thread.set(thread::current());
-        while !self.closed.load(SeqCst) {
-            let pumped = {
-                let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
-                self.pump(&mut stage, true)
-            };
-            if let Err(error) = pumped {
-                (self.failed)(error);
-            }
-            fence(SeqCst);
-            if self.queue.is_empty() {
-                thread::park();
-            }
-        }
-        self.kick();
-    }
-
-    /// Writes until nothing is left, or (without `wait`) until the socket takes no more.
     fn pump(&self, stage: &mut Stage, wait: bool) -> io::Result<Pumped> {
         for turn in 0.. {
-            if self.closed.load(SeqCst) {
+            if self.token.is_closed() {
                 while self.queue.pop().is_some() {}
                 stage.gathered.clear();
                 return Ok(Pumped::Empty);
             }
-            while stage.gathered.len() < GATHER {
-                match self.queue.pop() {
-                    Some(Parcel::Packets(bytes, hold)) if !hold.is_void() => {
-                        stage.gathered.push_back((bytes, Some(hold)));
-                    }
-                    Some(Parcel::Packets(..)) => {}
-                    Some(Parcel::Late(late)) => {
-                        stage.gathered.extend(late.take().map(|bytes| (bytes, None)));
-                    }
-                    None => break,
-                }
+            if let Err(error) = stage.gather(&self.queue) {
+                return stage.broken(io::Error::other(error));
             }
             if stage.gathered.is_empty() {
                 return Ok(Pumped::Empty);
@@ -211,19 +147,59 @@ impl Outlet {
             match sys::send(&self.stream, parts, wait) {
                 Ok(n) => stage.advance(n),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Pumped::Left),
-                Err(error) => {
-                    // Nothing more can leave here; whoever is told closes the link.
-                    self.closed.store(true, SeqCst);
-                    stage.gathered.clear();
-                    return Err(error);
-                }
+                Err(error) => return stage.broken(error),
             }
         }
         Ok(Pumped::Left)
     }
+
+    fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Whoever is told closes the link.
+    fn failed(&self, error: io::Error) {
+        (self.failed)(error);
+    }
 }
 
 impl Stage {
+    /// Takes from the queue what one write is to carry.
+    fn gather(&mut self, queue: &SegQueue<Parcel>) -> Result<(), CoatError> {
+        while self.gathered.len() < GATHER && !self.is_coated_full() {
+            let (bytes, hold) = match queue.pop() {
+                Some(Parcel::Packets(bytes, hold)) if !hold.is_void() => (bytes, Some(hold)),
+                Some(Parcel::Packets(..)) => continue,
+                Some(Parcel::Late(late)) => match late.take() {
+                    Some(bytes) => (bytes, None),
+                    None => continue,
+                },
+                None => break,
+            };
+            let bytes = match &mut self.coat {
+                None => bytes,
+                Some((encode, out)) => {
+                    encode.encode(&bytes, out)?;
+                    out.split().freeze()
+                }
+            };
+            self.gathered.push_back((bytes, hold));
+        }
+        Ok(())
+    }
+
+    /// Nothing more can leave here.
+    fn broken(&mut self, error: io::Error) -> io::Result<Pumped> {
+        self.gathered.clear();
+        Err(error)
+    }
+
+    /// Whether enough is encoded for now.
+    fn is_coated_full(&self) -> bool {
+        self.coat.is_some()
+            && self.gathered.iter().map(|(bytes, _)| bytes.len()).sum::<usize>() >= ENCODED_MAX
+    }
+
     /// The socket took `n` more bytes.
     fn advance(&mut self, n: usize) {
         self.written = self.written.saturating_add(n);
@@ -243,7 +219,8 @@ mod tests {
     use crate::queue::{Account, Books, DropCause, Load};
     use std::io::Read;
     use std::net::TcpListener;
-    use std::sync::mpsc;
+    use std::sync::{Mutex, mpsc};
+    use std::thread;
     use std::time::{Duration, Instant};
 
     fn pair() -> (TcpStream, TcpStream) {
@@ -261,7 +238,7 @@ mod tests {
         let (out, mut peer) = pair();
         let books = Arc::new(Books::default());
         let account = Account::new(1 << 20, Arc::clone(&books));
-        let outlet = Outlet::new(out, |error| panic!("{error}"));
+        let outlet = Outlet::new(out, None, |error| panic!("{error}"));
         outlet.start("test:data-tx").unwrap();
         // 64 MiB through an account of 1 MiB: the socket fills, so that both ways of writing are taken.
         const N: u32 = 16 * 1024;
@@ -290,7 +267,7 @@ mod tests {
         let books = Arc::new(Books::default());
         let account = Account::new(64 << 20, Arc::clone(&books));
         let (failed, failures) = mpsc::channel();
-        let outlet = Outlet::new(out, move |error| failed.send(error).unwrap());
+        let outlet = Outlet::new(out, None, move |error| failed.send(error).unwrap());
         outlet.start("test:data-tx").unwrap();
         // Nobody reads: the sockets' buffers fill, and the link's thread blocks in its write.
         for n in 1..=48 {
@@ -316,7 +293,7 @@ mod tests {
         }
         let (out, mut peer) = pair();
         let account = Account::new(1 << 20, Arc::default());
-        let outlet = Outlet::new(out, |error| panic!("{error}"));
+        let outlet = Outlet::new(out, None, |error| panic!("{error}"));
         let void = Account::new(1 << 20, Arc::default());
         let hold = void.try_hold(load(1, 4)).unwrap();
         void.void();

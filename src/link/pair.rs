@@ -1,10 +1,9 @@
 //! The two links of a peer or of the kernel module: data and meta, each with its reading and writing end.
 
 use std::io;
-use std::net::TcpStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Closed, Outlet, Sink, read_link};
+use super::{Closed, Connection, Decode, Outlet, Sink, read_link};
 use crate::sys;
 use crate::wire::Class;
 
@@ -14,6 +13,8 @@ pub type Lost = Arc<dyn Fn(Class, Closed) + Send + Sync>;
 /// Both links, by class.
 pub struct Pair {
     outlets: [Arc<Outlet>; 2],
+    /// Until the reading ends take them.
+    decoders: Mutex<[Option<Box<dyn Decode>>; 2]>,
     lost: Lost,
 }
 
@@ -22,14 +23,16 @@ impl Pair {
     ///
     /// # Errors
     /// The system has no room for another thread or descriptor; nothing is left behind then.
-    pub fn start(name: &str, streams: [TcpStream; 2], lost: Lost) -> io::Result<Self> {
-        let [data, meta] = streams;
-        let outlet = |class: Class, stream| {
+    pub fn start(name: &str, links: [Connection; 2], lost: Lost) -> io::Result<Self> {
+        let [data, meta] = links;
+        let ends = |class: Class, link: Connection| {
             let lost = Arc::clone(&lost);
-            Outlet::new(stream, move |error| lost(class, Closed::Broken(error)))
+            let (encode, decode) = link.coat.map(|coat| (coat.encode, coat.decode)).unzip();
+            (Outlet::new(link.stream, encode, move |error| lost(class, Closed::Broken(error))), decode)
         };
-        let outlets = [outlet(Class::Data, data), outlet(Class::Meta, meta)];
-        let pair = Pair { outlets, lost };
+        let (data, from_data) = ends(Class::Data, data);
+        let (meta, from_meta) = ends(Class::Meta, meta);
+        let pair = Pair { outlets: [data, meta], decoders: Mutex::new([from_data, from_meta]), lost };
         for class in Class::BOTH {
             if let Err(error) = pair.outlet(class).start(&format!("{name}:{class}-tx")) {
                 pair.close();
@@ -52,13 +55,14 @@ impl Pair {
         guard: &G,
         sink: impl Fn(Class) -> S,
     ) -> io::Result<()> {
-        for class in Class::BOTH {
+        let decoders = std::mem::take(&mut *self.decoders.lock().unwrap_or_else(PoisonError::into_inner));
+        for (class, decode) in Class::BOTH.into_iter().zip(decoders) {
             let stream = self.outlet(class).stream().try_clone()?;
             let (mut sink, lost, guard) = (sink(class), Arc::clone(&self.lost), guard.clone());
             let title = format!("{title} {class} in");
             sys::spawn(&format!("{name}:{class}-rx"), move || {
                 let _guard = guard;
-                let closed = read_link(&stream, &title, max_packet, &mut sink);
+                let closed = read_link(&stream, &title, max_packet, decode, &mut sink);
                 drop(sink);
                 lost(class, closed);
             })?;

@@ -6,7 +6,8 @@ use std::net::TcpStream;
 
 use log::trace;
 
-use super::{Intake, Item, tap};
+use super::coat::Undressing;
+use super::{CoatError, Decode, Intake, Item, tap};
 use crate::sys;
 use crate::wire::Refusal;
 
@@ -29,8 +30,20 @@ pub enum Closed {
     Broken(io::Error),
     /// The other side sent what it may not.
     Violation(Refusal),
+    /// What the other side sent cannot be decoded.
+    Coat(CoatError),
     /// The link's owner has ended it.
     Ended,
+}
+
+impl Closed {
+    /// The system's error number, where that is the reason.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Closed::Broken(error) => error.raw_os_error(),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Closed {
@@ -40,6 +53,7 @@ impl fmt::Display for Closed {
             Closed::Eof(n) => write!(f, "closed by the other side, {n} bytes into a packet"),
             Closed::Broken(error) => write!(f, "{error}"),
             Closed::Violation(refusal) => write!(f, "{refusal}"),
+            Closed::Coat(error) => write!(f, "{error}"),
             Closed::Ended => f.write_str("ended here"),
         }
     }
@@ -51,15 +65,35 @@ impl From<Refusal> for Closed {
     }
 }
 
-/// Reads the link to its end. `name` stands before each header in the log.
-pub fn read_link(stream: &TcpStream, name: &str, max_packet: u32, sink: &mut impl Sink) -> Closed {
+impl From<CoatError> for Closed {
+    fn from(error: CoatError) -> Self {
+        Closed::Coat(error)
+    }
+}
+
+/// Reads the link to its end, through `decode` if it wears a coat. `name` stands before each header in the log.
+pub fn read_link(
+    stream: &TcpStream,
+    name: &str,
+    max_packet: u32,
+    decode: Option<Box<dyn Decode>>,
+    sink: &mut impl Sink,
+) -> Closed {
     let mut intake = Intake::new(max_packet);
+    let mut undressing = decode.map(Undressing::new);
     let mut look = || -> Result<(), Closed> {
         loop {
-            match intake.room().and_then(|room| sys::receive(stream, room)) {
-                Ok(0) => return Err(Closed::Eof(intake.pending())),
-                Ok(n) => intake.filled(n),
-                Err(error) => return Err(Closed::Broken(error)),
+            let room = intake.room().map_err(Closed::Broken)?;
+            let received = match &mut undressing {
+                None => sys::receive(stream, room).map_err(Closed::Broken)?,
+                Some(undressing) => undressing.receive(stream, room)?,
+            };
+            match received {
+                0 => {
+                    let coated = undressing.as_ref().map_or(0, Undressing::pending);
+                    return Err(Closed::Eof(intake.pending().saturating_add(coated)));
+                }
+                n => intake.filled(n),
             }
             let mut seen = |header: &_| {
                 trace!("{name}: {header}");

@@ -9,6 +9,7 @@ pub use session::{Limits, Put, Session};
 use std::sync::Arc;
 
 use crate::core::PeerKey;
+use crate::link::lz4::Squeezed;
 use crate::queue::Books;
 use crate::wire::Class;
 
@@ -40,12 +41,13 @@ pub struct Record {
     /// Which peer.
     pub key: PeerKey,
     books: [Arc<Books>; 4],
+    squeezed: [Arc<Squeezed>; 2],
 }
 
 impl Record {
     /// A record with empty books.
     pub fn new(key: PeerKey) -> Arc<Self> {
-        Arc::new(Record { key, books: Default::default() })
+        Arc::new(Record { key, books: Default::default(), squeezed: Default::default() })
     }
 
     /// The books of one class and direction.
@@ -56,6 +58,15 @@ impl Record {
             (Direction::Out, Class::Meta) => meta_out,
             (Direction::In, Class::Data) => data_in,
             (Direction::In, Class::Meta) => meta_in,
+        }
+    }
+
+    /// What was compressed on its data link in one direction.
+    pub fn squeezed(&self, direction: Direction) -> &Arc<Squeezed> {
+        let [out, inbound] = &self.squeezed;
+        match direction {
+            Direction::Out => out,
+            Direction::In => inbound,
         }
     }
 

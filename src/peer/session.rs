@@ -4,9 +4,8 @@
 //! decides nothing: it reports to the core and is ended by it.
 
 use std::io;
-use std::net::TcpStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,11 +15,11 @@ use log::Level;
 use super::{Direction, Record};
 use crate::core::{EndCause, Event, PeerKey, SessionId};
 use crate::limited;
-use crate::link::{Closed, Pair, Run, Sink};
+use crate::link::{Closed, Connection, Pair, Run, Sink};
 use crate::queue::{Account, Counter, DropCause, Load, Refusal};
-use crate::wire::{Class, Header, NodeId, PacketType, SiteId};
+use crate::wire::{ALL_DEVICES, Class, Header, NodeId, PacketType, PeerView, SiteId, VIEW_LEN};
 
-/// Ceiling of what the daemon itself may have queued for a peer: room for 64 pings and ACKs. A peer that
+/// Ceiling of what the daemon itself may have queued for a peer: room for 64 pings, ACKs and views. A peer that
 /// sends pings and reads nothing gets no more answers than that.
 const OWN_CEILING: usize = 64 * 256;
 
@@ -55,6 +54,9 @@ pub struct Session {
     pinged: Counter,
     /// From the last ping to the first ACK after it, in microseconds, 0 if there was none.
     rtt: AtomicU32,
+    /// Whether the peer takes views; then what it told last, and when.
+    exchanges_views: AtomicBool,
+    view: Mutex<Option<(PeerView, Instant)>>,
     data_dropped: AtomicBool,
     /// The local node's or site's id, as the peer's scope has it.
     local_id: u8,
@@ -69,7 +71,7 @@ impl Session {
     pub fn start(
         record: &Arc<Record>,
         id: SessionId,
-        streams: [TcpStream; 2],
+        links: [Connection; 2],
         (node, site): (NodeId, SiteId),
         limits: &Limits,
         events: &Sender<Event>,
@@ -80,7 +82,8 @@ impl Session {
             Arc::new(move |class, closed: Closed| {
                 let cause = match closed {
                     Closed::Violation(refusal) => EndCause::Violation(class, refusal.to_string()),
-                    other => EndCause::Link(class, other.to_string()),
+                    Closed::Coat(error) => EndCause::Violation(class, error.to_string()),
+                    other => EndCause::Link(class, other.to_string(), other.errno()),
                 };
                 // The daemon ends if nobody takes events any more.
                 let _ = events.send(Event::SessionLost { peer, session: id, cause });
@@ -96,7 +99,7 @@ impl Session {
         Ok(Arc::new(Session {
             record: Arc::clone(record),
             id,
-            pair: Pair::start(&record.thread_name(), streams, lost)?,
+            pair: Pair::start(&record.thread_name(), links, lost)?,
             out: Class::BOTH.map(|class| account(Direction::Out, class)),
             inbound: Class::BOTH.map(|class| account(Direction::In, class)),
             own: Account::new(OWN_CEILING, Arc::default()),
@@ -106,6 +109,8 @@ impl Session {
             born: Instant::now(),
             pinged: Counter::default(),
             rtt: AtomicU32::new(0),
+            exchanges_views: AtomicBool::new(false),
+            view: Mutex::default(),
             data_dropped: AtomicBool::new(false),
             local_id: match peer {
                 PeerKey::Node(_) => node.get(),
@@ -216,7 +221,7 @@ impl Session {
             PeerKey::Site(..) => (PacketType::SC_PING, 1),
         };
         self.pinged.set(self.born.elapsed().as_micros() as u64);
-        self.put_own(Header { node_type, ..Header::new(kind) });
+        self.put_own(Header { node_type, ..Header::new(kind) }, &[]);
     }
 
     /// Takes a heartbeat packet from the peer: answers a ping, counts an ACK.
@@ -226,7 +231,7 @@ impl Session {
                 PeerKey::Node(_) => PacketType::NC_PING_ACK,
                 PeerKey::Site(..) => PacketType::SC_PING_ACK,
             };
-            self.put_own(Header::new(kind));
+            self.put_own(Header::new(kind), &[]);
         } else {
             self.acks.fetch_add(1, Relaxed);
             let pinged = Duration::from_micros(self.pinged.get());
@@ -235,12 +240,42 @@ impl Session {
         }
     }
 
-    fn put_own(&self, header: Header) {
+    /// Views may be sent to the peer, and are taken from it: its record says so.
+    pub fn exchange_views(&self) {
+        self.exchanges_views.store(true, Relaxed);
+    }
+
+    /// Whether views are exchanged with the peer.
+    pub fn exchanges_views(&self) -> bool {
+        self.exchanges_views.load(Relaxed)
+    }
+
+    /// Tells the peer whom this side is connected with. A peer that reads nothing is not told.
+    pub fn tell_view(&self, view: &PeerView) {
+        let (node_type, dev_id) = match self.record.key {
+            PeerKey::Node(_) => (0, ALL_DEVICES),
+            PeerKey::Site(resource, _) => (1, resource.get()),
+        };
+        let header = Header { node_type, dev_id, len: VIEW_LEN as u32, ..Header::new(PacketType::HD_VIEW) };
+        self.put_own(header, &view.encode());
+    }
+
+    /// Takes the peer's view.
+    pub fn hear_view(&self, view: PeerView) {
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = Some((view, Instant::now()));
+    }
+
+    /// What the peer told last of whom it is connected with, and when that came.
+    pub fn view(&self) -> Option<(PeerView, Instant)> {
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put_own(&self, header: Header, payload: &[u8]) {
         let header =
             Header { node_from: self.local_id.into(), node_to: self.record.key.mask(), ..header }.encode();
-        let load = Load::alone(1, header.len());
-        if let Ok(hold) = self.own.try_hold(load) {
-            self.pair.outlet(Class::Meta).put(Bytes::copy_from_slice(&header), hold);
+        let packet = Bytes::from([&header[..], payload].concat());
+        if let Ok(hold) = self.own.try_hold(Load::alone(1, packet.len())) {
+            self.pair.outlet(Class::Meta).put(packet, hold);
         }
     }
 

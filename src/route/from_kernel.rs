@@ -59,7 +59,7 @@ impl Sink for FromKernel {
                     "dropped a packet of the kernel module: heartbeats and connection states are the daemon's own ({header})"
                 );
             }
-            Item::Unrelayed(header) => {
+            Item::View(header, _) | Item::Unrelayed(header) => {
                 strays.unrelayed.add(1);
                 limited!(
                     Level::Warn,

@@ -1,4 +1,4 @@
-//! Packets from a peer: heartbeats end here, everything else is for the kernel module.
+//! Packets from a peer: heartbeats and views end here, everything else is for the kernel module.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::limited;
 use crate::link::{Closed, Item, Sink};
 use crate::peer::Session;
 use crate::queue::DropCause;
-use crate::wire::{Header, Refusal};
+use crate::wire::{Header, PeerView, Refusal};
 
 /// Takes what one of a peer's links brought.
 pub struct FromPeer {
@@ -42,7 +42,13 @@ impl Sink for FromPeer {
                 self.session.heartbeat(&header);
                 return Ok(());
             }
-            Item::Unrelayed(Header { kind, .. }) => return Err(Refusal::UnknownType(kind).into()),
+            Item::View(_, payload) if self.session.exchanges_views() => {
+                self.session.hear_view(PeerView::decode(&payload)?);
+                return Ok(());
+            }
+            Item::View(Header { kind, .. }, _) | Item::Unrelayed(Header { kind, .. }) => {
+                return Err(Refusal::UnknownType(kind).into());
+            }
         };
         if self.switch.is_stopping() {
             self.session.drop_inbound(&run, DropCause::Stopping);

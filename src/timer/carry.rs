@@ -5,18 +5,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use log::{Level, debug, error, warn};
-use serde_json::json;
 
-use super::{Timer, Waiting, hex, owner};
+use super::{Timer, Waiting, hex, owner, report};
 use crate::connect::{Dial, Order};
-use crate::core::{Action, AttachId, AttemptId, ConnId, EndCause, Event, PeerKey, SessionId};
+use crate::control;
+use crate::core::{Action, AttachId, AttemptId, ConnId, EndCause, Event, Moment, PeerKey, SessionId};
 use crate::device::{Device, handshake_ack};
 use crate::kmod::{self, Missing};
 use crate::limited;
-use crate::peer::Session;
+use crate::link::lz4;
+use crate::peer::{Direction, Session};
 use crate::route::{FromKernel, FromPeer};
 use crate::sys;
-use crate::wire::Class;
+use crate::wire::{Class, Compression, FEATURE_VIEWS};
 
 impl Timer {
     /// Carries out every action, in order. An exit code ends the daemon.
@@ -98,23 +99,35 @@ impl Timer {
     }
 
     fn start_session(&mut self, peer: PeerKey, id: SessionId, data: ConnId, meta: ConnId) {
-        let (Some(data), Some(meta)) = (self.waiting.remove(&data), self.waiting.remove(&meta)) else {
+        let (Some(mut data), Some(meta)) = (self.waiting.remove(&data), self.waiting.remove(&meta)) else {
             return;
         };
         for account in self.previous.remove(&peer).into_iter().flatten() {
             account.void();
         }
         self.tell_connected(peer, &data);
-        let how = if data.called { "this side called" } else { "the peer called" };
+        let (from, how) =
+            if data.called { ("dialing", "this side called") } else { ("half", "the peer called") };
         let source = data.source.to_string();
         let table = self.switch.table();
         let Some(entry) = table.peers.get(&peer) else { return };
-        let streams = [data.stream, meta.stream];
-        match Session::start(&entry.record, id, streams, self.local_ids(), &self.limits, &self.events) {
+        let features = meta.extension.as_ref().map_or(0, |extension| extension.features);
+        if let Some(Compression::Lz4) = data.compression {
+            let [out, inbound] = Direction::BOTH.map(|direction| entry.record.squeezed(direction));
+            data.link.wear_inside(lz4::coat(self.config.max_packet, out, inbound));
+        }
+        let links = [data.link, meta.link];
+        match Session::start(&entry.record, id, links, self.local_ids(), &self.limits, &self.events) {
             Ok(session) => {
+                if features & FEATURE_VIEWS != 0 {
+                    session.exchange_views();
+                }
+                self.views.due = Moment::ZERO;
                 self.previous.insert(peer, session.inbound().to_vec());
                 self.switch.set_session(peer, Some(session));
-                self.note(peer, "connected", how, json!({"from": "half", "source": source}));
+                let mut more = report::fault(from, None, None);
+                more.insert("source".into(), source.into());
+                self.note(peer, "connected", how, how, more);
             }
             Err(error) => self.session_failed(peer, id, &error),
         }
@@ -129,22 +142,26 @@ impl Timer {
         story.source = link.source.to_string();
         story.version = theirs.map(|extension| extension.version.clone().unwrap_or_default());
         story.same_config = digest.map(|digest| digest == self.digest);
+        story.compression = link.compression;
         story.sessions += 1;
         story.unreachable = false;
-        match &story.version {
-            None => limited!(
-                Level::Info,
-                ("connected", peer.code()),
-                "{peer}: connected ({how} {}; without hello extension)",
-                link.source
-            ),
-            Some(version) => limited!(
-                Level::Info,
-                ("connected", peer.code()),
-                "{peer}: connected ({how} {}; hadmd {version})",
-                link.source
-            ),
-        }
+        self.reactor.refusals.forget(peer);
+        let who = match &story.version {
+            None => "without hello extension".to_string(),
+            Some(version) => format!("hadmd {version}"),
+        };
+        let wanted = self.admission.known.iter().any(|known| known.key == peer && known.compress.is_some());
+        let compress = match link.compression {
+            Some(compression) => format!("; compress {}", compression.name()),
+            None if wanted => "; no compression, the other side does not want it".into(),
+            None => String::new(),
+        };
+        limited!(
+            Level::Info,
+            ("connected", peer.code()),
+            "{peer}: connected ({how} {}; {who}{compress})",
+            link.source
+        );
         if let Some(theirs) = digest.filter(|theirs| *theirs != self.digest) {
             warn!(
                 "{peer} has another configuration: its digest is {}, here it is {}; compare the files",
@@ -156,7 +173,7 @@ impl Timer {
 
     fn session_failed(&self, peer: PeerKey, session: SessionId, error: &std::io::Error) {
         limited!(Level::Error, ("threads", peer.code()), "{peer}: cannot start its threads: {error}");
-        let cause = EndCause::Resources(error.to_string());
+        let cause = EndCause::Resources(error.to_string(), error.raw_os_error());
         // It comes back as an event: the core is the one to end sessions.
         let _ = self.events.send(Event::SessionLost { peer, session, cause });
     }
@@ -174,21 +191,25 @@ impl Timer {
         let story = self.stories.entry(peer).or_default();
         let age = story.since.take().map_or(0.0, |since| since.elapsed().as_secs_f64());
         story.last_error = Some(cause.to_string());
-        limited!(
-            Level::Warn,
-            ("session ended", peer.code()),
-            "{peer}: session ended after {age:.1} s: {cause}"
-        );
-        let mut more = json!({"from": "connected", "age_s": age, "by": cause.by()});
+        let mut more = report::fault("connected", cause.link(), cause.errno());
+        let network = cause.errno().is_some_and(sys::is_networks);
+        more.insert("by".into(), if network { "network" } else { cause.by() }.into());
         if let Some(session) = self.session(peer, id) {
-            if let Some(more) = more.as_object_mut() {
-                more.insert("rtt_us".into(), session.rtt().map(|rtt| rtt.as_micros() as u64).into());
-                more.insert("queued_bytes".into(), session.queued_bytes().into());
-            }
+            self.stories.entry(peer).or_default().view = session.view();
+            self.views.due = Moment::ZERO;
+            more.insert("rtt_us".into(), session.rtt().map(|rtt| rtt.as_micros() as u64).into());
+            more.insert("queued_bytes".into(), session.queued_bytes().into());
             self.switch.set_session(peer, None);
             session.end();
         }
-        self.note(peer, "disconnected", &cause.to_string(), more);
+        limited!(
+            Level::Warn,
+            ("session ended", peer.code()),
+            "{peer}: session ended after {age:.1} s: {cause}{}",
+            control::particulars(&more)
+        );
+        more.insert("age_s".into(), age.into());
+        self.note(peer, "disconnected", cause.kind(), &cause.to_string(), more);
     }
 
     fn ack_kernel(&mut self, conn: ConnId, class: Class) {
@@ -196,7 +217,7 @@ impl Timer {
             let ack = handshake_ack(class, waiting.dev_id).encode();
             // The first bytes on this connection: they fit into the socket's buffer. If it is broken, the
             // reading end will say so.
-            let _ = waiting.stream.write_all(&ack);
+            let _ = waiting.link.stream.write_all(&ack);
         }
     }
 
@@ -208,8 +229,8 @@ impl Timer {
         let lost = move |class: Class, closed: crate::link::Closed| {
             let _ = events.send(Event::KernelLost { attach, why: format!("{class} link: {closed}") });
         };
-        let opened =
-            Device::start(attach, [data.stream, meta.stream], self.local_ids(), lost).and_then(|device| {
+        let opened = Device::start(attach, [data.link.stream, meta.link.stream], self.local_ids(), lost)
+            .and_then(|device| {
                 self.switch.set_device(Some(Arc::clone(&device)));
                 let Some(guard) = &self.guard else { return Ok(()) };
                 device.open(self.config.max_packet, guard, |_| FromKernel::new(&self.switch))

@@ -5,6 +5,7 @@
 //! disk: writing to a link goes as far as the socket takes it, everything else is handed to other threads.
 
 mod carry;
+mod mesh;
 mod owner;
 mod reload;
 mod report;
@@ -12,7 +13,6 @@ mod service;
 mod stop;
 
 use std::collections::HashMap;
-use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,15 +23,16 @@ use sd_notify::NotifyState;
 
 use crate::config::{Config, PeerAddr};
 use crate::connect::{Offer, Plan, Reactor};
-use crate::control::Ask;
+use crate::control::{Ask, Scrape};
 use crate::core::{Action, Admission, AttachId, ConnId, Core, Event, Moment, PeerKey, Via};
 use crate::kmod;
 use crate::limited;
+use crate::link::Connection;
 use crate::log as logging;
 use crate::peer::{Limits, Record, Session};
 use crate::queue::{Account, Counter};
 use crate::route::Switch;
-use crate::wire::{Class, Extension, NodeId, SiteId};
+use crate::wire::{Class, Compression, Extension, FEATURE_VIEWS, NodeId, SiteId};
 use report::Story;
 use service::Watchdog;
 
@@ -53,16 +54,19 @@ pub struct Setup {
     pub stop: Receiver<String>,
     /// Questions from the control socket.
     pub asks: Receiver<Ask>,
+    /// The way to ask them, for who scrapes the metrics.
+    pub ask: Sender<Ask>,
 }
 
 /// A connection that is through its handshake and waits for the core.
 struct Waiting {
-    stream: TcpStream,
+    link: Connection,
     source: std::net::SocketAddr,
     /// To be repeated to a kernel module.
     dev_id: u8,
     called: bool,
     extension: Option<Extension>,
+    compression: Option<Compression>,
     /// Counts against the reactor's limit.
     _ticket: Arc<()>,
 }
@@ -87,8 +91,12 @@ pub struct Timer {
     /// Who wants to hear of every change.
     listeners: Vec<Sender<serde_json::Value>>,
     attached_since: Option<Instant>,
+    /// What peers are told of whom this daemon is connected with.
+    views: mesh::Views,
     watchdog: Option<Watchdog>,
     asks: Receiver<Ask>,
+    ask: Sender<Ask>,
+    scrape: Option<Scrape>,
     /// Kernel modules turned away because one is attached.
     second_kernels: Counter,
     digest: [u8; 8],
@@ -107,7 +115,7 @@ impl Timer {
     /// # Errors
     /// A sentence for the operator: what is missing, where, and what helps.
     pub fn new(setup: Setup) -> Result<Self, String> {
-        let Setup { config, modules, stop, asks } = setup;
+        let Setup { config, modules, stop, asks, ask } = setup;
         if let Some(list) = &modules {
             kmod::check(list).map_err(|missing| missing.to_string())?;
         }
@@ -135,6 +143,7 @@ impl Timer {
             // Once the timer is gone the process ends.
             Box::new(move |offered, ticket| drop(offer.send((offered, ticket)))),
         )?;
+        let scrape = config.metrics.map(|addr| Scrape::start(addr, ask.clone())).transpose()?;
         let stories = settings.peers.iter().map(|&(key, _)| (key, Story::default())).collect::<Vec<_>>();
         let stories = stories.into_iter();
         let records = settings.peers.iter().map(|&(key, _)| Record::new(key));
@@ -166,8 +175,11 @@ impl Timer {
             stories: stories.collect(),
             listeners: Vec::new(),
             attached_since: None,
+            views: mesh::Views::default(),
             watchdog: Watchdog::new(),
             asks,
+            ask,
+            scrape,
             second_kernels: Counter::default(),
             digest,
             events,
@@ -186,7 +198,7 @@ impl Timer {
         service::tell(&[NotifyState::Ready]);
         self.tell_status();
         loop {
-            let mut left = self.core.deadline().saturating_sub(self.now());
+            let mut left = self.core.deadline().min(self.views.due).saturating_sub(self.now());
             if logging::left_out_pending() {
                 left = left.min(LOG_TICK);
             }
@@ -226,6 +238,9 @@ impl Timer {
                 if let Some(code) = self.carry_out(&mut actions) {
                     return code;
                 }
+            }
+            if self.views.due <= self.now() {
+                self.share_views();
             }
             if logging::left_out_pending() {
                 logging::tell_left_out();
@@ -267,12 +282,23 @@ impl Timer {
         let event = match offer {
             Offer::Kernel { class, dev_id, stream, source } => {
                 self.notice_lost_kernel(now, actions);
-                let waiting =
-                    Waiting { stream, source, dev_id, called: false, extension: None, _ticket: ticket };
+                let link = stream.into();
+                let waiting = Waiting {
+                    link,
+                    source,
+                    dev_id,
+                    called: false,
+                    extension: None,
+                    compression: None,
+                    _ticket: ticket,
+                };
                 self.waiting.insert(conn, waiting);
                 Event::KernelHello { class, conn }
             }
-            Offer::Link { peer, class, stream, attempt, extension, source, expected } => {
+            Offer::Link { peer, class, link, attempt, steps, extension, compression, source, expected } => {
+                if let Some(story) = self.stories.get_mut(&peer) {
+                    story.called(steps, None);
+                }
                 // Told before there is a session, and whether or not one comes of it. Once for each pair.
                 if let Some(expected) = expected.filter(|_| class == Class::Data) {
                     limited!(
@@ -291,17 +317,21 @@ impl Timer {
                     },
                 };
                 let called = attempt.is_some();
-                let waiting = Waiting { stream, source, dev_id: 0, called, extension, _ticket: ticket };
+                let waiting =
+                    Waiting { link, source, dev_id: 0, called, extension, compression, _ticket: ticket };
                 self.waiting.insert(conn, waiting);
                 Event::LinkReady { peer, class, conn, via }
             }
-            Offer::DialFailed { peer, attempt, why } => {
-                let story = self.stories.entry(peer).or_default();
+            Offer::DialFailed { peer, attempt, class, why, errno, verdict, steps } => {
+                // A reload may have removed it.
+                let Some(story) = self.stories.get_mut(&peer) else { return };
                 let news = !std::mem::replace(&mut story.unreachable, true);
+                story.called(steps, Some((verdict, why.clone())));
                 story.last_error = Some(why.clone());
                 let level = if news { log::Level::Info } else { log::Level::Debug };
                 log::log!(level, "{peer} cannot be reached: {why}; trying again");
-                self.note(peer, "unreachable", &why, serde_json::json!({"from": "dialing"}));
+                let more = report::fault("dialing", Some(class), errno);
+                self.note(peer, "unreachable", "call failed", &why, more);
                 Event::DialFailed { peer, attempt }
             }
             Offer::Knock(peer) => Event::Knock { peer },
@@ -322,7 +352,7 @@ impl Timer {
 
     /// Nobody reads a link that waits for its other half: a new one must not be paired with a dead one.
     fn notice_lost_halves(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        let lost = self.waiting.iter().filter(|(_, waiting)| crate::sys::hung_up(&waiting.stream));
+        let lost = self.waiting.iter().filter(|(_, waiting)| crate::sys::hung_up(&waiting.link.stream));
         for conn in lost.map(|(&conn, _)| conn).collect::<Vec<_>>() {
             self.core.handle(now, Event::ConnLost { conn }, actions);
         }
@@ -345,7 +375,12 @@ fn limits(config: &Config) -> Limits {
 
 /// What this side tells of itself to speakers of the hello extension.
 fn extension(digest: [u8; 8]) -> Extension {
-    Extension { version: Some(env!("CARGO_PKG_VERSION").into()), digest: Some(digest), ..Default::default() }
+    Extension {
+        version: Some(env!("CARGO_PKG_VERSION").into()),
+        digest: Some(digest),
+        features: FEATURE_VIEWS,
+        ..Default::default()
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

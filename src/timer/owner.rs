@@ -12,7 +12,6 @@ use super::Timer;
 use crate::config::{Config, Resource, RunSite};
 use crate::core::{Action, Known, PeerKey, Role, Settings};
 use crate::limited;
-use crate::wire::ResourceId;
 
 /// The resources that have a runsite at the local site, each with it.
 pub(super) fn runsites_here(config: &Config) -> impl Iterator<Item = (&Resource, &RunSite)> {
@@ -22,8 +21,13 @@ pub(super) fn runsites_here(config: &Config) -> impl Iterator<Item = (&Resource,
 /// Every peer: the other nodes of the local site, and the other sites of each resource that is here.
 pub(super) fn known(config: &Config) -> Vec<Known> {
     let others = config.local_nodes().iter().filter(|node| node.id != config.node);
-    let nodes =
-        others.map(|node| Known { key: PeerKey::Node(node.id), addr: node.addr.ip(), port: 0, wanted: true });
+    let nodes = others.map(|node| Known {
+        key: PeerKey::Node(node.id),
+        addr: node.addr.ip(),
+        port: 0,
+        wanted: true,
+        compress: None,
+    });
     let sites = runsites_here(config).flat_map(|(resource, here)| {
         let others = resource.runsites.iter().filter(|runsite| runsite.site != config.site);
         others.map(|there| Known {
@@ -31,6 +35,7 @@ pub(super) fn known(config: &Config) -> Vec<Known> {
             addr: there.addr.ip(),
             port: here.addr.port(),
             wanted: false,
+            compress: here.compress,
         })
     });
     nodes.chain(sites).collect()
@@ -62,7 +67,8 @@ fn role(config: &Config, peer: PeerKey) -> Role {
 /// address, once for each port.
 pub(super) fn listeners(config: &Config) -> Vec<SocketAddr> {
     let here: Vec<SocketAddr> = runsites_here(config).map(|(_, runsite)| runsite.addr).collect();
-    let ports: BTreeSet<u16> = here.iter().map(SocketAddr::port).collect();
+    let mut ports = BTreeSet::new();
+    ports.extend(here.iter().map(SocketAddr::port));
     let listener = |port| {
         let v6 = here.iter().any(|addr| addr.port() == port && addr.is_ipv6());
         let any = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
@@ -95,10 +101,11 @@ fn is_ready(held: IpAddr) -> bool {
 impl Timer {
     /// Looks which floating addresses this machine holds, and tells the core what changed.
     pub(super) fn check_ownership(&mut self, actions: &mut Vec<Action>) {
-        if runsites_here(&self.config).next().is_none() {
+        let before = self.switch.table().owned.clone();
+        if before.is_empty() && runsites_here(&self.config).next().is_none() {
             return;
         }
-        let held: BTreeSet<IpAddr> = match if_addrs::get_if_addrs() {
+        let held: Vec<IpAddr> = match if_addrs::get_if_addrs() {
             Ok(interfaces) => interfaces.iter().map(if_addrs::Interface::ip).collect(),
             Err(error) => {
                 return limited!(
@@ -108,11 +115,13 @@ impl Timer {
                 );
             }
         };
-        let owned: BTreeSet<ResourceId> = runsites_here(&self.config)
-            .filter(|(_, here)| held.contains(&here.addr.ip()) && is_ready(here.addr.ip()))
-            .map(|(resource, _)| resource.id)
-            .collect();
-        let before = self.switch.table().owned.clone();
+        let owns = |addr: IpAddr| held.contains(&addr) && is_ready(addr);
+        let mut owned = BTreeSet::new();
+        owned.extend(
+            runsites_here(&self.config)
+                .filter(|(_, here)| owns(here.addr.ip()))
+                .map(|(resource, _)| resource.id),
+        );
         if owned == before {
             return;
         }

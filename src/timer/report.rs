@@ -1,6 +1,6 @@
 //! What others are told: the status, the last transitions of each peer, and every change as it happens.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Instant, SystemTime};
 
 use crossbeam::channel::{Sender, TrySendError};
@@ -13,7 +13,7 @@ use crate::control::{self, Ask, Request};
 use crate::core::{Action, Event, PeerKey, Role, View};
 use crate::link::tap;
 use crate::peer::{Direction, Record, Session};
-use crate::wire::{Class, PacketType};
+use crate::wire::{Class, Compression, PacketType, PeerView};
 
 /// Transitions remembered of each peer.
 const HISTORY: usize = 32;
@@ -28,21 +28,82 @@ pub(super) struct Story {
     pub source: String,
     pub version: Option<String>,
     pub same_config: Option<bool>,
+    /// What its session's data link wears.
+    pub compression: Option<Compression>,
     pub sessions: u64,
     pub attempts: u64,
     pub last_error: Option<String>,
+    /// How the last call to it went.
+    pub call: Call,
+    /// What it told in its last session of whom it is connected with.
+    pub view: Option<(PeerView, Instant)>,
+    /// How often it became what, and why.
+    transitions_by: BTreeMap<(&'static str, &'static str), u64>,
+    /// How its last session ended.
+    last_end: Option<Value>,
     /// Whether the last call came to nothing: the next failure is no news.
     pub unreachable: bool,
     /// Whether the operator keeps it disconnected.
     pub held: bool,
 }
 
+/// The last call to a peer.
+#[derive(Default)]
+pub(super) struct Call {
+    /// Which one, counted as [`Story::attempts`].
+    number: u64,
+    steps: Vec<String>,
+    /// What a failure says of the other side, in one word, and why it failed.
+    failed: Option<(&'static str, String)>,
+}
+
+impl Story {
+    fn transitions_by(&self) -> Vec<Value> {
+        let all = self.transitions_by.iter();
+        all.map(|((to, kind), n)| json!({"to": to, "kind": kind, "count": n})).collect()
+    }
+
+    /// Remembers how a call went, or one of its links.
+    pub fn called(&mut self, steps: Vec<String>, failed: Option<(&'static str, String)>) {
+        if self.call.number != self.attempts {
+            self.call = Call { number: self.attempts, ..Call::default() };
+        }
+        self.call.steps.extend(steps);
+        self.call.failed = failed;
+    }
+
+    fn call_json(&self) -> Value {
+        let Call { number, steps, failed } = &self.call;
+        let (verdict, why) = failed.as_ref().map(|(verdict, why)| (verdict, why)).unzip();
+        match number {
+            0 => Value::Null,
+            _ => json!({"number": number, "steps": steps, "verdict": verdict, "why": why}),
+        }
+    }
+}
+
 fn timestamp() -> String {
     humantime::format_rfc3339_millis(SystemTime::now()).to_string()
 }
 
+/// The fields that tell where a transition began: the state before, and the link and error it began with.
+pub(super) fn fault(from: &str, link: Option<Class>, errno: Option<i32>) -> Map<String, Value> {
+    let mut fields = Map::new();
+    fields.insert("from".into(), from.into());
+    if let Some(class) = link {
+        fields.insert("link".into(), class.to_string().into());
+    }
+    if let Some(errno) = errno {
+        fields.insert("errno".into(), errno.into());
+        fields.insert("errno_name".into(), crate::sys::errno_name(errno).into());
+    }
+    fields
+}
+
 fn counters(list: &[(&str, u64)]) -> Value {
-    list.iter().map(|&(what, n)| (what.to_string(), n.into())).collect::<Map<_, _>>().into()
+    let mut map = Map::new();
+    map.extend(list.iter().map(|&(what, n)| (what.to_string(), n.into())));
+    map.into()
 }
 
 /// The fields that tell which peer.
@@ -87,6 +148,13 @@ impl Timer {
         };
         let answer = match request {
             Request::Status => Ok(self.status()),
+            Request::Mesh => Ok(self.mesh()),
+            Request::Doctor(peer) => peer.map(known).transpose().map(|peer| {
+                // As it stands before the calls, so that whoever asks can wait for their end.
+                let status = self.status();
+                self.call_now(peer, actions);
+                status
+            }),
             Request::Events => {
                 let _ = reply.try_send(control::good(self.status()));
                 self.listeners.push(reply);
@@ -119,6 +187,15 @@ impl Timer {
         self.stories.get(&key).map_or(Value::Null, |story| story.transitions.iter().cloned().collect())
     }
 
+    /// Calls the peer now, or every peer, that this side has to call and waits to call again.
+    fn call_now(&mut self, only: Option<PeerKey>, actions: &mut Vec<Action>) {
+        let now = self.now();
+        let keys: Vec<PeerKey> = self.core.views().map(|view| view.key).collect();
+        for key in keys.into_iter().filter(|&key| only.is_none_or(|only| only == key)) {
+            self.core.handle(now, Event::Knock { peer: key }, actions);
+        }
+    }
+
     /// Keeps a peer disconnected, or no longer.
     fn hold(&mut self, key: PeerKey, held: bool, actions: &mut Vec<Action>) -> Value {
         if let Some(story) = self.stories.get_mut(&key) {
@@ -148,12 +225,23 @@ impl Timer {
         }
     }
 
-    /// Remembers a transition of a peer, and tells whoever listens.
-    pub(super) fn note(&mut self, key: PeerKey, to: &str, cause: &str, more: Value) {
+    /// Remembers a transition of a peer, and tells whoever listens. `kind` says why in the same words for
+    /// the same causes, `cause` has all there is to say.
+    pub(super) fn note(
+        &mut self,
+        key: PeerKey,
+        to: &'static str,
+        kind: &'static str,
+        cause: &str,
+        more: Map<String, Value>,
+    ) {
         let mut transition = identity(key);
-        if let (Some(fields), Value::Object(more)) = (transition.as_object_mut(), more) {
+        if let Some(fields) = transition.as_object_mut() {
+            let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             fields.insert("time".into(), timestamp().into());
+            fields.insert("unix_s".into(), since_epoch.as_secs_f64().into());
             fields.insert("to".into(), to.into());
+            fields.insert("kind".into(), kind.into());
             fields.insert("cause".into(), cause.into());
             fields.extend(more);
         }
@@ -162,6 +250,10 @@ impl Timer {
                 story.transitions.pop_front();
             }
             story.transitions.push_back(transition.clone());
+            *story.transitions_by.entry((to, kind)).or_default() += 1;
+            if to == "disconnected" {
+                story.last_end = Some(transition.clone());
+            }
         }
         self.tell_listeners(transition);
     }
@@ -208,6 +300,27 @@ impl Timer {
         })
     }
 
+    /// What is wanted, agreed and done about compressing a peer's data; nothing where it is not spoken of.
+    fn compress(&self, key: PeerKey, record: &Record, connected: Option<&Story>) -> Value {
+        let done = Direction::BOTH.map(|direction| {
+            let squeezed = record.squeezed(direction);
+            (direction.name(), squeezed.plain.get(), squeezed.wire.get())
+        });
+        let wanted =
+            self.admission.known.iter().find(|known| known.key == key).and_then(|known| known.compress);
+        if wanted.is_none() && done.iter().all(|(_, plain, _)| *plain == 0) {
+            return Value::Null;
+        }
+        let mut compress = Map::new();
+        let used = connected.and_then(|story| story.compression);
+        compress.insert("wanted".into(), wanted.map(Compression::name).into());
+        compress.insert("used".into(), used.map(Compression::name).into());
+        for (direction, plain, wire) in done {
+            compress.insert(direction.into(), json!({"plain_bytes": plain, "wire_bytes": wire}));
+        }
+        compress.into()
+    }
+
     fn peer_status(
         &self,
         view: &View,
@@ -218,10 +331,13 @@ impl Timer {
         let mut status = identity(view.key);
         let story = self.stories.get(&view.key);
         let connected = session.is_some();
+        let call = super::owner::call(&self.config, view.key);
+        let refused = self.reactor.refusals.last(view.key);
         let waits = (view.state == "waiting").then_some(view.until).flatten();
         let more = json!({
             "role": match view.role { Role::Caller => "caller", Role::Acceptor => "acceptor" },
-            "address": super::owner::call(&self.config, view.key).map(|(to, _)| to.to_string()),
+            "address": call.map(|(to, _)| to.to_string()),
+            "from": call.map(|(_, from)| from.to_string()),
             "state": view.state,
             "held": story.is_some_and(|story| story.held),
             "connected": connected,
@@ -233,8 +349,15 @@ impl Timer {
             "attempts": story.map_or(0, |story| story.attempts),
             "next_attempt_s": waits.map(|at| at.saturating_sub(now).as_secs_f64()),
             "last_error": story.and_then(|story| story.last_error.clone()),
+            "call": story.map(Story::call_json),
+            "turned_away": refused.map(|(at, why)| json!({"age_s": at.elapsed().as_secs_f64(), "why": why})),
+            "views": session.is_some_and(Session::exchanges_views),
             "unanswered": view.unanswered,
             "rtt_us": session.and_then(Session::rtt).map(|rtt| rtt.as_micros() as u64),
+            "compress": self.compress(view.key, record, story.filter(|_| connected)),
+            "transitions": story.map(Story::transitions_by),
+            "last_transition": story.and_then(|story| story.transitions.back()),
+            "last_end": story.and_then(|story| story.last_end.as_ref()),
             "books": books(record),
         });
         if let (Some(fields), Value::Object(more)) = (status.as_object_mut(), more) {

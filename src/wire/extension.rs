@@ -16,6 +16,33 @@ const T_VERSION: u8 = 2;
 const T_DIGEST: u8 = 3;
 const T_EPOCH: u8 = 4;
 const T_ADDR: u8 = 5;
+const T_COMPRESSION: u8 = 6;
+const T_FEATURES: u8 = 7;
+
+/// Feature: takes packets HD_VIEW on the meta link.
+pub const FEATURE_VIEWS: u32 = 1;
+
+/// A way to compress what a link carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// LZ4 blocks.
+    Lz4,
+}
+
+impl Compression {
+    /// Its name, also in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Compression::Lz4 => "lz4",
+        }
+    }
+
+    const fn code(self) -> u8 {
+        match self {
+            Compression::Lz4 => 1,
+        }
+    }
+}
 
 /// What a peer tells about itself. Every entry may be missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +56,11 @@ pub struct Extension {
     pub epoch: Option<u64>,
     /// The runsite's address where the hello has no room for it (IPv6).
     pub addr: Option<IpAddr>,
+    /// What the sender takes beyond what C daemons do, bit by bit; unknown bits say nothing.
+    pub features: u32,
+    /// Wanted compression of what follows on this connection. The entry lists codes of one byte, of which unknown
+    /// ones are passed over; the connection is compressed if both sides want the same.
+    pub compression: Option<Compression>,
 }
 
 /// Why a record is refused.
@@ -85,6 +117,12 @@ impl Extension {
         if let Some(addr) = self.addr {
             entry(T_ADDR, addr.to_string().as_bytes());
         }
+        if let Some(compression) = self.compression {
+            entry(T_COMPRESSION, &[compression.code()]);
+        }
+        if self.features != 0 {
+            entry(T_FEATURES, &self.features.to_le_bytes());
+        }
         [&(body.len() as u16).to_le_bytes(), body.as_slice()].concat()
     }
 
@@ -125,6 +163,10 @@ impl Extension {
                 T_DIGEST => record.digest = Some(value.try_into().map_err(bad)?),
                 T_EPOCH => record.epoch = Some(u64::from_le_bytes(value.try_into().map_err(bad)?)),
                 T_ADDR => record.addr = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()),
+                T_FEATURES => record.features = u32::from_le_bytes(value.try_into().map_err(bad)?),
+                T_COMPRESSION => {
+                    record.compression = value.contains(&Compression::Lz4.code()).then_some(Compression::Lz4);
+                }
                 _ => {}
             }
         }
@@ -142,6 +184,10 @@ mod tests {
         assert_eq!(Extension::decode(&[]).unwrap(), Extension::default());
         let body = [200, 3, 1, 2, 3, T_EPOCH, 8, 1, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(Extension::decode(&body).unwrap().epoch, Some(1));
+        let wanted = |body: &[u8]| Extension::decode(body).unwrap().compression;
+        assert_eq!(wanted(&[T_COMPRESSION, 2, 77, 1]), Some(Compression::Lz4));
+        assert_eq!(wanted(&[T_COMPRESSION, 1, 77]), None);
+        assert_eq!(wanted(&[T_COMPRESSION, 0]), None);
     }
 
     #[test]
@@ -156,10 +202,11 @@ mod tests {
     proptest! {
         #[test]
         fn records_come_back(version in "[!-~]{0,40}", digest in any::<Option<[u8; 8]>>(), epoch in any::<Option<u64>>(),
-                             v6 in any::<Option<u128>>()) {
+                             v6 in any::<Option<u128>>(), compressed in any::<bool>(), features in any::<u32>()) {
             let record = Extension {
-                version: Some(version), digest, epoch,
+                version: Some(version), digest, epoch, features,
                 addr: v6.map(|v6| std::net::Ipv6Addr::from(v6).into()),
+                compression: compressed.then_some(Compression::Lz4),
             };
             let bytes = record.encode();
             let len = Extension::body_len([bytes[0], bytes[1]]).unwrap();

@@ -44,6 +44,13 @@ pub enum Refusal {
         /// Longest payload allowed, in bytes.
         max: u32,
     },
+    /// Not what a packet HD_VIEW has to say.
+    View {
+        /// Payload length found, in bytes.
+        len: usize,
+        /// Payload version found, 0 where there is no payload.
+        version: u8,
+    },
 }
 
 impl fmt::Display for Refusal {
@@ -53,6 +60,9 @@ impl fmt::Display for Refusal {
             Refusal::UnknownType(kind) => write!(f, "packet type {} is not one that is relayed", kind.0),
             Refusal::TooLong { len, max } => {
                 write!(f, "packet of {len} bytes is over the limit of {max} (element maxpacket)")
+            }
+            Refusal::View { len, version } => {
+                write!(f, "packet HD_VIEW with a payload of {len} bytes, version {version}")
             }
         }
     }

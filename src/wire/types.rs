@@ -50,7 +50,7 @@ pub struct PacketType(pub u8);
 
 macro_rules! types {
     ($($name:ident = $value:literal,)*) => {
-        #[allow(missing_docs, reason = "the names are the protocol's own")]
+        #[allow(missing_docs, reason = "the names are the protocol's own, but for those in HD")]
         impl PacketType {
             $(pub const $name: PacketType = PacketType($value);)*
 
@@ -102,6 +102,7 @@ types! {
     KERN_HANDSHAKE_D_ACK = 58,
     KERN_HANDSHAKE_M = 59,
     KERN_HANDSHAKE_M_ACK = 60,
+    HD_VIEW = 200,
 }
 
 impl PacketType {

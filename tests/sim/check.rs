@@ -290,7 +290,7 @@ impl World {
             self.close(end);
         }
         self.trace.ended += 1;
-        if let EndCause::Link(_, of) = cause {
+        if let EndCause::Link(_, of, _) = cause {
             let own = *of == format!("{session:?} closed");
             self.ensure(id, own, || format!("{session:?} with node {other} ends, but {of}"));
         }

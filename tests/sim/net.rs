@@ -288,7 +288,7 @@ impl World {
                 self.report(node, Event::DataDropped { peer: key(peer), session: id });
             }
             Message::Closed => {
-                let cause = EndCause::Link(self.conns[&end.0].class, format!("{id:?} closed"));
+                let cause = EndCause::Link(self.conns[&end.0].class, format!("{id:?} closed"), None);
                 self.report(node, Event::SessionLost { peer: key(peer), session: id, cause });
             }
             _ => {}

@@ -126,7 +126,13 @@ pub fn resource() -> ResourceId {
 impl Node {
     pub fn new(id: usize, count: usize, extended: bool) -> Self {
         let others = (0..count).filter(|&other| other != id);
-        let known = others.map(|other| Known { key: key(other), addr: addr(other), port: 0, wanted: true });
+        let known = others.map(|other| Known {
+            key: key(other),
+            addr: addr(other),
+            port: 0,
+            wanted: true,
+            compress: None,
+        });
         Node {
             id,
             run: 0,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use super::kernel::SiteKernel;
 use super::net::{ALL, NAMES, Network, SERVER, SITE_PORT, floating, node, own_ip, site};
@@ -97,7 +97,7 @@ impl Seat {
 pub struct Cluster {
     pub seats: [Seat; 4],
     pub net: Network,
-    _config: ConfigFile,
+    config: ConfigFile,
 }
 
 impl Cluster {
@@ -123,7 +123,7 @@ impl Cluster {
         }
         let config = config(resources, global);
         let seats = ALL.map(|at| Seat::start(&net, &config, at));
-        Some(Cluster { seats, net, _config: config })
+        Some(Cluster { seats, net, config })
     }
 
     /// The kernel module of a machine.
@@ -144,12 +144,34 @@ impl Cluster {
         }
     }
 
+    /// Writes a configuration with other resources over the one in force.
+    pub fn rewrite(&self, resources: &[Resource]) {
+        std::fs::copy(config(resources, &[]).path, &self.config.path).unwrap();
+    }
+
+    /// Runs `hadmctl` for a machine's daemon.
+    pub fn hadmctl(&self, at: usize, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hadmctl"));
+        command.arg("--control").arg(self.config.dir.path.join(NAMES[at])).args(args).output().unwrap()
+    }
+
     /// Ends every daemon in order, and checks their books.
     #[track_caller]
     pub fn stop(self) {
         for seat in self.seats {
             seat.daemon.stop();
         }
+    }
+}
+
+/// Waits until both owners of a resource are told of each other, and every machine of its nodes.
+#[track_caller]
+pub fn wait_linked(cluster: &Cluster, resource: u8, owners: [usize; 2]) {
+    for at in ALL {
+        let other = 1 - site(at);
+        let sites = if owners.contains(&at) { bit(other) } else { 0 };
+        cluster.kernel(at).wait_state(super::Whom::Sites(resource), sites);
+        cluster.kernel(at).wait_state(super::Whom::Nodes, bit(1 - node(at)));
     }
 }
 

@@ -9,7 +9,7 @@ mod kernel;
 mod net;
 mod peer;
 
-pub use cluster::{Cluster, Resource, Seat, config, resource, site_data, site_meta};
+pub use cluster::{Cluster, Resource, Seat, config, resource, site_data, site_meta, wait_linked};
 pub use kernel::{SiteKernel, Whom};
 pub use net::{
     A0, A1, ALL, B0, B1, Machine, NAMES, Network, SERVER, SITE_PORT, floating, floating_v6, node, own_ip,

@@ -299,6 +299,12 @@ impl Acceptor {
         }
     }
 
+    /// Whether anybody has connected since the last call was taken, hello or not.
+    pub fn was_called(&self) -> bool {
+        SockRef::from(&self.listener).set_read_timeout(Some(ms(1))).unwrap();
+        self.listener.accept().is_ok()
+    }
+
     /// Takes both links of a call from node `from`: no answer goes out before both hellos are in.
     #[track_caller]
     pub fn accept(&self, net: &Subnet, from: u8) -> FakePeer {
