@@ -21,7 +21,7 @@ use hadmd::core::{Admission, Door, Known, PeerKey};
 use hadmd::link::{Intake, Item, Sink};
 use hadmd::peer::{Direction, Record};
 use hadmd::route::{FromKernel, Switch};
-use hadmd::wire::{Class, Extension, HELLO_LEN, Hello, NodeId, ResourceId, Scope, SiteId};
+use hadmd::wire::{Class, Extension, HELLO_LEN, Hello, NodeId, PeerView, ResourceId, Scope, SiteId};
 
 const MAX_PACKET: u32 = 4096;
 
@@ -117,6 +117,11 @@ pub fn stream(data: &[u8]) {
                 relayed.extend_from_slice(&run.bytes);
             }
             Item::DaemonsOwn(header) => own.push((header.kind.0, header.dev_id, header.node_to.0)),
+            Item::View(header, payload) => {
+                let good = matches!(*payload, [1, ..]) && payload.len() == 12;
+                assert_eq!((header.kind.0, PeerView::decode(&payload).is_ok()), (200, good));
+                unrelayed.push((header.kind.0, header.dev_id, header.node_to.0));
+            }
             Item::Unrelayed(header) => unrelayed.push((header.kind.0, header.dev_id, header.node_to.0)),
         });
         let sum = |which: fn(u8) -> bool| {
@@ -168,7 +173,7 @@ pub fn hello(data: &[u8]) {
         named = record.addr;
     }
     let at = |last| IpAddr::from(Ipv4Addr::new(10, 0, 0, last));
-    let known = |key, last, port| Known { key, addr: at(last), port, wanted: true };
+    let known = |key, last, port| Known { key, addr: at(last), port, wanted: true, compress: None };
     let admission = Admission {
         node: node(2),
         site: site(1),
