@@ -44,7 +44,7 @@ impl Rig {
         peer.set_read_timeout(Some(PATIENCE)).unwrap();
         let books = Arc::new(Books::default());
         let (failed, failures) = unbounded();
-        let outlet = Outlet::new(out, move |error| failed.send(error).unwrap());
+        let outlet = Outlet::new(out, None, move |error| failed.send(error).unwrap());
         Rig { outlet, account: Account::new(ceiling, Arc::clone(&books)), books, peer, failures }
     }
 

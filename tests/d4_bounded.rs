@@ -78,6 +78,27 @@ fn a_stalled_module_costs_bounded_memory() {
     rig.stop();
 }
 
+/// A module that does not read costs bounded memory, however many sessions a peer begins meanwhile, each of
+/// which leaves something behind.
+#[test]
+fn sessions_that_follow_one_another_do_not_pile_up_before_a_stalled_module() {
+    let rig = Rig::with(2, 0, |config| config.set("slowtimeout", 60));
+    rig.kernel.data.pause(true);
+    let begin = || {
+        let peer = rig.caller(1).call_until_taken();
+        let flood = peer.data.flood(|seq| (seq < 8000).then(|| Packet::data(seq, bit(0), 65_536)));
+        flood.wait_stalled(ms(100));
+        peer.data.close();
+        flood.stop();
+        rig.daemon.status("VmRSS")
+    };
+    let first = begin();
+    let last = (0..12).map(|_| begin()).last().unwrap();
+    assert!(last < first + 16 * 1024, "{first} KiB after a session, {last} KiB after 12 more");
+    rig.kernel.data.pause(false);
+    rig.stop();
+}
+
 /// Failure mode 7: packets with the sender's own bit, or with unknown bits alone, go nowhere: they are
 /// counted and stop nothing.
 #[test]

@@ -173,9 +173,10 @@ impl Thread {
         match order {
             Order::Dial(order) => self.dial(&order),
             Order::Cancel(attempt) => self.drop_attempt(attempt),
-            Order::Admit(admission, extension) => {
+            Order::Admit(admission, extension, keys) => {
                 self.plan.admission = admission;
                 self.plan.extension = extension;
+                self.plan.keys = keys;
             }
             // Whoever asked waits for the answer.
             Order::Sites(sites, reply) => {
@@ -331,13 +332,16 @@ impl Thread {
             limited!(Level::Error, ("hand over", 0), "lost the connection with {source}: {error}");
             return;
         }
+        let encryption = handshake.sealing.encryption;
+        let coat = handshake.sealing.into_coat();
         let offer = match (handshake.party, kernel) {
             (Party::Kernel, Some((class, dev_id))) => Offer::Kernel { class, dev_id, stream, source },
             (Party::Caller(_, Some((admitted, class))), None) => Offer::Link {
                 peer: admitted.peer,
                 class,
-                link: Connection { stream, coat: None },
+                link: Connection { stream, coat },
                 attempt: None,
+                encryption,
                 steps: Vec::new(),
                 extension: handshake.extension,
                 compression,
@@ -347,8 +351,9 @@ impl Thread {
             (Party::Callee(dial, class), None) => Offer::Link {
                 peer: dial.peer,
                 class,
-                link: Connection { stream, coat: None },
+                link: Connection { stream, coat },
                 attempt: Some(dial.attempt),
+                encryption,
                 steps: handshake.steps,
                 extension: handshake.extension,
                 compression,
@@ -377,6 +382,9 @@ impl Thread {
             (_, Failure::Malformed(_) | Failure::OtherId(..) | Failure::Refused(Refused::Ack)) => {
                 (3, &self.refusals.malformed)
             }
+            (_, Failure::Keyless(_)) => (9, &self.refusals.keyless),
+            (_, Failure::OtherKeys(_)) => (10, &self.refusals.other_keys),
+            (_, Failure::Unproved(_)) => (11, &self.refusals.unproved),
             (_, Failure::Refused(Refused::UnknownId(_) | Refused::OwnId(_))) => (4, &self.refusals.unknown),
             (_, Failure::Refused(Refused::UnknownRunsite(..))) => (7, &self.refusals.unknown),
             (_, Failure::Refused(Refused::Address { .. })) => (5, &self.refusals.address),

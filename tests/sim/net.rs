@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use hadmd::core::{AttemptId, ConnId, Door, EndCause, Event, Moment, Refused, SessionId, Via};
-use hadmd::wire::{Class, Hello, Scope};
+use hadmd::wire::{Class, Hello, Mark, Scope};
 
 use crate::node::{End, addr, key, node_id};
 use crate::trace::Note;
@@ -334,5 +334,5 @@ impl World {
 }
 
 fn hello(from: usize, class: Class) -> Hello {
-    Hello { id: node_id(from).get(), class, ack: false, scope: Scope::Node, addr: None, extended: true }
+    Hello { id: node_id(from).get(), class, ack: false, scope: Scope::Node, addr: None, mark: Mark::Extended }
 }
