@@ -312,7 +312,7 @@ impl Timer {
                 if let Some(story) = self.stories.get_mut(&peer) {
                     story.called(steps, None);
                 }
-                // Told before there is a session: a single link may end the one before. Once for each pair.
+                // Told before there is a session, and whether or not one comes of it. Once for each pair.
                 if let Some(expected) = expected.filter(|_| class == Class::Data) {
                     limited!(
                         log::Level::Warn,
@@ -324,7 +324,10 @@ impl Timer {
                 }
                 let via = match attempt {
                     Some(attempt) => Via::Dialed(attempt),
-                    None => Via::Accepted(extension.as_ref().and_then(|extension| extension.epoch)),
+                    None => Via::Accepted {
+                        epoch: extension.as_ref().and_then(|extension| extension.epoch),
+                        source: source.ip().to_canonical(),
+                    },
                 };
                 let called = attempt.is_some();
                 let waiting = Waiting {
