@@ -35,8 +35,8 @@ use crate::wire::{Class, Compression, Extension, Hello, KeyId, Mark, Scope, Seal
 pub const HELLO_LIMIT: Duration = Duration::from_secs(3);
 /// How long a call may take, from the first packet to the end of the other side's answer.
 pub const DIAL_LIMIT: Duration = Duration::from_secs(5);
-/// Handshakes in flight from outside. The oldest goes when another comes: a caller that means it says its
-/// hello at once.
+/// Handshakes in flight from outside. When another comes, one goes: strangers before those that come from the
+/// address of a peer, and of the address that has the most of them the oldest.
 pub const MAX_PENDING: usize = 128;
 /// Handed-over connections that nobody has looked at yet; more are closed at once.
 pub const MAX_OFFERED: usize = 256;

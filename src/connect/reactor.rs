@@ -1,9 +1,10 @@
 //! The reactor thread: accepts, calls, and deadlines of handshakes.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ use crate::queue::Counter;
 use crate::sys::{self, Registered};
 use crate::wire::Class;
 
+/// Connections accepted before handshakes that came in go on.
+const ACCEPT_TURN: usize = 32;
 /// How long no connection is accepted after the system had no descriptor for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Keys in the poller: the address watch, the listeners in the order of their making, then handshakes.
@@ -239,7 +242,8 @@ impl Thread {
     }
 
     fn accept(&mut self, key: usize) {
-        loop {
+        // A crowd outside must not keep those waiting who have come in.
+        for _ in 0..ACCEPT_TURN {
             let Some(listener) = self.listeners.iter_mut().find(|listener| listener.key == key) else {
                 return;
             };
@@ -277,22 +281,30 @@ impl Thread {
         }
     }
 
-    /// Drops the oldest handshake from outside if there are too many.
+    /// Drops a handshake from outside if there are too many: one of a stranger's if there is any, one of the
+    /// address that has the most, the oldest of these.
     fn make_room(&mut self) {
         let flights = self.flights.iter();
-        let outside = flights
-            .filter(|(_, flight)| !matches!(flight.handshake.party, Party::Callee(..)))
-            .map(|(&key, _)| key);
+        let outside = flights.filter(|(_, flight)| !matches!(flight.handshake.party, Party::Callee(..)));
         if outside.clone().count() < MAX_PENDING {
             return;
         }
-        if let Some(oldest) = outside.min() {
-            self.flights.remove(&oldest);
+        let mut shares: HashMap<IpAddr, usize> = HashMap::new();
+        outside.clone().for_each(|(_, flight)| *shares.entry(flight.source.ip()).or_default() += 1);
+        let rank = |&(&key, flight): &(&usize, &Flight)| {
+            let source = flight.source.ip();
+            let stranger = matches!(flight.handshake.party, Party::Caller(..))
+                && !self.plan.admission.known.iter().any(|known| known.addr == source.to_canonical());
+            (stranger, shares.get(&source).copied(), Reverse(key))
+        };
+        let key = outside.max_by_key(rank).map(|(&key, _)| key);
+        if let Some(dropped) = key.and_then(|key| self.flights.remove(&key)) {
             self.refusals.crowd.add(1);
+            let source = dropped.source;
             limited!(
                 Level::Warn,
                 ("refused", 0),
-                "closed the oldest of {MAX_PENDING} connections that had not said a whole hello"
+                "{MAX_PENDING} connections had not said a whole hello: closed one from {source}"
             );
         }
     }

@@ -30,18 +30,13 @@ use crate::kmod;
 use crate::limited;
 use crate::link::Connection;
 use crate::log as logging;
-use crate::peer::{Limits, Record, Session};
+use crate::peer::{DATA_CEILING, Limits, META_CEILING, Record, Session};
 use crate::queue::{Account, Counter};
 use crate::route::Switch;
 use crate::wire::{Class, Compression, Extension, FEATURE_VIEWS, NodeId, SiteId};
 use report::Story;
 use service::Watchdog;
 
-/// Ceiling of each data queue: enough for the receive buffers in flight at full speed, and a second of a
-/// 40 Mbit/s line.
-const DATA_CEILING: usize = 4 << 20;
-/// Ceiling of each meta queue: some four thousand packets.
-const META_CEILING: usize = 1 << 20;
 /// How often left-out log lines are told while there are any.
 const LOG_TICK: Duration = Duration::from_millis(500);
 
@@ -317,7 +312,7 @@ impl Timer {
                 if let Some(story) = self.stories.get_mut(&peer) {
                     story.called(steps, None);
                 }
-                // Told before there is a session: a single link may end the one before. Once for each pair.
+                // Told before there is a session, and whether or not one comes of it. Once for each pair.
                 if let Some(expected) = expected.filter(|_| class == Class::Data) {
                     limited!(
                         log::Level::Warn,
@@ -329,7 +324,10 @@ impl Timer {
                 }
                 let via = match attempt {
                     Some(attempt) => Via::Dialed(attempt),
-                    None => Via::Accepted(extension.as_ref().and_then(|extension| extension.epoch)),
+                    None => Via::Accepted {
+                        epoch: extension.as_ref().and_then(|extension| extension.epoch),
+                        source: source.ip().to_canonical(),
+                    },
                 };
                 let called = attempt.is_some();
                 let waiting = Waiting {

@@ -305,7 +305,11 @@ impl World {
 
     pub fn via(&self, (id, side): End) -> Option<Via> {
         let conn = self.conns.get(&id)?;
-        Some(if side == 0 { Via::Dialed(conn.attempt) } else { Via::Accepted(conn.epoch) })
+        Some(if side == 0 {
+            Via::Dialed(conn.attempt)
+        } else {
+            Via::Accepted { epoch: conn.epoch, source: addr(conn.nodes[0]) }
+        })
     }
 
     /// Someone says hello who may not: told apart by the real admission.
