@@ -16,7 +16,7 @@ bin = $(CARGO_TARGET_DIR)/release
 doc = $(PREFIX)/share/doc/hadmd
 
 .PHONY: help build demo test sim chaos fmt lint clean man-lint deb deb-test install uninstall msrv cross cross-test \
-        cross-pair size bench bench-plot profile vm-test
+        cross-pair size bench bench-plot profile vm-test fuzz miri race deny
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -51,6 +51,21 @@ bench-plot: ## draw the last results of `make bench` as SVG
 
 profile: ## count the instructions of each step of a packet's way; needs valgrind
 	cargo bench --locked --bench micro -- count
+
+# TARGET is the machine that cross-builds are for, unless it is given.
+fuzz: ## look for inputs that break a promise, with a nightly Rust and cargo-fuzz; TARGET=stream (fuzz/corpus has all), SECS=60
+	@tests/fuzz.sh $(CARGO_TARGET_DIR) $(SECS) $(if $(findstring command,$(origin TARGET)),$(TARGET))
+
+miri: ## run the unit tests of wire and queue in an interpreter that notices undefined behaviour; needs a nightly Rust
+	PROPTEST_CASES=4 MIRIFLAGS=-Zmiri-disable-isolation CARGO_TARGET_DIR='$(CARGO_TARGET_DIR)/miri' \
+		cargo +nightly miri test --locked --lib -- wire:: queue::
+
+race: ## run the unit tests of queue with ThreadSanitizer; needs a nightly Rust with rust-src
+	RUSTFLAGS=-Zsanitizer=thread CARGO_TARGET_DIR='$(CARGO_TARGET_DIR)/race' cargo +nightly test --locked -Zbuild-std \
+		--target x86_64-unknown-linux-gnu --lib -- queue::
+
+deny: ## check licences and sources of all dependencies, with cargo-deny (`cargo deny check advisories` needs github.com)
+	cargo deny --locked check licenses bans sources
 
 fmt: ## format the source
 	cargo fmt

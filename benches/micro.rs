@@ -106,7 +106,7 @@ fn main() {
     let (events, _events) = unbounded();
     for record in &records {
         let links = [drained(), drained()].map(|stream| Connection { stream, coat: None });
-        let session = Session::start(record, SessionId(1), links, here, &limits, &events).unwrap();
+        let session = Session::start(record, SessionId(1), links, here, &limits, &events, None).unwrap();
         switch.set_session(record.key, Some(session));
     }
     let one = run_of_packets(0, 1);

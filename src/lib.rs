@@ -18,6 +18,7 @@
 //! | [`link`] | one TCP link: bytes to runs of packets, queue to socket |
 //! | [`core`] | what is decided, without input and output |
 //! | [`config`] | the XML file |
+//! | [`keys`] | the cluster's key file |
 //! | [`kmod`] | whether the kernel module is loaded |
 //! | [`log`] | where log lines go, and how many |
 //! | [`queue`] | what bounds the queues and keeps the books |
@@ -38,6 +39,7 @@ pub mod control;
 pub mod core;
 pub mod ctl;
 pub mod device;
+pub mod keys;
 pub mod kmod;
 pub mod link;
 pub mod log;

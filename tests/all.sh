@@ -61,6 +61,9 @@ have ip iproute2 || skip "tests of sites" "ip is not installed (Debian package i
 have strace strace || skip "count of system calls" "strace is not installed (Debian package strace)"
 have faketime faketime || skip "clock steps in chaos" "libfaketime is not installed (Debian package faketime)"
 check tests cargo test --locked
+if cargo deny --version > /dev/null 2>&1; then
+    check dependencies make -s deny
+fi
 
 tool mandoc mandoc "manual pages" make -s man-lint
 tool shellcheck shellcheck "shell scripts" shellcheck -x tests/*.sh tests/vm/prepare.sh tests/vm/init etc/debian/* etc/init.d/hadmd \

@@ -222,9 +222,12 @@ impl Cluster {
         println!("books at rest: {} balance", counts.balanced);
         let noise = state.noise.iter().map(|(_, late)| late.as_millis()).max().unwrap_or(0);
         println!("this process was late by {noise} ms at worst");
-        if let (Some((from, before)), Some((to, after))) = (state.starved.first(), state.starved.last()) {
+        if let (Some((from, before)), Some((to, after))) = (state.busy.first(), state.busy.last()) {
             let part = (*after - *before).as_secs_f64() / (*to - *from).as_secs_f64();
-            println!("something waited for a processor for {:.0} % of the time", 100.0 * part);
+            println!(
+                "no processor was idle for {:.0} % of the time, in which no delay is judged",
+                100.0 * part
+            );
         }
         match self.converged {
             Some(took) => println!("all connected {:.1} s after the last fault", took.as_secs_f64()),

@@ -328,6 +328,7 @@ prop_compose! {
             max_packet,
             slow_timeout: Duration::from_millis(slow_millis),
             peer_addr: if strict { PeerAddr::Strict } else { PeerAddr::Any },
+            keys: None,
             metrics: metrics.map(SocketAddr::from),
             node: local.get(&here.nodes).id,
             site: here.id,

@@ -199,6 +199,28 @@ fn peeraddr_any_accepts_and_warns() {
     rig.stop();
 }
 
+/// ... but one link alone ends no session, nor do two from different addresses: it takes a pair from one.
+#[test]
+fn peeraddr_any_needs_a_pair_to_replace_a_session() {
+    let rig = Rig::with(2, 0, |config| config.set("peeraddr", "any"));
+    let peer = rig.call(1);
+    let strangers = [(200, DATA), (201, META), (202, DATA), (202, DATA), (203, META)];
+    for (host, kind) in strangers {
+        let caller = rig.caller(1).source(rig.net.host(host));
+        let mut stream = caller.open(kind).unwrap();
+        caller.finish(&mut stream, kind).unwrap();
+        rig.assert_carries(&peer);
+    }
+    let masks = rig.kernel.masks();
+    assert!(masks.iter().skip_while(|&&mask| mask == 0).all(|&mask| mask == bit(1)), "{masks:?}");
+    let start = Instant::now();
+    let back = rig.caller(1).source(rig.net.host(204)).call();
+    peer.wait_closed(ms(2000));
+    rig.wait_bit(start, 1, true);
+    rig.assert_carries(&back);
+    rig.stop();
+}
+
 /// A connected peer that sends `bytes` on its data or meta link loses its session; nothing reaches the
 /// kernel, the other peer goes on, and the offender may call again.
 #[track_caller]

@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use socket2::SockRef;
@@ -84,10 +85,23 @@ pub fn haproxy(name: &str, splice: bool) -> Contestant {
     contestant(name, ends, processes.into(), Box::new((net, dir)))
 }
 
+/// Two daemons with an encrypted link.
+pub fn encrypted(build: &Build) -> Contestant {
+    let dir = TempDir::new();
+    let key = dir.path.join("key");
+    let made = Command::new(env!("CARGO_BIN_EXE_hadmctl")).arg("keygen").arg(&key).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    hadmd(&Build { name: format!("{} authkey", build.name), path: build.path.clone() }, Some(&key))
+}
+
 /// Two daemons, a kernel module played at each.
-pub fn hadmd(build: &Build) -> Contestant {
+pub fn hadmd(build: &Build, key: Option<&Path>) -> Contestant {
     let net = Subnet::claim();
-    let config = ConfigBuilder::new(&net, 2).build();
+    let config = ConfigBuilder::new(&net, 2);
+    let config = match key {
+        Some(key) => config.set("authkey", key.display()).build(),
+        None => config.build(),
+    };
     let daemons = [0, 1].map(|id| process::start(build, &net, &config, id));
     let kernels = [0, 1].map(|id| Kernel::attach(&net, id));
     kernels[0].wait_mask(bit(1), PATIENCE);

@@ -96,7 +96,11 @@ fn side_by_side(builds: &[Build], effort: &Effort, alone: Option<usize>, figures
     } else {
         println!("haproxy is not installed: its rows and bars are left out (apt-get install haproxy)");
     }
-    contestants.extend(builds.iter().map(contest::hadmd));
+    contestants.extend(builds.iter().map(|build| contest::hadmd(build, None)));
+    if cfg!(feature = "authkey") {
+        // Other builds may know nothing of it.
+        contestants.extend(builds.first().map(contest::encrypted));
+    }
     for round in 0..effort.rounds {
         eprintln!("round {} of {}: side by side", round + 1, effort.rounds);
         // Nobody is always first.

@@ -173,7 +173,8 @@ fn load(options: &Options, file: Option<&Path>, warn: impl Fn(&str)) -> Result<C
     let machine = || rustix::system::uname().nodename().to_string_lossy().into_owned();
     let hostname = options.hostname.clone().unwrap_or_else(machine);
     let file = file.unwrap_or(&options.file);
-    let loaded = Config::read(file, &hostname).map_err(|error| error.to_string())?;
+    let read = if options.check { Config::check } else { Config::read };
+    let loaded = read(file, &hostname).map_err(|error| error.to_string())?;
     for warning in &loaded.warnings {
         warn(&format!("{}:{warning}", file.display()));
     }

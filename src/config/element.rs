@@ -49,11 +49,20 @@ impl<'a> Element<'a> {
 
     /// Notes an error at the element's value, which cannot stand for the reason given.
     pub(super) fn refuse(self, why: &str) {
+        self.notes.error(self.value_at(), self.judgement(why));
+    }
+
+    /// Warns of the element's value for the reason given.
+    pub(super) fn doubt(self, why: &str) {
+        self.notes.warning(self.value_at(), self.judgement(why));
+    }
+
+    fn judgement(self, why: &str) -> String {
         let raw: String = self.texts().filter_map(|text| text.text()).collect();
         let raw = raw.trim();
         let shown: String = raw.chars().take(SHOWN_MAX).collect();
         let more = if shown.len() < raw.len() { "..." } else { "" };
-        self.notes.error(self.value_at(), format!("<{}> is {shown:?}{more}: {why}", self.name()));
+        format!("<{}> is {shown:?}{more}: {why}", self.name())
     }
 
     /// Warns of whatever is in this element besides the children named.

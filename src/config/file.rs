@@ -1,6 +1,6 @@
 //! The whole file: from bytes to text to XML to a [`Config`], or to everything that is wrong with it.
 //!
-//! [`parse`] is pure but for the resolver it is given, [`Config::read`] adds the file and the system's resolver.
+//! [`parse`] is pure but for the resolver it is given, [`Config::read`] adds the files and the system's resolver.
 //! Older files without sites are recognised here and refused with directions, before their parts are judged.
 
 use std::fs::File;
@@ -30,9 +30,30 @@ pub struct Loaded {
     pub warnings: Vec<Problem>,
 }
 
+/// What becomes of a key file that is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KeyFile {
+    /// Its keys are needed.
+    Read,
+    /// It is looked at. What only the daemon's user can know of it is no error.
+    Checked,
+    Unseen,
+}
+
 impl Config {
-    /// Reads a file, from the point of view of the node with this host name. Blocks while names are resolved.
+    /// Reads a file, from the point of view of the node with this host name, with the key file it names. Blocks
+    /// while names are resolved.
     pub fn read(path: &Path, hostname: &str) -> Result<Loaded, ConfigError> {
+        Self::load(path, hostname, KeyFile::Read)
+    }
+
+    /// Checks a file like [`Config::read`], but not necessarily as the daemon's user: what cannot be seen of the
+    /// key file is a warning, and the configuration has no keys then.
+    pub fn check(path: &Path, hostname: &str) -> Result<Loaded, ConfigError> {
+        Self::load(path, hostname, KeyFile::Checked)
+    }
+
+    fn load(path: &Path, hostname: &str, key_file: KeyFile) -> Result<Loaded, ConfigError> {
         let file = path.to_owned();
         let mut bytes = Vec::new();
         let read = File::open(path).and_then(|open| open.take(FILE_MAX + 1).read_to_end(&mut bytes));
@@ -42,7 +63,7 @@ impl Config {
             Ok(_) => {}
         }
         let loaded = match std::str::from_utf8(&bytes) {
-            Ok(text) => parse(text, hostname, &system_resolver),
+            Ok(text) => parse_with(text, hostname, &system_resolver, key_file),
             Err(error) => Err(not_utf8(bytes.get(..error.valid_up_to()).unwrap_or_default())),
         };
         loaded.map_err(|problems| ConfigError::Refused { file, problems })
@@ -61,14 +82,23 @@ fn not_utf8(good: &[u8]) -> Vec<Problem> {
 }
 
 /// Reads a configuration from its text, from the point of view of the node with this host name. The error
-/// holds everything found, warnings too, in the order of the text.
+/// holds everything found, warnings too, in the order of the text. A key file is not looked at.
 pub fn parse(text: &str, hostname: &str, resolve: &Resolver<'_>) -> Result<Loaded, Vec<Problem>> {
+    parse_with(text, hostname, resolve, KeyFile::Unseen)
+}
+
+fn parse_with(
+    text: &str,
+    hostname: &str,
+    resolve: &Resolver<'_>,
+    key_file: KeyFile,
+) -> Result<Loaded, Vec<Problem>> {
     let options = ParsingOptions { allow_dtd: false, ..ParsingOptions::default() };
     let notes = Notes::new(text);
     let config = match Document::parse_with_options(text, options) {
         Ok(document) => {
             let root = document.root_element();
-            read_root(Element::new(root, &notes), hostname.trim(), resolve)
+            read_root(Element::new(root, &notes), hostname.trim(), resolve, key_file)
         }
         Err(error) => return Err(vec![syntax_problem(text, &error)]),
     };
@@ -81,7 +111,7 @@ pub fn parse(text: &str, hostname: &str, resolve: &Resolver<'_>) -> Result<Loade
     }
 }
 
-fn read_root(root: Element<'_>, hostname: &str, resolve: &Resolver<'_>) -> Option<Config> {
+fn read_root(root: Element<'_>, hostname: &str, resolve: &Resolver<'_>, key_file: KeyFile) -> Option<Config> {
     if root.name() != "hadm" {
         root.error(format!("the outermost element is <{}>: it must be <hadm>", root.name()));
         return None;
@@ -91,7 +121,7 @@ fn read_root(root: Element<'_>, hostname: &str, resolve: &Resolver<'_>) -> Optio
         return None;
     }
     root.holds_only(&["global", "sites", "resources"]);
-    let global = root.required("global").and_then(|el| global::read(el, resolve));
+    let global = root.required("global").and_then(|el| global::read(el, resolve, key_file));
     let mut cluster = Cluster::new(resolve);
     let sites_el = root.required("sites")?;
     let sites = cluster.sites(sites_el);
@@ -107,6 +137,7 @@ fn read_root(root: Element<'_>, hostname: &str, resolve: &Resolver<'_>) -> Optio
         max_packet: global.max_packet,
         slow_timeout: global.slow_timeout,
         peer_addr: global.peer_addr,
+        keys: global.keys,
         metrics: global.metrics,
         node,
         site,

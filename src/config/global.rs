@@ -6,10 +6,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::element::Element;
+use super::file::KeyFile;
 use super::model::PeerAddr;
-use super::value::{Resolver, address, choice, place, port, seconds, whole};
+use super::value::{Resolver, absolute, address, choice, place, port, seconds, whole};
+use crate::keys::{KeyError, Keys};
 
-const KNOWN: [&str; 10] = [
+const KNOWN: [&str; 11] = [
     "serverip",
     "serverport",
     "kmodport",
@@ -19,6 +21,7 @@ const KNOWN: [&str; 10] = [
     "maxpacket",
     "slowtimeout",
     "peeraddr",
+    "authkey",
     "metrics",
 ];
 
@@ -33,10 +36,11 @@ pub(super) struct Global {
     pub(super) max_packet: u32,
     pub(super) slow_timeout: Duration,
     pub(super) peer_addr: PeerAddr,
+    pub(super) keys: Option<Keys>,
     pub(super) metrics: Option<SocketAddr>,
 }
 
-pub(super) fn read(global: Element<'_>, resolve: &Resolver<'_>) -> Option<Global> {
+pub(super) fn read(global: Element<'_>, resolve: &Resolver<'_>, key_file: KeyFile) -> Option<Global> {
     global.holds_only(&KNOWN);
     let ip = global.get("serverip", address(resolve));
     let server_port = global.get("serverport", port);
@@ -46,6 +50,7 @@ pub(super) fn read(global: Element<'_>, resolve: &Resolver<'_>) -> Option<Global
     let slow_timeout = global.get_or("slowtimeout", SLOW_TIMEOUT, seconds(0.1..=3600.0));
     let words = [("strict", PeerAddr::Strict), ("any", PeerAddr::Any)];
     let peer_addr = global.get_or("peeraddr", PeerAddr::default(), choice(words, "strict or any"));
+    let keys = global.optional("authkey").map_or(Some(None), |el| keys(el, key_file));
     let metrics = global.get_or("metrics", None, |value| place(value).map(Some));
 
     let (ping_interval, max_ping_count) = heartbeat?;
@@ -57,8 +62,41 @@ pub(super) fn read(global: Element<'_>, resolve: &Resolver<'_>) -> Option<Global
         max_packet: max_packet?,
         slow_timeout: slow_timeout?,
         peer_addr: peer_addr?,
+        keys: keys?,
         metrics: metrics?,
     })
+}
+
+/// The keys in the file that is named, as far as it is to be looked at.
+fn keys(el: Element<'_>, key_file: KeyFile) -> Option<Option<Keys>> {
+    let path = el.read(absolute)?;
+    if cfg!(not(feature = "authkey")) {
+        el.refuse("this hadmd was built without encryption (feature authkey): take the element out, or another hadmd");
+        return None;
+    }
+    if key_file == KeyFile::Unseen {
+        return Some(None);
+    }
+    match Keys::read(&path) {
+        Ok(keys) => Some(Some(keys)),
+        Err(error) if key_file == KeyFile::Checked && is_hidden(&error) => {
+            el.doubt(&format!("only as the daemon's user it can be checked: {error}"));
+            Some(None)
+        }
+        Err(error) => {
+            el.refuse(&error.to_string());
+            None
+        }
+    }
+}
+
+/// Whether the daemon, as another user, may see it otherwise.
+fn is_hidden(error: &KeyError) -> bool {
+    match error {
+        KeyError::Unreadable(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
+        KeyError::Owner(_) => true,
+        KeyError::Bad(_) => false,
+    }
 }
 
 /// The heartbeat pair. `pingtimeout` stands in both spellings, for different things: its companion tells which.

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::keys::Keys;
 use crate::wire::{Compression, NodeId, ResourceId, SiteId};
 
 /// A checked configuration, seen from the local node.
@@ -23,6 +24,8 @@ pub struct Config {
     pub slow_timeout: Duration,
     /// Whether a caller must come from its configured address (`peeraddr`).
     pub peer_addr: PeerAddr,
+    /// The keys for encrypted links (`authkey`); `None`: links are not encrypted.
+    pub keys: Option<Keys>,
     /// Where metrics can be scraped over HTTP (`metrics`).
     pub metrics: Option<SocketAddr>,
     /// The local node's id.

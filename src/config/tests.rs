@@ -53,6 +53,19 @@ fn warned(from: &str, to: &str, expected: &[&str]) {
     assert_eq!(loaded.config, load(VALID).unwrap().config);
 }
 
+/// The key file is not looked at here. A build without encryption must not run without it unnoticed.
+#[test]
+fn a_key_file_is_named_by_its_whole_path() {
+    let authkey = |path| edited("<maxpingcount>", &format!("<authkey>{path}</authkey>\n    <maxpingcount>"));
+    let loaded = load(&authkey("/nowhere/authkey"));
+    match cfg!(feature = "authkey") {
+        true => assert_eq!(loaded.unwrap().config, load(VALID).unwrap().config),
+        false => assert!(lines(&loaded.unwrap_err())[0].contains("without encryption")),
+    }
+    let relative = lines(&load(&authkey("authkey")).unwrap_err());
+    assert!(relative[0].contains("\"authkey\": it must be the whole path of a file"), "{relative:?}");
+}
+
 #[test]
 fn a_valid_file_is_read_from_the_local_nodes_view() {
     let config = load(VALID).unwrap().config;

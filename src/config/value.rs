@@ -6,6 +6,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Turns a host name into its addresses, as the system's resolver does.
@@ -16,6 +17,14 @@ pub(super) type Wanted = String;
 
 pub(super) fn text(value: &str) -> Result<String, Wanted> {
     Ok(value.to_owned())
+}
+
+/// The path of a file. A daemon's working directory is nothing to rely on.
+pub(super) fn absolute(value: &str) -> Result<PathBuf, Wanted> {
+    match value.starts_with('/') {
+        true => Ok(value.into()),
+        false => Err("the whole path of a file, such as /etc/hadm/authkey".to_owned()),
+    }
 }
 
 pub(super) fn whole(range: RangeInclusive<u32>) -> impl Fn(&str) -> Result<u32, Wanted> {

@@ -7,16 +7,20 @@
 //! called:   connected -> hello out -> ACK(35) --no mark--> done
 //!                                        +--mark--> record out -> record in -> done
 //! ```
-//! Reads ask for exactly what is missing, since packets may follow at once.
+//! With keys the records go inside the messages of [`super::secure`], and the caller's confirmation comes last. Reads
+//! ask for exactly what is missing, since packets may follow at once.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Instant;
 
+use super::sealing::{Heard, Sealing, choose};
 use super::{Dial, Plan};
 use crate::core::{Admitted, Door, Refused};
-use crate::wire::{Class, Compression, Extension, HEADER_LEN, HELLO_LEN, Header, Hello, PacketType, Scope};
+use crate::wire::{
+    Class, Compression, Extension, HEADER_LEN, HELLO_LEN, Header, Hello, Mark, PacketType, Scope,
+};
 
 /// Whose handshake it is.
 #[derive(Debug)]
@@ -42,6 +46,7 @@ enum Phase {
 pub(super) struct Handshake {
     pub party: Party,
     phase: Phase,
+    pub sealing: Sealing,
     /// The caller's hello, where its record is needed to judge it.
     unjudged: Option<Hello>,
     buf: Vec<u8>,
@@ -76,13 +81,22 @@ pub(super) enum Failure {
     OtherId(SocketAddr, u8),
     /// The caller is not let in.
     Refused(Refused),
+    /// One side has a key and the other none.
+    Keyless(&'static str),
+    /// No key is on both sides.
+    OtherKeys(String),
+    /// The other side has not proved that it holds the key.
+    Unproved(String),
 }
 
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Failure::Io(error) => write!(f, "{error}"),
-            Failure::Malformed(what) => f.write_str(what),
+            Failure::Malformed(what) | Failure::OtherKeys(what) | Failure::Unproved(what) => {
+                f.write_str(what)
+            }
+            Failure::Keyless(what) => f.write_str(what),
             Failure::OtherId(at, id) => write!(f, "{at} answers as id {id}"),
             Failure::Refused(refused) => write!(f, "{refused}"),
         }
@@ -105,6 +119,7 @@ impl Handshake {
         Handshake {
             party,
             phase,
+            sealing: Sealing::new(),
             unjudged: None,
             buf: Vec::new(),
             need,
@@ -138,6 +153,7 @@ impl Handshake {
         use io::ErrorKind::{ConnectionRefused, TimedOut};
         match failure {
             Failure::OtherId(..) => "other-id",
+            Failure::Keyless(_) | Failure::OtherKeys(_) | Failure::Unproved(_) => "other-key",
             Failure::Malformed(_) | Failure::Refused(_) => "stranger",
             Failure::Io(error) => match (&self.phase, error.kind()) {
                 (Phase::Connect, ConnectionRefused) => "refused",
@@ -157,9 +173,11 @@ impl Handshake {
             if let Some(error) = stream.take_error()? {
                 return Err(error.into());
             }
-            let (hello, to) = (plan.hello(dial.peer.scope(), *class, Some(dial.from), true), dial.to);
+            let (scope, to) = (dial.peer.scope(), dial.to);
+            let hello = plan.hello(scope, *class, Some(dial.from), plan.mark(dial.peer));
             self.note(format_args!("TCP connection with {to}"));
-            say(stream, &hello.encode())?;
+            self.sealing.hello = hello.encode();
+            say(stream, &self.sealing.hello)?;
             self.note(format_args!("hello sent as id {}", hello.id));
             self.expect(Phase::Ack, HELLO_LEN);
         }
@@ -183,7 +201,7 @@ impl Handshake {
                 Ok(0) => {
                     let (had, of) = self.progress();
                     let hint = match self.phase {
-                        Phase::Ack => ": its log says why",
+                        Phase::Ack | Phase::RecordLen => ": its log says why",
                         _ => "",
                     };
                     let text = format!("closed by the other side after {had} of {of} bytes{hint}");
@@ -226,17 +244,39 @@ impl Handshake {
                 let hello = self.hello()?;
                 let Party::Caller(door, _) = self.party else { return Ok(None) };
                 // Where the address is not in the hello it is in the record, and that follows the ACK.
-                if hello.scope == Scope::Site && hello.addr.is_none() && hello.extended {
+                if hello.scope == Scope::Site && hello.addr.is_none() && hello.mark != Mark::None {
                     plan.admission.check_claim(&hello, door).map_err(Failure::Refused)?;
                     self.unjudged = Some(hello);
                 } else {
                     self.judge(stream, plan, &hello, None)?;
                 }
-                let ack = plan.hello(hello.scope, hello.class, None, hello.extended);
                 // C daemons leave the node type of an ACK zero, whatever the link.
-                say(stream, &Hello { ack: true, scope: Scope::Node, ..ack }.encode())?;
-                if !hello.extended {
-                    return Ok(Some(Step::Ready));
+                let ack = |mark| {
+                    let ack = plan.hello(hello.scope, hello.class, None, mark);
+                    Hello { ack: true, scope: Scope::Node, ..ack }.encode()
+                };
+                match (&plan.keys, hello.mark) {
+                    (None, Mark::Sealed(_)) => {
+                        // The plain ACK tells the caller why.
+                        say(stream, &ack(Mark::None))?;
+                        return Err(Failure::Keyless("the caller has an authkey, this daemon has none"));
+                    }
+                    (Some(_), Mark::None | Mark::Extended) => {
+                        return Err(Failure::Keyless("the caller has no authkey, this daemon has one"));
+                    }
+                    (Some(keys), Mark::Sealed(theirs)) => {
+                        let seal = choose(keys, theirs)?;
+                        let ack = ack(Mark::Sealed(seal));
+                        self.sealing.hello = self.buf.first_chunk().copied().unwrap_or(ack);
+                        self.sealing.begin(keys, seal, false, &ack)?;
+                        say(stream, &ack)?;
+                    }
+                    (None, mark) => {
+                        say(stream, &ack(mark))?;
+                        if mark == Mark::None {
+                            return Ok(Some(Step::Ready));
+                        }
+                    }
                 }
                 self.expect(Phase::RecordLen, 2);
             }
@@ -250,9 +290,6 @@ impl Handshake {
                 if hello.id != dial.peer.id() {
                     return Err(Failure::OtherId(dial.to, hello.id));
                 }
-                if !hello.extended {
-                    return Ok(Some(Step::Ready));
-                }
                 let runsite = (dial.peer.scope() == Scope::Site).then_some(dial.from);
                 self.wanted = plan.compression(dial.peer, *class);
                 let record = Extension {
@@ -261,24 +298,61 @@ impl Handshake {
                     compression: self.wanted,
                     ..plan.extension.clone()
                 };
-                say(stream, &record.encode())?;
+                match (&plan.keys, hello.mark) {
+                    (None, Mark::Extended) => say(stream, &record.encode())?,
+                    (None, _) => return Ok(Some(Step::Ready)),
+                    (Some(keys), Mark::Sealed(seal)) => {
+                        let ack = self.buf.first_chunk().unwrap_or(&[0; HELLO_LEN]);
+                        self.sealing.begin(keys, seal, true, ack)?;
+                        say(stream, &self.sealing.say(&record)?)?;
+                    }
+                    (Some(_), _) => {
+                        return Err(Failure::Keyless("the other side has no authkey, this daemon has one"));
+                    }
+                }
                 self.expect(Phase::RecordLen, 2);
             }
             Phase::RecordLen => {
-                let len = self.buf.first_chunk().copied().map(Extension::body_len);
-                let len = len.unwrap_or(Ok(0)).map_err(|error| malformed(&error))?;
-                self.expect(Phase::Record, len);
+                let len = self.buf.first_chunk().copied().unwrap_or_default();
+                self.expect(Phase::Record, self.sealing.body_len(len)?);
             }
             Phase::Record => {
-                let record = Extension::decode(&self.buf).map_err(|error| malformed(&error))?;
+                let Heard::Record(record) = self.sealing.hear(&self.buf)? else {
+                    return Ok(Some(Step::Ready));
+                };
                 if let Some(hello) = self.unjudged.take() {
                     self.judge(stream, plan, &hello, record.addr)?;
                 }
-                if let Party::Caller(_, who) = &self.party {
-                    self.wanted = who.and_then(|(admitted, class)| plan.compression(admitted.peer, class));
-                    let compression = self.wanted;
-                    let own = Extension { epoch: record.epoch, compression, ..plan.extension.clone() };
-                    say(stream, &own.encode())?;
+                let sealed = self.sealing.is_on();
+                let mut ready = Some(Step::Ready);
+                match &self.party {
+                    Party::Caller(_, who) => {
+                        if sealed {
+                            let peer = who.as_ref().map(|(admitted, _)| admitted.peer);
+                            self.sealing.check_realm(plan, peer)?;
+                            record
+                                .epoch
+                                .ok_or_else(|| malformed(&"a record without its attempt's number"))?;
+                        }
+                        self.wanted =
+                            who.and_then(|(admitted, class)| plan.compression(admitted.peer, class));
+                        let compression = self.wanted;
+                        let own = Extension { epoch: record.epoch, compression, ..plan.extension.clone() };
+                        say(stream, &self.sealing.say(&own)?)?;
+                        if sealed {
+                            self.sealing.dress()?;
+                            self.expect(Phase::RecordLen, 2);
+                            ready = None;
+                        }
+                    }
+                    Party::Callee(dial, _) if sealed => {
+                        if record.epoch != Some(dial.epoch) {
+                            return Err(malformed(&"the answer to another attempt"));
+                        }
+                        self.sealing.dress()?;
+                        say(stream, &self.sealing.confirm()?)?;
+                    }
+                    Party::Callee(..) | Party::Kernel => {}
                 }
                 let version = record.version.as_deref().unwrap_or("of unknown version");
                 let same = match record.digest == plan.extension.digest {
@@ -287,7 +361,7 @@ impl Handshake {
                 };
                 self.note(format_args!("record of hadmd {version} with {same}"));
                 self.extension = Some(record);
-                return Ok(Some(Step::Ready));
+                return Ok(ready);
             }
         }
         Ok(None)

@@ -7,6 +7,12 @@
 mod handshake;
 mod listener;
 mod reactor;
+mod sealing;
+#[cfg(feature = "authkey")]
+mod secure;
+#[cfg(not(feature = "authkey"))]
+#[path = "unsealed.rs"]
+mod secure;
 mod socket;
 
 pub use reactor::Reactor;
@@ -20,16 +26,17 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::Sender;
 
 use crate::core::{Admission, AttemptId, PeerKey};
+use crate::keys::Keys;
 use crate::link::Connection;
 use crate::queue::Counter;
-use crate::wire::{Class, Compression, Extension, Hello, Scope};
+use crate::wire::{Class, Compression, Extension, Hello, KeyId, Mark, Scope, Seal};
 
 /// How long a caller may take from its connection to the end of its hello.
 pub const HELLO_LIMIT: Duration = Duration::from_secs(3);
 /// How long a call may take, from the first packet to the end of the other side's answer.
 pub const DIAL_LIMIT: Duration = Duration::from_secs(5);
-/// Handshakes in flight from outside. The oldest goes when another comes: a caller that means it says its
-/// hello at once.
+/// Handshakes in flight from outside. When another comes, one goes: strangers before those that come from the
+/// address of a peer, and of the address that has the most of them the oldest.
 pub const MAX_PENDING: usize = 128;
 /// Handed-over connections that nobody has looked at yet; more are closed at once.
 pub const MAX_OFFERED: usize = 256;
@@ -47,6 +54,17 @@ pub struct Plan {
     pub admission: Admission,
     /// What is told to speakers of the hello extension.
     pub extension: Extension,
+    /// With which links are encrypted, and without which nobody is let in.
+    pub keys: Option<Keys>,
+}
+
+/// How a link is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encryption {
+    /// The cipher, as people call it.
+    pub cipher: &'static str,
+    /// The cluster's key with which it began.
+    pub key: KeyId,
 }
 
 /// What the reactor is asked for.
@@ -56,8 +74,8 @@ pub enum Order {
     Dial(Dial),
     /// Give an attempt up and report nothing of it.
     Cancel(AttemptId),
-    /// Who may connect has changed, or what is told to them.
-    Admit(Admission, Extension),
+    /// Who may connect has changed, or what is told to them, or with which keys.
+    Admit(Admission, Extension, Option<Keys>),
     /// Where other sites connect has changed: one wildcard address for each port. All of it is done, or nothing
     /// and the sentence says why.
     Sites(Vec<SocketAddr>, Sender<Result<(), String>>),
@@ -106,6 +124,8 @@ pub enum Offer {
         link: Connection,
         /// The attempt, if this side called.
         attempt: Option<AttemptId>,
+        /// How it is encrypted, if it is.
+        encryption: Option<Encryption>,
         /// How the call went, step by step, if this side called.
         steps: Vec<String>,
         /// What the peer told, if it speaks the extension.
@@ -156,6 +176,12 @@ pub struct Refusals {
     pub direction: Counter,
     /// Were too many at once.
     pub crowd: Counter,
+    /// Had no key where this daemon has one, or the other way round.
+    pub keyless: Counter,
+    /// Had only keys that this daemon has not.
+    pub other_keys: Counter,
+    /// Did not prove that they hold the key.
+    pub unproved: Counter,
     /// What was turned away last of each peer, or from its address: when, and why.
     last: Mutex<HashMap<PeerKey, (Instant, String)>>,
 }
@@ -180,7 +206,7 @@ impl Refusals {
     }
 
     /// Each counter with its name in words.
-    pub fn list(&self) -> [(&'static str, u64); 6] {
+    pub fn list(&self) -> [(&'static str, u64); 9] {
         [
             ("silent", self.silent.get()),
             ("malformed", self.malformed.get()),
@@ -188,6 +214,9 @@ impl Refusals {
             ("wrong address", self.address.get()),
             ("wrong direction", self.direction.get()),
             ("too many at once", self.crowd.get()),
+            ("no key", self.keyless.get()),
+            ("other key", self.other_keys.get()),
+            ("unproved key", self.unproved.get()),
         ]
     }
 }
@@ -204,11 +233,30 @@ impl Plan {
     }
 
     /// This side's hello. `addr` is the local runsite's on site links; nobody reads it on node links.
-    fn hello(&self, scope: Scope, class: Class, addr: Option<IpAddr>, extended: bool) -> Hello {
+    fn hello(&self, scope: Scope, class: Class, addr: Option<IpAddr>, mark: Mark) -> Hello {
         let id = match scope {
             Scope::Node => self.admission.node.get(),
             Scope::Site => self.admission.site.get(),
         };
-        Hello { id, class, ack: false, scope, addr, extended }
+        Hello { id, class, ack: false, scope, addr, mark }
+    }
+
+    /// What a call to this peer asks for.
+    fn mark(&self, peer: PeerKey) -> Mark {
+        let Some(keys) = &self.keys else { return Mark::Extended };
+        let mut ids = keys.ids();
+        Mark::Sealed(Seal {
+            keys: std::array::from_fn(|_| ids.next().unwrap_or_default()),
+            cipher: secure::Cipher::best().number(),
+            realm: self.realm(peer),
+        })
+    }
+
+    /// Where the ids in a hello to or from this peer belong.
+    fn realm(&self, peer: PeerKey) -> u8 {
+        match peer {
+            PeerKey::Node(_) => self.admission.site.get(),
+            PeerKey::Site(resource, _) => resource.get(),
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! The reactor thread: accepts, calls, and deadlines of handshakes.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ use crate::queue::Counter;
 use crate::sys::{self, Registered};
 use crate::wire::Class;
 
+/// Connections accepted before handshakes that came in go on.
+const ACCEPT_TURN: usize = 32;
 /// How long no connection is accepted after the system had no descriptor for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Keys in the poller: the address watch, the listeners in the order of their making, then handshakes.
@@ -170,9 +173,10 @@ impl Thread {
         match order {
             Order::Dial(order) => self.dial(&order),
             Order::Cancel(attempt) => self.drop_attempt(attempt),
-            Order::Admit(admission, extension) => {
+            Order::Admit(admission, extension, keys) => {
                 self.plan.admission = admission;
                 self.plan.extension = extension;
+                self.plan.keys = keys;
             }
             // Whoever asked waits for the answer.
             Order::Sites(sites, reply) => {
@@ -238,7 +242,8 @@ impl Thread {
     }
 
     fn accept(&mut self, key: usize) {
-        loop {
+        // A crowd outside must not keep those waiting who have come in.
+        for _ in 0..ACCEPT_TURN {
             let Some(listener) = self.listeners.iter_mut().find(|listener| listener.key == key) else {
                 return;
             };
@@ -276,22 +281,30 @@ impl Thread {
         }
     }
 
-    /// Drops the oldest handshake from outside if there are too many.
+    /// Drops a handshake from outside if there are too many: one of a stranger's if there is any, one of the
+    /// address that has the most, the oldest of these.
     fn make_room(&mut self) {
         let flights = self.flights.iter();
-        let outside = flights
-            .filter(|(_, flight)| !matches!(flight.handshake.party, Party::Callee(..)))
-            .map(|(&key, _)| key);
+        let outside = flights.filter(|(_, flight)| !matches!(flight.handshake.party, Party::Callee(..)));
         if outside.clone().count() < MAX_PENDING {
             return;
         }
-        if let Some(oldest) = outside.min() {
-            self.flights.remove(&oldest);
+        let mut shares: HashMap<IpAddr, usize> = HashMap::new();
+        outside.clone().for_each(|(_, flight)| *shares.entry(flight.source.ip()).or_default() += 1);
+        let rank = |&(&key, flight): &(&usize, &Flight)| {
+            let source = flight.source.ip();
+            let stranger = matches!(flight.handshake.party, Party::Caller(..))
+                && !self.plan.admission.known.iter().any(|known| known.addr == source.to_canonical());
+            (stranger, shares.get(&source).copied(), Reverse(key))
+        };
+        let key = outside.max_by_key(rank).map(|(&key, _)| key);
+        if let Some(dropped) = key.and_then(|key| self.flights.remove(&key)) {
             self.refusals.crowd.add(1);
+            let source = dropped.source;
             limited!(
                 Level::Warn,
                 ("refused", 0),
-                "closed the oldest of {MAX_PENDING} connections that had not said a whole hello"
+                "{MAX_PENDING} connections had not said a whole hello: closed one from {source}"
             );
         }
     }
@@ -319,13 +332,16 @@ impl Thread {
             limited!(Level::Error, ("hand over", 0), "lost the connection with {source}: {error}");
             return;
         }
+        let encryption = handshake.sealing.encryption;
+        let coat = handshake.sealing.into_coat();
         let offer = match (handshake.party, kernel) {
             (Party::Kernel, Some((class, dev_id))) => Offer::Kernel { class, dev_id, stream, source },
             (Party::Caller(_, Some((admitted, class))), None) => Offer::Link {
                 peer: admitted.peer,
                 class,
-                link: Connection { stream, coat: None },
+                link: Connection { stream, coat },
                 attempt: None,
+                encryption,
                 steps: Vec::new(),
                 extension: handshake.extension,
                 compression,
@@ -335,8 +351,9 @@ impl Thread {
             (Party::Callee(dial, class), None) => Offer::Link {
                 peer: dial.peer,
                 class,
-                link: Connection { stream, coat: None },
+                link: Connection { stream, coat },
                 attempt: Some(dial.attempt),
+                encryption,
                 steps: handshake.steps,
                 extension: handshake.extension,
                 compression,
@@ -365,6 +382,9 @@ impl Thread {
             (_, Failure::Malformed(_) | Failure::OtherId(..) | Failure::Refused(Refused::Ack)) => {
                 (3, &self.refusals.malformed)
             }
+            (_, Failure::Keyless(_)) => (9, &self.refusals.keyless),
+            (_, Failure::OtherKeys(_)) => (10, &self.refusals.other_keys),
+            (_, Failure::Unproved(_)) => (11, &self.refusals.unproved),
             (_, Failure::Refused(Refused::UnknownId(_) | Refused::OwnId(_))) => (4, &self.refusals.unknown),
             (_, Failure::Refused(Refused::UnknownRunsite(..))) => (7, &self.refusals.unknown),
             (_, Failure::Refused(Refused::Address { .. })) => (5, &self.refusals.address),

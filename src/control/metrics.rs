@@ -19,6 +19,9 @@ const REFUSED: Family = ("hadm_refused_total", "counter", "Calls that were turne
 const CONNECTED: Family = ("hadm_peer_connected", "gauge", "Whether the peer is connected.");
 const SESSIONS: Family = ("hadm_peer_sessions_total", "counter", "Sessions begun with the peer.");
 const ATTEMPTS: Family = ("hadm_peer_attempts_total", "counter", "Calls made to the peer.");
+const ENCRYPTED: Family = ("hadm_peer_encrypted", "gauge", "Whether the peer's links are encrypted.");
+const VIOLATIONS: Family =
+    ("hadm_peer_violations_total", "counter", "Sessions ended because the peer sent what no peer may send.");
 const UNANSWERED: Family =
     ("hadm_peer_unanswered_pings", "gauge", "Pings to the peer that were not answered.");
 const RTT: Family = ("hadm_peer_rtt_seconds", "gauge", "Time from the last ping to its answer.");
@@ -117,9 +120,15 @@ pub fn render(status: &Value) -> String {
         .flatten()
         .map(|peer| (label("peer", peer["peer"].as_str().unwrap_or_default()), peer))
         .collect();
-    for (family, field) in
-        [(CONNECTED, "connected"), (SESSIONS, "sessions"), (ATTEMPTS, "attempts"), (UNANSWERED, "unanswered")]
-    {
+    let encrypted = peers.iter().map(|(name, peer)| (name.clone(), f64::from(peer["key"].is_string())));
+    text.family(ENCRYPTED, encrypted);
+    for (family, field) in [
+        (CONNECTED, "connected"),
+        (SESSIONS, "sessions"),
+        (VIOLATIONS, "violations"),
+        (ATTEMPTS, "attempts"),
+        (UNANSWERED, "unanswered"),
+    ] {
         text.family(family, peers.iter().map(|(name, peer)| (name.clone(), number(&peer[field]))));
     }
     let rtts = peers.iter().filter(|(_, peer)| peer["rtt_us"].is_u64());

@@ -188,7 +188,7 @@ fn ask(client: Timed<'_>, asks: &Sender<Ask>) -> io::Result<String> {
     // If the daemon ends just now, nobody answers.
     let _ = asks.send(Ask { request: Request::Status, config: None, reply });
     let status = answer.recv_deadline(client.until).map_err(io::Error::other)?;
-    Ok(metrics::render(&status["data"]))
+    Ok(metrics::render(status.get("data").unwrap_or(&serde_json::Value::Null)))
 }
 
 #[cfg(test)]

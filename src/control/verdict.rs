@@ -124,12 +124,14 @@ fn called(peer: &Value) -> Finding {
             "no-answer",
             "Look what listens there: if it is hadmd, it hangs, and its log may say why; else compare port.",
         ),
-        Some("hung-up") => {
-            wrong("hung-up", "Its log says why: compare ids, addresses and element peeraddr in both files.")
-        }
+        Some("hung-up") => wrong(
+            "hung-up",
+            "Its log says why: compare ids, addresses, elements peeraddr and authkey in both files.",
+        ),
         Some("stranger") => {
             wrong("stranger", "That is no hadmd: look what listens there, and compare port in both files.")
         }
+        Some("other-key") => wrong("other-key", "Give both the same file for element authkey, and reload."),
         Some("other-id") => wrong("other-id", "Compare ids, host names and addresses in both files."),
         _ => Finding::wrong(
             "not-called",
@@ -150,7 +152,7 @@ fn awaited(peer: &Value, port: Option<&Port>, own: &str) -> Finding {
         return Finding::wrong(
             "turned-away",
             format!("{age:.0} s ago, a call {}", turned_away["why"].as_str().unwrap_or_default()),
-            "Compare ids, host names, addresses and element peeraddr in both files.",
+            "Compare ids, host names, addresses, elements peeraddr and authkey in both files.",
         );
     }
     match port {
@@ -201,7 +203,9 @@ mod tests {
     fn a_missing_peer_is_judged_by_the_call_or_by_its_silence() {
         let caller =
             |verdict| json!({"role": "caller", "state": "waiting", "call": {"verdict": verdict, "why": "w"}});
-        for verdict in ["refused", "silent", "unreachable", "no-answer", "hung-up", "stranger", "other-id"] {
+        for verdict in
+            ["refused", "silent", "unreachable", "no-answer", "hung-up", "stranger", "other-key", "other-id"]
+        {
             assert_eq!(word(caller(verdict), None), (verdict, false));
         }
         assert_eq!(word(json!({"role": "caller", "state": "waiting"}), None).0, "not-called");

@@ -184,7 +184,7 @@ impl Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Class, ResourceId};
+    use crate::wire::{Class, Mark, ResourceId};
 
     fn ip(last: u8) -> IpAddr {
         IpAddr::from([10, 0, 0, last])
@@ -216,7 +216,7 @@ mod tests {
     }
 
     fn hello(id: u8) -> Hello {
-        Hello { id, class: Class::Data, ack: false, scope: Scope::Node, addr: None, extended: false }
+        Hello { id, class: Class::Data, ack: false, scope: Scope::Node, addr: None, mark: Mark::None }
     }
 
     /// Failure mode 19: who connects is checked.

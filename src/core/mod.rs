@@ -155,6 +155,10 @@ impl Core {
                 let Some(peer) = self.peer(key).filter(|_| !stopping) else {
                     return out.push(Action::Close { conn });
                 };
+                if peer.is_replaced_by(now, class, via) {
+                    self.end_session(now, key, None, EndCause::Replaced, out);
+                }
+                let Some(peer) = self.peer(key) else { return };
                 let was_up = peer.state.is_up();
                 peer.link_ready(now, (class, conn, via), session, ping_in, out);
                 let is_up = peer.state.is_up();

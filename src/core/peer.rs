@@ -6,14 +6,15 @@
 //!             |                        +-- tries left --+                     |
 //!             +------ tries used up --------------------+                     |
 //!                                      +------------- session lost -----------+
-//! acceptor:  Idle --link--> Half --the other link--> Up --session lost--> Idle
-//!             ^              |                        |
-//!             +-- time out --+ <----- new hello ------+
+//! acceptor:  Idle --link--> Half --the other link--> Up --session lost--> Idle, or Half
+//!             ^              |                       ^ | if a link of the next pair is there
+//!             +-- time out --+                       +-+ both links of a new pair
 //! both:      any --not wanted--> Off --wanted--> Waiting (caller) or Idle (acceptor)
 //! ```
 //! No state is a dead end: `Waiting`, `Dialing`, `Half` and `Up` (its ping) have a deadline, `Idle` of a
 //! caller ends at the next connect tick, `Idle` of an acceptor with the peer's next call.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::cause::EndCause;
@@ -43,8 +44,31 @@ pub(super) enum State {
     Idle,
     Waiting { until: Moment, tries: u32 },
     Dialing { attempt: AttemptId, tries: u32, ready: Option<(Class, ConnId)>, until: Moment },
-    Half { class: Class, conn: ConnId, epoch: Option<u64>, until: Moment },
+    Half(Half),
     Up(Up),
+}
+
+/// One link of a caller, waiting for the other.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Half {
+    class: Class,
+    conn: ConnId,
+    epoch: Option<u64>,
+    source: IpAddr,
+    until: Moment,
+}
+
+impl Half {
+    /// Whether a link completes this one: of one call as far as that is known, and from one address.
+    fn fits(&self, class: Class, via: Via) -> bool {
+        match via {
+            Via::Accepted { epoch, source } => {
+                let same = self.epoch.is_none() || epoch.is_none() || self.epoch == epoch;
+                same && self.class != class && self.source == source
+            }
+            Via::Dialed(_) => false,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -58,6 +82,12 @@ pub(super) struct Up {
     pub doubted: bool,
     /// Data of this session was dropped while no kernel module was attached.
     pub marked: bool,
+    /// The first link of a pair that is to replace this session. Alone it proves nothing: without a check of
+    /// addresses anybody could end the session with it.
+    next: Option<Half>,
+    /// A caller without epochs may have left half a pair behind, to which the first link of its next call was
+    /// joined. Then the other link of that call comes before this moment, and from this address.
+    mixed: Option<(Moment, IpAddr)>,
 }
 
 impl State {
@@ -79,10 +109,9 @@ impl State {
     pub fn deadline(&self) -> Option<Moment> {
         match self {
             State::Off | State::Idle => None,
-            State::Waiting { until, .. } | State::Dialing { until, .. } | State::Half { until, .. } => {
-                Some(*until)
-            }
-            State::Up(up) => Some(up.next_ping),
+            State::Waiting { until, .. } | State::Dialing { until, .. } => Some(*until),
+            State::Half(half) => Some(half.until),
+            State::Up(up) => Some(up.next.map_or(up.next_ping, |next| next.until.min(up.next_ping))),
         }
     }
 }
@@ -114,7 +143,7 @@ impl Peer {
             State::Idle => "idle",
             State::Waiting { .. } => "waiting",
             State::Dialing { .. } => "dialing",
-            State::Half { .. } => "half",
+            State::Half(_) => "half",
             State::Up(_) => "connected",
         };
         let unanswered = self.state.up().map_or(0, |up| up.unanswered);
@@ -138,26 +167,39 @@ impl Peer {
                 }
                 Some(_) => out.push(Action::Close { conn }),
             },
-            (State::Idle | State::Half { .. } | State::Up(_), Via::Accepted(epoch))
+            (state @ (State::Idle | State::Half(_) | State::Up(_)), Via::Accepted { epoch, source })
                 if self.role == Role::Acceptor && now >= self.held_off =>
             {
-                match self.state {
-                    State::Half { class: first, conn: other, epoch: with, .. }
-                        if first != class && (epoch.is_none() || with.is_none() || epoch == with) =>
-                    {
+                let half = Half { class, conn, epoch, source, until: now + HALF_LIMIT };
+                let stale = match state {
+                    State::Half(first) if first.fits(class, via) => {
+                        let (other, sure) = (first.conn, epoch.is_some() && first.epoch.is_some());
                         self.up(now, (class, conn), other, session, ping_in, out);
+                        if let State::Up(up) = &mut self.state {
+                            up.mixed = (!sure).then_some((now + HALF_LIMIT, source));
+                        }
                         return;
                     }
-                    State::Half { conn: stale, .. } => out.push(Action::Close { conn: stale }),
-                    State::Up(Up { session, .. }) => {
-                        out.push(Action::EndSession { peer: self.key, session, cause: EndCause::Replaced });
+                    State::Up(up) => up.next.replace(half),
+                    State::Half(first) => Some(std::mem::replace(first, half)),
+                    _ => {
+                        *state = State::Half(half);
+                        None
                     }
-                    _ => {}
-                }
-                self.state = State::Half { class, conn, epoch, until: now + HALF_LIMIT };
+                };
+                out.extend(stale.map(|stale| Action::Close { conn: stale.conn }));
             }
             _ => out.push(Action::Close { conn }),
         }
+    }
+
+    /// Whether this link completes a pair that is to replace the session, or shows that its links are not of one
+    /// call. The session has to be ended first; then [`Peer::link_ready`] takes the link.
+    pub fn is_replaced_by(&self, now: Moment, class: Class, via: Via) -> bool {
+        let Some(up) = self.state.up() else { return false };
+        let mixed =
+            |(until, from)| matches!(via, Via::Accepted { source, .. } if now < until && source == from);
+        up.mixed.is_some_and(mixed) || up.next.is_some_and(|next| next.fits(class, via))
     }
 
     /// The one gate: both links are there.
@@ -179,6 +221,8 @@ impl Peer {
             next_ping: now + ping_in,
             doubted: false,
             marked: false,
+            next: None,
+            mixed: None,
         });
     }
 
@@ -202,13 +246,24 @@ impl Peer {
         }
     }
 
+    /// Closes the link that waits for its other half, if it is such a one.
+    fn drop_half(&mut self, which: impl Fn(&Half) -> bool, out: &mut Vec<Action>) {
+        let dropped = match &mut self.state {
+            State::Half(half) if which(half) => {
+                let half = *half;
+                self.state = State::Idle;
+                Some(half)
+            }
+            State::Up(up) => up.next.take_if(|next| which(next)),
+            _ => None,
+        };
+        out.extend(dropped.map(|half| Action::Close { conn: half.conn }));
+    }
+
     /// A link that waits for its other half is gone.
     pub fn conn_lost(&mut self, now: Moment, lost: ConnId, rng: &mut fastrand::Rng, out: &mut Vec<Action>) {
         match self.state {
-            State::Half { conn, .. } if conn == lost => {
-                out.push(Action::Close { conn });
-                self.state = State::Idle;
-            }
+            State::Half(_) | State::Up(_) => self.drop_half(|half| half.conn == lost, out),
             State::Dialing { attempt, ready: Some((_, conn)), .. } if conn == lost => {
                 out.push(Action::CancelDial { attempt });
                 self.dial_failed(now, attempt, rng, out);
@@ -249,10 +304,7 @@ impl Peer {
     /// Gives up what has waited too long.
     pub fn expire(&mut self, now: Moment, rng: &mut fastrand::Rng, out: &mut Vec<Action>) {
         match self.state {
-            State::Half { conn, until, .. } if until <= now => {
-                out.push(Action::Close { conn });
-                self.state = State::Idle;
-            }
+            State::Half(_) | State::Up(_) => self.drop_half(|half| half.until <= now, out),
             State::Dialing { attempt, until, .. } if until <= now => {
                 out.push(Action::CancelDial { attempt });
                 self.dial_failed(now, attempt, rng, out);
@@ -272,8 +324,9 @@ impl Peer {
         rng: &mut fastrand::Rng,
         out: &mut Vec<Action>,
     ) {
-        let State::Up(Up { session, since, .. }) = self.state else { return };
+        let State::Up(Up { session, since, mut next, .. }) = self.state else { return };
         if cause == EndCause::Slow {
+            out.extend(next.take().map(|half| Action::Close { conn: half.conn }));
             self.held_off = match self.slow {
                 0 => now,
                 n => now + slow_timeout * (1 << (n - 1).min(HOLD_DOUBLINGS)),
@@ -285,7 +338,7 @@ impl Peer {
         out.push(Action::EndSession { peer: self.key, session, cause });
         self.flaps = if now < since + FLAP_AGE { self.flaps + 1 } else { 0 };
         self.state = match self.role {
-            Role::Acceptor => State::Idle,
+            Role::Acceptor => next.map_or(State::Idle, State::Half),
             Role::Caller => {
                 let wait = match self.flaps.checked_sub(1) {
                     None => jitter(Duration::from_millis(20), rng),
@@ -318,7 +371,7 @@ impl Peer {
                         out.push(Action::CancelDial { attempt });
                         out.extend(ready.map(|(_, conn)| Action::Close { conn }));
                     }
-                    State::Half { conn, .. } => out.push(Action::Close { conn }),
+                    State::Half(half) => out.push(Action::Close { conn: half.conn }),
                     _ => {}
                 }
                 self.state = State::Off;

@@ -5,6 +5,10 @@
 use super::*;
 use crate::wire::{NodeId, ResourceId, SiteId};
 
+fn accepted(epoch: Option<u64>) -> Via {
+    Via::Accepted { epoch, source: [10, 0, 0, 3].into() }
+}
+
 const SECOND: Duration = Duration::from_secs(1);
 const PING: Duration = SECOND;
 const MAX: u32 = 3;
@@ -88,8 +92,8 @@ impl Desk {
 
     /// Both links of a caller.
     fn accept(&mut self, epoch: u64) -> SessionId {
-        self.link(CALLER, Class::Data, Via::Accepted(Some(epoch)));
-        started(&self.link(CALLER, Class::Meta, Via::Accepted(Some(epoch))).1).unwrap()
+        self.link(CALLER, Class::Data, accepted(Some(epoch)));
+        started(&self.link(CALLER, Class::Meta, accepted(Some(epoch))).1).unwrap()
     }
 
     fn attach(&mut self) -> AttachId {
@@ -239,11 +243,11 @@ fn a_knock_calls_at_once_but_not_more_often_than_once_a_second() {
 #[test]
 fn two_links_of_one_epoch_make_a_session_and_of_two_epochs_do_not() {
     let mut desk = Desk::new(5);
-    let (first, out) = desk.link(CALLER, Class::Data, Via::Accepted(Some(1)));
+    let (first, out) = desk.link(CALLER, Class::Data, accepted(Some(1)));
     assert!(out.is_empty());
-    let (second, out) = desk.link(CALLER, Class::Meta, Via::Accepted(Some(2)));
+    let (second, out) = desk.link(CALLER, Class::Meta, accepted(Some(2)));
     assert_eq!(out, [Action::Close { conn: first }]);
-    let (third, out) = desk.link(CALLER, Class::Data, Via::Accepted(Some(2)));
+    let (third, out) = desk.link(CALLER, Class::Data, accepted(Some(2)));
     let session = started(&out).unwrap();
     let peer = node(CALLER);
     assert_eq!(
@@ -255,19 +259,19 @@ fn two_links_of_one_epoch_make_a_session_and_of_two_epochs_do_not() {
     );
     // A caller without the extension names no epoch: its links are taken as they come.
     let mut desk = Desk::new(5);
-    desk.link(CALLER, Class::Meta, Via::Accepted(None));
-    assert!(started(&desk.link(CALLER, Class::Data, Via::Accepted(None)).1).is_some());
+    desk.link(CALLER, Class::Meta, accepted(None));
+    assert!(started(&desk.link(CALLER, Class::Data, accepted(None)).1).is_some());
 }
 
 #[test]
 fn a_half_session_is_given_up_after_its_time() {
     let mut desk = Desk::new(6);
     desk.now += SECOND;
-    let (conn, _) = desk.link(CALLER, Class::Data, Via::Accepted(Some(1)));
+    let (conn, _) = desk.link(CALLER, Class::Data, accepted(Some(1)));
     let begun = desk.now;
     desk.until(|action| *action == Action::Close { conn });
     assert_eq!(desk.now - begun, HALF_LIMIT);
-    let (next, out) = desk.link(CALLER, Class::Meta, Via::Accepted(Some(1)));
+    let (next, out) = desk.link(CALLER, Class::Meta, accepted(Some(1)));
     assert!(out.is_empty(), "{next:?} waits anew");
 }
 
@@ -277,22 +281,73 @@ fn fm17_a_new_hello_replaces_the_session_and_the_kernel_module_hears_of_both() {
     let mut desk = Desk::new(7);
     desk.attach();
     let old = desk.accept(1);
-    let (_, out) = desk.link(CALLER, Class::Meta, Via::Accepted(Some(2)));
-    assert_eq!((ended(&out), told(&out)), (Some(EndCause::Replaced), vec![0]));
-    let (_, out) = desk.link(CALLER, Class::Data, Via::Accepted(Some(2)));
-    assert_eq!(told(&out), [1 << CALLER]);
+    let (_, out) = desk.link(CALLER, Class::Meta, accepted(Some(2)));
+    assert!(out.is_empty(), "one link alone ends nothing");
+    let (_, out) = desk.link(CALLER, Class::Data, accepted(Some(2)));
+    assert_eq!(ended(&out), Some(EndCause::Replaced));
+    let told = out.iter().filter_map(|action| match action {
+        Action::TellKernel { state } => Some(state.nodes.0),
+        _ => None,
+    });
+    assert_eq!(told.collect::<Vec<_>>(), [0, 1 << CALLER]);
     assert!(matches!(out.last(), Some(Action::OpenSession { .. })), "told before it is read");
     assert!(desk.handle(lost(old, CALLER)).is_empty(), "the old session's end is no news");
+}
+
+/// Where addresses are not checked, links from two addresses are no pair, and none of them ends a session.
+#[test]
+fn links_from_two_addresses_replace_nothing() {
+    let mut desk = Desk::new(7);
+    let old = desk.accept(1);
+    let stranger = Via::Accepted { epoch: None, source: [10, 0, 0, 9].into() };
+    let (first, out) = desk.link(CALLER, Class::Data, stranger);
+    assert!(out.is_empty());
+    let (second, out) = desk.link(CALLER, Class::Meta, accepted(None));
+    assert_eq!(out, [Action::Close { conn: first }]);
+    // What waits is given up after its time, and the session goes on.
+    let begun = desk.now;
+    let until = |desk: &mut Desk, conn| {
+        loop {
+            desk.ack(old, 1);
+            let out = desk.until(|_| true);
+            if out.contains(&Action::Close { conn }) {
+                return ended(&out);
+            }
+        }
+    };
+    assert_eq!(until(&mut desk, second), None);
+    assert_eq!(desk.now - begun, HALF_LIMIT);
+    // When the session ends, the link that is there is half of the next one.
+    let (third, _) = desk.link(CALLER, Class::Data, accepted(Some(2)));
+    desk.handle(lost(old, CALLER));
+    let (fourth, out) = desk.link(CALLER, Class::Meta, accepted(Some(2)));
+    let session = started(&out).unwrap();
+    let peer = node(CALLER);
+    assert_eq!(out[0], Action::StartSession { peer, session, data: third, meta: fourth });
+}
+
+/// Without epochs a half pair left behind may be joined to a link of the next call: the other link of that call
+/// must not wait for long.
+#[test]
+fn a_session_of_two_calls_ends_when_the_rest_of_the_second_comes() {
+    let mut desk = Desk::new(7);
+    desk.link(CALLER, Class::Data, accepted(None));
+    assert!(started(&desk.link(CALLER, Class::Meta, accepted(None)).1).is_some());
+    let (_, out) = desk.link(CALLER, Class::Data, accepted(None));
+    assert_eq!((ended(&out), started(&out)), (Some(EndCause::Replaced), None));
+    let session = started(&desk.link(CALLER, Class::Meta, accepted(None)).1).unwrap();
+    desk.now += HALF_LIMIT;
+    desk.ack(session, MAX);
+    assert!(desk.link(CALLER, Class::Data, accepted(None)).1.is_empty(), "a call of its own");
 }
 
 #[test]
 fn a_peer_that_this_side_calls_is_not_let_in() {
     let mut desk = Desk::new(8);
-    let (conn, out) = desk.link(CALLED, Class::Data, Via::Accepted(Some(1)));
+    let (conn, out) = desk.link(CALLED, Class::Data, accepted(Some(1)));
     assert_eq!(out, [Action::Close { conn }]);
     let conn = desk.conn();
-    let out =
-        desk.handle(Event::LinkReady { peer: site(), class: Class::Data, conn, via: Via::Accepted(None) });
+    let out = desk.handle(Event::LinkReady { peer: site(), class: Class::Data, conn, via: accepted(None) });
     assert_eq!(out, [Action::Close { conn }], "not the owner of that log");
 }
 
@@ -423,7 +478,7 @@ fn an_unwanted_peer_is_let_go_and_called_again_when_it_is_wanted() {
     desk.accept(1);
     let out = desk.handle(want(node(CALLER), false));
     assert_eq!((ended(&out), told(&out)), (Some(EndCause::Unwanted), vec![0]));
-    let (conn, out) = desk.link(CALLER, Class::Data, Via::Accepted(Some(2)));
+    let (conn, out) = desk.link(CALLER, Class::Data, accepted(Some(2)));
     assert_eq!(out, [Action::Close { conn }]);
 }
 
@@ -433,7 +488,7 @@ fn fm37_stop_is_said_once_and_nothing_begins_after_it() {
     let mut desk = Desk::new(18);
     assert_eq!(desk.handle(Event::ModuleGone), [Action::Stop { drain: DRAIN_LIMIT, code: 1 }]);
     assert!(desk.handle(Event::Stop).is_empty());
-    let (conn, out) = desk.link(CALLER, Class::Data, Via::Accepted(Some(1)));
+    let (conn, out) = desk.link(CALLER, Class::Data, accepted(Some(1)));
     assert_eq!(out, [Action::Close { conn }]);
     let conn = desk.conn();
     let hello = Event::KernelHello { class: Class::Data, conn };
@@ -450,7 +505,7 @@ fn a_peer_that_never_keeps_up_is_held_off_longer_each_time() {
         let session = desk.accept(epoch);
         desk.now += hold;
         desk.handle(Event::SessionLost { peer: node(CALLER), session, cause: EndCause::Slow });
-        let (conn, out) = desk.link(CALLER, Class::Data, Via::Accepted(None));
+        let (conn, out) = desk.link(CALLER, Class::Data, accepted(None));
         assert_eq!(out == [Action::Close { conn }], !wait.is_zero(), "after session {epoch}");
         desk.now += wait;
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::cause::EndCause;
@@ -111,8 +112,13 @@ pub struct Settings {
 pub enum Via {
     /// This side called, in this attempt.
     Dialed(AttemptId),
-    /// The peer called; the epoch it wrote on the link, if it speaks the extension.
-    Accepted(Option<u64>),
+    /// The peer called.
+    Accepted {
+        /// What it wrote on both links of this call, if it speaks the extension.
+        epoch: Option<u64>,
+        /// From where.
+        source: IpAddr,
+    },
 }
 
 /// What happened.

@@ -30,6 +30,8 @@ Commands:
   loglevel LEVEL             off, error, warn, info, debug or trace
   check FILE [--hostname NAME]
                              check a configuration file; needs no daemon
+  keygen [--rotate] FILE     make a key file for encrypted links; --rotate: put a fresh key before
+                             the newest one in it; needs no daemon
   version                    versions of this program and of the daemon
 
 PEER is N for node N, or R:S for site S of resource R.
@@ -69,6 +71,7 @@ pub enum Command {
     Plan { file: PathBuf, json: bool },
     Reload,
     Check(PathBuf, String),
+    Keygen { file: PathBuf, rotate: bool },
     Version,
 }
 
@@ -88,6 +91,7 @@ pub enum Parsed {
 pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
     use lexopt::prelude::*;
     let mut control = PathBuf::from(SOCKET);
+    let mut rotate = false;
     let (mut json, mut watch, mut peer, mut kind, mut hostname) = (false, false, None, None, None);
     let mut words = Vec::new();
     while let Some(arg) = args.next()? {
@@ -97,6 +101,7 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
             Long("watch") => watch = true,
             Long("peer") => peer = Some(args.value()?.parse::<PeerKey>()?),
             Long("type") => kind = Some(PacketType(args.value()?.parse()?)),
+            Long("rotate") => rotate = true,
             Long("hostname") => hostname = Some(args.value()?.string()?),
             Long("version") => {
                 return Ok(Parsed::Print(format!("hadmctl {}\n", env!("CARGO_PKG_VERSION"))));
@@ -113,6 +118,7 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
         (peer.is_some(), "--peer", &["trace"]),
         (kind.is_some(), "--type", &["trace"]),
         (hostname.is_some(), "--hostname", &["check"]),
+        (rotate, "--rotate", &["keygen"]),
     ];
     if let Some((_, option, at)) = given
         .into_iter()
@@ -140,6 +146,7 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
             let machine = || rustix::system::uname().nodename().to_string_lossy().into_owned();
             Command::Check(file.into(), hostname.unwrap_or_else(machine))
         }
+        ["keygen", file] => Command::Keygen { file: file.into(), rotate },
         ["plan", file] => {
             // The daemon reads it, and it runs elsewhere.
             let file = std::path::absolute(file).map_err(|error| format!("plan: {error}"))?;
@@ -153,7 +160,9 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
         }
         ["doctor", ..] => return Err("doctor takes one PEER, or none".into()),
         ["loglevel", ..] => return Err("loglevel takes one LEVEL".into()),
-        [command @ ("check" | "plan"), ..] => return Err(format!("{command} takes one FILE").into()),
+        [command @ ("check" | "plan" | "keygen"), ..] => {
+            return Err(format!("{command} takes one FILE").into());
+        }
         [command @ ("status" | "events" | "mesh" | "trace" | "metrics" | "reload" | "version"), ..] => {
             return Err(format!("{command} takes no arguments").into());
         }

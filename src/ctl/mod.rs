@@ -1,8 +1,10 @@
-//! `hadmctl`: asks and steers a running daemon over its control socket, and checks configuration files.
+//! `hadmctl`: asks and steers a running daemon over its control socket, checks configuration files,
+//! and makes key files.
 //!
 //! It knows the control protocol and how to show what comes back; what the answers mean, the daemon knows.
 
 pub mod args;
+mod keygen;
 mod show;
 mod tables;
 
@@ -94,12 +96,16 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     if let Command::Check(file, hostname) = &options.command {
         let loaded =
-            Config::read(file, hostname).map_err(|error| Failure::Configuration(error.to_string()))?;
+            Config::check(file, hostname).map_err(|error| Failure::Configuration(error.to_string()))?;
         for warning in &loaded.warnings {
             writeln!(out, "{}:{warning}", file.display())?;
         }
         let (node, site) = (loaded.config.node, loaded.config.site);
         return Ok(writeln!(out, "{}: good, seen from {node} of {site}", file.display())?);
+    }
+    if let Command::Keygen { file, rotate } = &options.command {
+        let made = if *rotate { keygen::rotate(file) } else { keygen::make(file) };
+        return Ok(writeln!(out, "{}", made.map_err(Failure::Said)?)?);
     }
     let mut daemon = Daemon::connect(&options.control)?;
     match &options.command {
@@ -164,7 +170,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         Command::Connect(peer) => drop(daemon.ask(&Request::Connect(*peer))?),
         Command::Disconnect(peer) => drop(daemon.ask(&Request::Disconnect(*peer))?),
         Command::LogLevel(level) => drop(daemon.ask(&Request::LogLevel(*level))?),
-        Command::Check(..) => {}
+        Command::Check(..) | Command::Keygen { .. } => {}
     }
     Ok(())
 }

@@ -57,6 +57,10 @@ pub(super) fn status(status: &Value, before: Option<&Value>, colour: bool) -> St
         span(status["uptime_s"].as_f64().unwrap_or_default()),
         text(&status["configuration"]),
     ));
+    let keys: Vec<&str> = status["keys"].as_array().into_iter().flatten().map(text).collect();
+    if !keys.is_empty() {
+        line(format!("encrypts with key {}", keys.join(", else ")));
+    }
     let kernel = match status["kernel"]["since_s"].as_f64() {
         Some(since) => coloured(&format!("attached for {}", span(since)), "32", colour),
         None => coloured("not attached", "31", colour),
@@ -102,6 +106,9 @@ fn peer_lines(peer: &Value, earlier: Option<&Value>, colour: bool, line: &mut im
             Some(version) => format!("  hadmd {version}"),
             None => "  no hello extension".into(),
         };
+        if let Some((cipher, key)) = peer["cipher"].as_str().zip(peer["key"].as_str()) {
+            let _ = write!(head, "  encrypted ({cipher}, key {key})");
+        }
         if peer["same_config"] == false {
             head += &coloured("  other configuration", "33", colour);
         }

@@ -69,7 +69,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// Starts the writing ends; the kernel module's packets may be given to it from now on.
+    /// Starts the writing ends; the kernel module's packets may be given to it from now on. `previous` is
+    /// [`Session::inbound`] of the session before: what the kernel module has not read of that takes room.
     ///
     /// # Errors
     /// The system has no room for another thread.
@@ -80,6 +81,7 @@ impl Session {
         (node, site): (NodeId, SiteId),
         limits: &Limits,
         events: &Sender<Event>,
+        previous: Option<&[Arc<Account>; 2]>,
     ) -> io::Result<Arc<Self>> {
         let peer = record.key;
         let lost = {
@@ -101,12 +103,17 @@ impl Session {
             };
             Account::new(ceiling, Arc::clone(record.books(direction, class)))
         };
+        let inbound = match previous {
+            None => Class::BOTH.map(|class| account(Direction::In, class)),
+            Some([data, meta]) => [(data, Class::Data), (meta, Class::Meta)]
+                .map(|(account, class)| account.successor(Arc::clone(record.books(Direction::In, class)))),
+        };
         Ok(Arc::new(Session {
             record: Arc::clone(record),
             id,
             pair: Pair::start(&record.thread_name(), links, lost)?,
             out: Class::BOTH.map(|class| account(Direction::Out, class)),
-            inbound: Class::BOTH.map(|class| account(Direction::In, class)),
+            inbound,
             own: Account::new(OWN_CEILING, Arc::default()),
             slow: limits.slow,
             meta_patience: limits.meta_patience,

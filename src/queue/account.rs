@@ -56,15 +56,12 @@ const CLOSED: u8 = 1;
 /// What it has is dropped.
 const VOID: u8 = 2;
 
-/// A ceiling, the way to wait below it, and the books it writes to.
+/// A ceiling, and the way to wait below it. Accounts that follow one another have the same: what an earlier one has
+/// not given back yet takes room from the later.
 #[derive(Debug)]
-pub struct Account {
-    books: Arc<Books>,
+struct Room {
     ceiling: usize,
     charged: AtomicUsize,
-    last_chunk: AtomicCell<u64>,
-    state: AtomicU8,
-    cause: AtomicCell<DropCause>,
     moved: AtomicUsize,
     /// The last moment at which the queue was seen to move, in microseconds since `born`, and how much had
     /// moved by then.
@@ -77,17 +74,23 @@ pub struct Account {
     sleepers: AtomicUsize,
 }
 
+/// What one session may have queued, and the books it writes to.
+#[derive(Debug)]
+pub struct Account {
+    books: Arc<Books>,
+    room: Arc<Room>,
+    last_chunk: AtomicCell<u64>,
+    state: AtomicU8,
+    cause: AtomicCell<DropCause>,
+}
+
 impl Account {
     /// An open account that may charge `ceiling` bytes. A single load over the ceiling is taken when nothing
     /// else is queued.
     pub fn new(ceiling: usize, books: Arc<Books>) -> Arc<Self> {
-        Arc::new(Account {
-            books,
+        let room = Room {
             ceiling,
             charged: AtomicUsize::new(0),
-            last_chunk: AtomicCell::new(0),
-            state: AtomicU8::new(OPEN),
-            cause: AtomicCell::new(DropCause::SessionEnded),
             moved: AtomicUsize::new(0),
             marked_at: Counter::default(),
             marked_moved: AtomicUsize::new(0),
@@ -95,6 +98,23 @@ impl Account {
             sleep: Mutex::new(()),
             wake: Condvar::new(),
             sleepers: AtomicUsize::new(0),
+        };
+        Self::within(Arc::new(room), books)
+    }
+
+    /// An open account that has no more room than this one leaves: one session after the other must not pile up
+    /// what nobody takes.
+    pub fn successor(&self, books: Arc<Books>) -> Arc<Self> {
+        Self::within(Arc::clone(&self.room), books)
+    }
+
+    fn within(room: Arc<Room>, books: Arc<Books>) -> Arc<Self> {
+        Arc::new(Account {
+            books,
+            room,
+            last_chunk: AtomicCell::new(0),
+            state: AtomicU8::new(OPEN),
+            cause: AtomicCell::new(DropCause::SessionEnded),
         })
     }
 
@@ -108,11 +128,12 @@ impl Account {
         }
         let paid = load.chunk != 0 && self.last_chunk.load() == load.chunk;
         let cost = if paid { ENTRY_COST } else { load.chunk_bytes.saturating_add(ENTRY_COST) };
-        let fits =
-            |before: usize| before.checked_add(cost).filter(|&after| before == 0 || after <= self.ceiling);
-        let before = self.charged.fetch_update(SeqCst, SeqCst, fits).map_err(|_| Refusal::Full)?;
+        let fits = |before: usize| {
+            before.checked_add(cost).filter(|&after| before == 0 || after <= self.room.ceiling)
+        };
+        let before = self.room.charged.fetch_update(SeqCst, SeqCst, fits).map_err(|_| Refusal::Full)?;
         if before == 0 {
-            self.mark(self.moved.load(SeqCst));
+            self.mark(self.room.moved.load(SeqCst));
         }
         self.last_chunk.store(load.chunk);
         self.books.queue(load.packets, load.bytes);
@@ -152,7 +173,7 @@ impl Account {
     pub fn wait_idle(&self, deadline: Instant) -> bool {
         let mut idle = false;
         self.sleep_until(|| {
-            idle = self.charged.load(SeqCst) == 0;
+            idle = self.room.charged.load(SeqCst) == 0;
             let left = deadline.saturating_duration_since(Instant::now());
             (!idle && !left.is_zero()).then_some(Some(left))
         });
@@ -164,16 +185,18 @@ impl Account {
         if next().is_none() {
             return;
         }
-        let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.room.sleep.lock().unwrap_or_else(PoisonError::into_inner);
         // Counted before the next look: whoever gives back after that look sees a sleeper.
-        self.sleepers.fetch_add(1, SeqCst);
+        self.room.sleepers.fetch_add(1, SeqCst);
         while let Some(limit) = next() {
             guard = match limit {
-                None => self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner),
-                Some(limit) => self.wake.wait_timeout(guard, limit).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.room.wake.wait(guard).unwrap_or_else(PoisonError::into_inner),
+                Some(limit) => {
+                    self.room.wake.wait_timeout(guard, limit).unwrap_or_else(PoisonError::into_inner).0
+                }
             };
         }
-        self.sleepers.fetch_sub(1, SeqCst);
+        self.room.sleepers.fetch_sub(1, SeqCst);
     }
 
     /// Takes nothing new from now on; what is dropped later is dropped for this cause.
@@ -191,33 +214,33 @@ impl Account {
 
     /// Bytes charged now.
     pub fn charged(&self) -> usize {
-        self.charged.load(SeqCst)
+        self.room.charged.load(SeqCst)
     }
 
     fn mark(&self, moved: usize) {
-        self.marked_moved.store(moved, SeqCst);
-        self.marked_at.set(self.born.elapsed().as_micros() as u64);
+        self.room.marked_moved.store(moved, SeqCst);
+        self.room.marked_at.set(self.room.born.elapsed().as_micros() as u64);
     }
 
     fn still_for(&self) -> Duration {
-        self.born.elapsed().saturating_sub(Duration::from_micros(self.marked_at.get()))
+        self.room.born.elapsed().saturating_sub(Duration::from_micros(self.room.marked_at.get()))
     }
 
     fn wake_all(&self) {
-        if self.sleepers.load(SeqCst) > 0 {
+        if self.room.sleepers.load(SeqCst) > 0 {
             // Under the lock, so that a sleeper is either before its look or asleep.
-            let _guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
-            self.wake.notify_all();
+            let _guard = self.room.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+            self.room.wake.notify_all();
         }
     }
 
     fn settle(&self, hold: &Hold) {
         self.books.settle(hold.packets, hold.bytes, (!hold.forwarded).then(|| self.cause.load()));
-        let moved = self.moved.fetch_add(hold.cost, SeqCst).wrapping_add(hold.cost);
-        if moved.wrapping_sub(self.marked_moved.load(SeqCst)) >= self.ceiling / MOVED_PART {
+        let moved = self.room.moved.fetch_add(hold.cost, SeqCst).wrapping_add(hold.cost);
+        if moved.wrapping_sub(self.room.marked_moved.load(SeqCst)) >= self.room.ceiling / MOVED_PART {
             self.mark(moved);
         }
-        self.charged.fetch_sub(hold.cost, SeqCst);
+        self.room.charged.fetch_sub(hold.cost, SeqCst);
         self.wake_all();
     }
 }
@@ -316,7 +339,7 @@ mod tests {
             let account = Arc::clone(&account);
             move || account.hold(load(2, 900), None).map(Hold::forwarded)
         });
-        while account.sleepers.load(SeqCst) == 0 {
+        while account.room.sleepers.load(SeqCst) == 0 {
             std::thread::yield_now();
         }
         drop(hold);
@@ -329,7 +352,7 @@ mod tests {
         let _hold = account.try_hold(load(1, 900)).unwrap();
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| account.hold(load(2, 900), None).map(Hold::forwarded));
-            while account.sleepers.load(SeqCst) == 0 {
+            while account.room.sleepers.load(SeqCst) == 0 {
                 std::thread::yield_now();
             }
             account.close(DropCause::SessionEnded);

@@ -102,9 +102,8 @@ impl Timer {
         let (Some(mut data), Some(meta)) = (self.waiting.remove(&data), self.waiting.remove(&meta)) else {
             return;
         };
-        for account in self.previous.remove(&peer).into_iter().flatten() {
-            account.void();
-        }
+        let previous = self.previous.get(&peer).cloned();
+        previous.iter().flatten().for_each(|account| account.void());
         self.tell_connected(peer, &data);
         let (from, how) =
             if data.called { ("dialing", "this side called") } else { ("half", "the peer called") };
@@ -117,13 +116,22 @@ impl Timer {
             data.link.wear_inside(lz4::coat(self.config.max_packet, out, inbound));
         }
         let links = [data.link, meta.link];
-        match Session::start(&entry.record, id, links, self.local_ids(), &self.limits, &self.events) {
+        let started = Session::start(
+            &entry.record,
+            id,
+            links,
+            self.local_ids(),
+            &self.limits,
+            &self.events,
+            previous.as_ref(),
+        );
+        match started {
             Ok(session) => {
                 if features & FEATURE_VIEWS != 0 {
                     session.exchange_views();
                 }
                 self.views.due = Moment::ZERO;
-                self.previous.insert(peer, session.inbound().to_vec());
+                self.previous.insert(peer, session.inbound().clone());
                 self.switch.set_session(peer, Some(session));
                 let mut more = report::fault(from, None, None);
                 more.insert("source".into(), source.into());
@@ -142,6 +150,7 @@ impl Timer {
         story.source = link.source.to_string();
         story.version = theirs.map(|extension| extension.version.clone().unwrap_or_default());
         story.same_config = digest.map(|digest| digest == self.digest);
+        story.encryption = link.encryption;
         story.compression = link.compression;
         story.sessions += 1;
         story.unreachable = false;
@@ -150,6 +159,9 @@ impl Timer {
             None => "without hello extension".to_string(),
             Some(version) => format!("hadmd {version}"),
         };
+        let encrypted = link.encryption.map_or(String::new(), |encryption| {
+            format!("; encrypted: {}, key {}", encryption.cipher, encryption.key)
+        });
         let wanted = self.admission.known.iter().any(|known| known.key == peer && known.compress.is_some());
         let compress = match link.compression {
             Some(compression) => format!("; compress {}", compression.name()),
@@ -159,7 +171,7 @@ impl Timer {
         limited!(
             Level::Info,
             ("connected", peer.code()),
-            "{peer}: connected ({how} {}; {who}{compress})",
+            "{peer}: connected ({how} {}; {who}{encrypted}{compress})",
             link.source
         );
         if let Some(theirs) = digest.filter(|theirs| *theirs != self.digest) {
@@ -191,6 +203,7 @@ impl Timer {
         let story = self.stories.entry(peer).or_default();
         let age = story.since.take().map_or(0.0, |since| since.elapsed().as_secs_f64());
         story.last_error = Some(cause.to_string());
+        story.violations += u64::from(matches!(cause, EndCause::Violation(..)));
         let mut more = report::fault("connected", cause.link(), cause.errno());
         let network = cause.errno().is_some_and(sys::is_networks);
         more.insert("by".into(), if network { "network" } else { cause.by() }.into());

@@ -22,9 +22,10 @@ use log::info;
 use sd_notify::NotifyState;
 
 use crate::config::{Config, PeerAddr};
-use crate::connect::{Offer, Plan, Reactor};
+use crate::connect::{Encryption, Offer, Plan, Reactor};
 use crate::control::{Ask, Scrape};
 use crate::core::{Action, Admission, AttachId, ConnId, Core, Event, Moment, PeerKey, Via};
+use crate::keys::Keys;
 use crate::kmod;
 use crate::limited;
 use crate::link::Connection;
@@ -61,6 +62,7 @@ struct Waiting {
     dev_id: u8,
     called: bool,
     extension: Option<Extension>,
+    encryption: Option<Encryption>,
     compression: Option<Compression>,
     /// Counts against the reactor's limit.
     _ticket: Arc<()>,
@@ -80,7 +82,7 @@ pub struct Timer {
     waiting: HashMap<ConnId, Waiting>,
     last_conn: u64,
     /// What the last session of each peer may still have queued for the kernel module.
-    previous: HashMap<PeerKey, Vec<Arc<Account>>>,
+    previous: HashMap<PeerKey, [Arc<Account>; 2]>,
     /// What is kept of each peer for those who ask.
     stories: HashMap<PeerKey, Story>,
     /// Who wants to hear of every change.
@@ -130,6 +132,7 @@ impl Timer {
                 strict: config.peer_addr == PeerAddr::Strict,
             },
             extension: extension(digest),
+            keys: config.keys.clone(),
         };
         let admission = plan.admission.clone();
         let (offer, offers) = unbounded();
@@ -155,6 +158,9 @@ impl Timer {
             settings.peers.len(),
             hex(&digest),
         );
+        if let Some(keys) = &config.keys {
+            info!("links to peers are encrypted: {}", key_list(keys));
+        }
         Ok(Timer {
             born,
             core: Core::new(settings, Moment::ZERO),
@@ -284,17 +290,29 @@ impl Timer {
                     dev_id,
                     called: false,
                     extension: None,
+                    encryption: None,
                     compression: None,
                     _ticket: ticket,
                 };
                 self.waiting.insert(conn, waiting);
                 Event::KernelHello { class, conn }
             }
-            Offer::Link { peer, class, link, attempt, steps, extension, compression, source, expected } => {
+            Offer::Link {
+                peer,
+                class,
+                link,
+                attempt,
+                steps,
+                encryption,
+                extension,
+                compression,
+                source,
+                expected,
+            } => {
                 if let Some(story) = self.stories.get_mut(&peer) {
                     story.called(steps, None);
                 }
-                // Told before there is a session: a single link may end the one before. Once for each pair.
+                // Told before there is a session, and whether or not one comes of it. Once for each pair.
                 if let Some(expected) = expected.filter(|_| class == Class::Data) {
                     limited!(
                         log::Level::Warn,
@@ -306,11 +324,22 @@ impl Timer {
                 }
                 let via = match attempt {
                     Some(attempt) => Via::Dialed(attempt),
-                    None => Via::Accepted(extension.as_ref().and_then(|extension| extension.epoch)),
+                    None => Via::Accepted {
+                        epoch: extension.as_ref().and_then(|extension| extension.epoch),
+                        source: source.ip().to_canonical(),
+                    },
                 };
                 let called = attempt.is_some();
-                let waiting =
-                    Waiting { link, source, dev_id: 0, called, extension, compression, _ticket: ticket };
+                let waiting = Waiting {
+                    link,
+                    source,
+                    dev_id: 0,
+                    called,
+                    extension,
+                    encryption,
+                    compression,
+                    _ticket: ticket,
+                };
                 self.waiting.insert(conn, waiting);
                 Event::LinkReady { peer, class, conn, via }
             }
@@ -373,6 +402,12 @@ fn extension(digest: [u8; 8]) -> Extension {
         features: FEATURE_VIEWS,
         ..Default::default()
     }
+}
+
+/// Keys by their ids, the newest first.
+fn key_list(keys: &Keys) -> String {
+    let ids: Vec<_> = keys.ids().map(|id| format!("key {id}")).collect();
+    ids.join(", ")
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -93,6 +93,10 @@ impl Difference {
         );
         value(&mut settings, "peeraddr", old.peer_addr, new.peer_addr);
         place(&mut settings, "metrics", old.metrics, new.metrics);
+        if old.keys != new.keys {
+            let keys = |config: &Config| config.keys.as_ref().map_or("none".into(), super::key_list);
+            settings.push(format!("authkey (links made from now on): {} -> {}", keys(old), keys(new)));
+        }
         let here = |config: &Config, id| {
             owner::runsites_here(config).find(|(resource, _)| resource.id == id).map(|(_, here)| here.addr)
         };

@@ -9,8 +9,10 @@ use serde_json::{Map, Value, json};
 
 use super::reload::Difference;
 use super::{Timer, hex};
+use crate::connect::Encryption;
 use crate::control::{self, Ask, Request};
 use crate::core::{Action, Event, PeerKey, Role, View};
+use crate::keys::Keys;
 use crate::link::tap;
 use crate::peer::{Direction, Record, Session};
 use crate::wire::{Class, Compression, PacketType, PeerView};
@@ -28,6 +30,10 @@ pub(super) struct Story {
     pub source: String,
     pub version: Option<String>,
     pub same_config: Option<bool>,
+    /// How its session is encrypted.
+    pub encryption: Option<Encryption>,
+    /// Sessions that ended because the peer sent what no peer may send.
+    pub violations: u64,
     /// What its session's data link wears.
     pub compression: Option<Compression>,
     pub sessions: u64,
@@ -217,8 +223,11 @@ impl Timer {
             known.wanted = here && !self.stories.get(&known.key).is_some_and(|story| story.held);
         }
         // First who may come in, then the calls and sessions.
-        self.reactor
-            .order(crate::connect::Order::Admit(self.admission.clone(), super::extension(self.digest)));
+        self.reactor.order(crate::connect::Order::Admit(
+            self.admission.clone(),
+            super::extension(self.digest),
+            self.config.keys.clone(),
+        ));
         let now = self.now();
         for known in &self.admission.known {
             self.core.handle(now, Event::Wanted { peer: known.key, wanted: known.wanted }, actions);
@@ -287,6 +296,7 @@ impl Timer {
             "address": local.map(|node| node.addr.to_string()),
             "server": self.config.server.to_string(),
             "configuration": hex(&self.digest),
+            "keys": self.config.keys.iter().flat_map(Keys::ids).map(|id| id.to_string()).collect::<Vec<_>>(),
             "uptime_s": now.as_secs_f64(),
             "owned": table.owned.iter().map(|resource| resource.get()).collect::<Vec<_>>(),
             "kernel": {
@@ -331,6 +341,7 @@ impl Timer {
         let mut status = identity(view.key);
         let story = self.stories.get(&view.key);
         let connected = session.is_some();
+        let encryption = story.filter(|_| connected).and_then(|story| story.encryption);
         let call = super::owner::call(&self.config, view.key);
         let refused = self.reactor.refusals.last(view.key);
         let waits = (view.state == "waiting").then_some(view.until).flatten();
@@ -345,7 +356,10 @@ impl Timer {
             "source": story.filter(|_| connected).map(|story| story.source.clone()),
             "version": story.filter(|_| connected).and_then(|story| story.version.clone()),
             "same_config": story.filter(|_| connected).and_then(|story| story.same_config),
+            "cipher": encryption.map(|encryption| encryption.cipher),
+            "key": encryption.map(|encryption| encryption.key.to_string()),
             "sessions": story.map_or(0, |story| story.sessions),
+            "violations": story.map_or(0, |story| story.violations),
             "attempts": story.map_or(0, |story| story.attempts),
             "next_attempt_s": waits.map(|at| at.saturating_sub(now).as_secs_f64()),
             "last_error": story.and_then(|story| story.last_error.clone()),

@@ -15,6 +15,44 @@ const MARK_AT: usize = 19;
 /// Says that the sender speaks the extension. C daemons read the address as NUL-terminated text and never
 /// look here.
 const MARK: &[u8; 4] = b"HDX1";
+/// Says that the sender speaks the extension, and encrypts: then the rest of the bytes is a [`Seal`].
+const KEY_MARK: &[u8; 4] = b"HDK1";
+/// Where a [`Seal`] stands: ids of keys, cipher, realm, and two bytes that are 0.
+const SEAL_AT: usize = MARK_AT + MARK.len();
+/// The most keys a node holds.
+pub const KEYS_MAX: usize = 2;
+
+/// What a key is known by: a part of its hash.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyId(pub [u8; 4]);
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", u32::from_be_bytes(self.0))
+    }
+}
+
+/// What a hello says of encryption.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// A caller's keys, the newest first; in an ACK the one that is to be used. All zero: none.
+    pub keys: [KeyId; KEYS_MAX],
+    /// A caller's best cipher; in an ACK the one that is to be used.
+    pub cipher: u8,
+    /// Where the id in the hello belongs: a node's site, or the resource that a site is linked for.
+    pub realm: u8,
+}
+
+/// What follows hello and ACK, if both sides say so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// Packets: a C daemon's.
+    None,
+    /// A record each way, then packets.
+    Extended,
+    /// The same and all the rest encrypted.
+    Sealed(Seal),
+}
 
 /// One side's hello, or the answer to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +67,8 @@ pub struct Hello {
     pub scope: Scope,
     /// Site link: the address of the sender's runsite. `None` where the text is empty or no address.
     pub addr: Option<IpAddr>,
-    /// Whether the sender speaks the extension.
-    pub extended: bool,
+    /// Whether the sender speaks the extension, and encrypts.
+    pub mark: Mark,
 }
 
 /// Why 35 bytes are not a hello.
@@ -78,11 +116,22 @@ impl Hello {
         let text = text.split(|&b| b == 0).next().unwrap_or_default();
         let addr = std::str::from_utf8(text).ok().and_then(|text| text.trim().parse().ok());
         // An address that is long enough to cover the mark leaves no room for it.
-        let extended = text.len() < MARK_AT - ADDR && bytes[MARK_AT..].starts_with(MARK);
-        Ok(Hello { id: bytes[0], class, ack, scope, addr, extended })
+        let mark = match &bytes[MARK_AT..] {
+            _ if text.len() >= MARK_AT - ADDR => Mark::None,
+            [mark @ .., _, _, _, _, _, _, _, _, _, _, _, _] if mark == MARK => Mark::Extended,
+            [mark @ .., a, b, c, d, e, f, g, h, cipher, realm, _, _] if mark == KEY_MARK => {
+                Mark::Sealed(Seal {
+                    keys: [KeyId([*a, *b, *c, *d]), KeyId([*e, *f, *g, *h])],
+                    cipher: *cipher,
+                    realm: *realm,
+                })
+            }
+            _ => Mark::None,
+        };
+        Ok(Hello { id: bytes[0], class, ack, scope, addr, mark })
     }
 
-    /// The hello as bytes. With the extension's mark an IPv6 address has no room: it is left out here and
+    /// The hello as bytes. With a mark an IPv6 address has no room: it is left out here and
     /// goes into the extension's record.
     pub fn encode(&self) -> [u8; HELLO_LEN] {
         let mut bytes = [0; HELLO_LEN];
@@ -94,7 +143,7 @@ impl Hello {
             (Class::Meta, true) => 3,
         };
         bytes[2] = u8::from(self.scope == Scope::Site);
-        let room = if self.extended { MARK_AT - ADDR } else { HELLO_LEN - ADDR };
+        let room = if self.mark == Mark::None { HELLO_LEN - ADDR } else { MARK_AT - ADDR };
         if let Some(addr) = self.addr {
             let text = addr.to_string();
             // One byte stays for the NUL that ends the text.
@@ -102,8 +151,16 @@ impl Hello {
                 bytes[ADDR..].iter_mut().zip(text.bytes()).for_each(|(place, byte)| *place = byte);
             }
         }
-        if self.extended {
-            bytes[MARK_AT..].iter_mut().zip(MARK).for_each(|(place, &byte)| *place = byte);
+        let put = |place: &mut [u8], what: &[u8]| {
+            place.iter_mut().zip(what).for_each(|(place, &byte)| *place = byte);
+        };
+        match self.mark {
+            Mark::None => {}
+            Mark::Extended => put(&mut bytes[MARK_AT..], MARK),
+            Mark::Sealed(Seal { keys: [KeyId([a, b, c, d]), KeyId([e, f, g, h])], cipher, realm }) => {
+                put(&mut bytes[MARK_AT..], KEY_MARK);
+                put(&mut bytes[SEAL_AT..], &[a, b, c, d, e, f, g, h, cipher, realm]);
+            }
         }
         bytes
     }
@@ -128,7 +185,7 @@ mod tests {
                 ack: false,
                 scope: Scope::Node,
                 addr: Some("127.0.0.1".parse().unwrap()),
-                extended: false
+                mark: Mark::None
             }
         );
         assert_eq!(hello.encode(), bytes);
@@ -142,7 +199,7 @@ mod tests {
             ack: true,
             scope: Scope::Site,
             addr: Some("255.255.255.255".parse().unwrap()),
-            extended: true,
+            mark: Mark::Extended,
         };
         let bytes = hello.encode();
         assert_eq!(bytes[..3], [31, 1, 1]);
@@ -152,12 +209,30 @@ mod tests {
     }
 
     #[test]
+    fn a_seal_stands_behind_its_mark() {
+        let seal = Seal { keys: [KeyId([1, 2, 3, 4]), KeyId([0xa0, 6, 7, 8])], cipher: 9, realm: 10 };
+        let hello = Hello {
+            id: 3,
+            class: Class::Meta,
+            ack: false,
+            scope: Scope::Node,
+            addr: Some("10.0.0.1".parse().unwrap()),
+            mark: Mark::Sealed(seal),
+        };
+        let bytes = hello.encode();
+        assert_eq!(&bytes[3..19], b"10.0.0.1\0\0\0\0\0\0\0\0");
+        assert_eq!(&bytes[19..], b"HDK1\x01\x02\x03\x04\xa0\x06\x07\x08\x09\x0a\0\0");
+        assert_eq!(Hello::decode(&bytes).unwrap(), hello);
+        assert_eq!(seal.keys[1].to_string(), "a0060708");
+    }
+
+    #[test]
     fn a_long_address_is_no_mark() {
         let mut bytes = [b'1'; HELLO_LEN];
         bytes[..3].copy_from_slice(&[1, 0, 0]);
         bytes[19..23].copy_from_slice(b"HDX1");
         let hello = Hello::decode(&bytes).unwrap();
-        assert!(!hello.extended && hello.addr.is_none());
+        assert!(hello.mark == Mark::None && hello.addr.is_none());
     }
 
     proptest! {
@@ -176,14 +251,16 @@ mod tests {
 
         #[test]
         fn hellos_come_back(id in any::<u8>(), meta in any::<bool>(), ack in any::<bool>(), site in any::<bool>(),
-                            v4 in any::<u32>(), extended in any::<bool>()) {
+                            v4 in any::<u32>(), mark in 0usize..3, seal in any::<[u8; 10]>()) {
+            let [a, b, c, d, e, f, g, h, cipher, realm] = seal;
+            let seal = Seal { keys: [KeyId([a, b, c, d]), KeyId([e, f, g, h])], cipher, realm };
             let hello = Hello {
                 id,
                 class: if meta { Class::Meta } else { Class::Data },
                 ack,
                 scope: if site { Scope::Site } else { Scope::Node },
                 addr: Some(std::net::Ipv4Addr::from(v4).into()),
-                extended,
+                mark: [Mark::None, Mark::Extended, Mark::Sealed(seal)][mark],
             };
             prop_assert_eq!(Hello::decode(&hello.encode()).unwrap(), hello);
         }

@@ -14,7 +14,7 @@ mod view;
 
 pub use extension::{Compression, EXTENSION_MAX, Extension, ExtensionError, FEATURE_VIEWS};
 pub use header::{HEADER_LEN, Header, MAGIC, Refusal};
-pub use hello::{HELLO_LEN, Hello, HelloError};
+pub use hello::{HELLO_LEN, Hello, HelloError, KEYS_MAX, KeyId, Mark, Seal};
 pub use id::{ALL_DEVICES, IdOutOfRange, MAX_IDS, Mask, NodeId, ResourceId, SiteId};
 pub use types::{Class, PacketType, Scope};
 pub use view::{PeerView, VIEW_LEN};

@@ -5,12 +5,12 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::chown;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::judge::SLOW;
@@ -176,16 +176,16 @@ impl Daemon {
         Some(format!("the daemon of node {} ended by itself: {status}", self.node))
     }
 
-    /// Sets the limit on a resource, `None` is what it was.
-    pub fn limit(&self, resource: Resource, limit: Option<u64>) {
-        if let Some((child, _)) = &*self.child.lock().unwrap() {
-            let limit = limit.unwrap_or(1024);
-            let _ = prlimit(
-                Some(Pid::from_child(child)),
-                resource,
-                Rlimit { current: Some(limit), maximum: Some(limit.max(1024)) },
-            );
-        }
+    /// Sets the limit on a resource (`nofile`, `nproc`), `None` is a high one. As the daemon's user: root may be
+    /// denied it.
+    pub fn limit(&self, resource: &str, limit: Option<u64>) {
+        let Some(pid) = self.pid() else { return };
+        let limit = format!("--{resource}={}:", limit.unwrap_or(1000));
+        let mut prlimit = Command::new("prlimit");
+        let prlimit = prlimit.args(["--pid", &pid.to_string(), &limit]).uid(self.user).gid(self.user);
+        let output = prlimit.output().unwrap();
+        let gone = !Path::new(&format!("/proc/{pid}/fd")).exists();
+        assert!(output.status.success() || gone, "{limit}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// A value of /proc/PID/status in KiB.

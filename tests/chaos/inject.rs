@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use rustix::process::{Resource, Signal};
+use rustix::process::Signal;
 use serde_json::json;
 use socket2::SockRef;
 
@@ -111,10 +111,10 @@ impl Injector {
                 let open = pid.and_then(|pid| fs::read_dir(format!("/proc/{pid}/fd")).ok());
                 if let Some(open) = open {
                     let limit = open.count() as u64 + u64::from(more);
-                    self.daemons[node].limit(Resource::Nofile, Some(limit));
+                    self.daemons[node].limit("nofile", Some(limit));
                 }
             }
-            Fault::FewThreads(node) => self.daemons[node].limit(Resource::Nproc, Some(1)),
+            Fault::FewThreads(node) => self.daemons[node].limit("nproc", Some(1)),
             Fault::Reload(node, change, control) => {
                 let settings = match change {
                     Change::Heartbeat => Settings { ping: 0.25, ..Settings::default() },
@@ -145,8 +145,8 @@ impl Injector {
             }
             Fault::Stranger(..) | Fault::Impostor(..) | Fault::ClockStep(..) => {}
             Fault::FullLogDisk(node) => drop(fs::remove_file(self.daemons[node].home.join("log/filler"))),
-            Fault::FewDescriptors(node, _) => self.daemons[node].limit(Resource::Nofile, None),
-            Fault::FewThreads(node) => self.daemons[node].limit(Resource::Nproc, None),
+            Fault::FewDescriptors(node, _) => self.daemons[node].limit("nofile", None),
+            Fault::FewThreads(node) => self.daemons[node].limit("nproc", None),
             Fault::Reload(node, _, control) => self.reload(node, Settings::default(), control),
             Fault::Disconnect(node, peer) => {
                 self.ask(node, json!({"v": 1, "cmd": "connect", "peer": peer.to_string()}))

@@ -21,14 +21,14 @@ const STALE: Duration = Duration::from_millis(300);
 /// `slowtimeout`, once more for its next session, and for what stands in the sockets before it.
 const DELAY: [Duration; 2] = [Duration::from_millis(1500), Duration::from_secs(1)];
 
-/// What to allow for the machine having been late in this time: processors are shared with whatever else runs.
+/// What to allow for the machine having been late in this time: its processors are shared with whatever else runs,
+/// and where none is idle anything may wait.
 fn noise(state: &State, from: Instant, to: Instant) -> Duration {
     let near = state.noise.iter().rev().take_while(|(at, _)| *at >= from);
     let late = near.filter(|(at, late)| *at - *late <= to).map(|(_, late)| *late).max();
-    let starved =
-        |at: usize| state.starved.get(at).or(state.starved.last()).map_or(Duration::ZERO, |(_, sum)| *sum);
-    let (first, last) = [from, to].map(|when| state.starved.partition_point(|(at, _)| *at <= when)).into();
-    (3 * late.unwrap_or_default()).max(starved(last).saturating_sub(starved(first.saturating_sub(1))))
+    let busy = |at: usize| state.busy.get(at).or(state.busy.last()).map_or(Duration::ZERO, |(_, sum)| *sum);
+    let (first, last) = [from, to].map(|when| state.busy.partition_point(|(at, _)| *at <= when)).into();
+    (3 * late.unwrap_or_default()).max(busy(last).saturating_sub(busy(first.saturating_sub(1))))
 }
 
 /// Faults that can be felt in a time: a fault is while it lasts, and `after` it.

@@ -111,8 +111,8 @@ pub struct State {
     pub slow: Vec<Slow>,
     /// How late this process itself was.
     pub noise: Vec<(Instant, Duration)>,
-    /// For how long in all, up to a moment, something on this machine had waited for a processor.
-    pub starved: Vec<(Instant, Duration)>,
+    /// For how long in all, up to a moment, no processor of this machine had been idle.
+    pub busy: Vec<(Instant, Duration)>,
     pub violation: Option<String>,
     /// Nothing that happens from now on counts.
     pub over: bool,
@@ -173,7 +173,7 @@ impl Ledger {
                 changes: Vec::new(),
                 slow: Vec::new(),
                 noise: Vec::new(),
-                starved: Vec::new(),
+                busy: Vec::new(),
                 violation: None,
                 over: false,
                 trail: VecDeque::new(),

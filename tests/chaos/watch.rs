@@ -46,27 +46,32 @@ pub fn start(ledger: &Arc<Ledger>, daemons: &Arc<Vec<Daemon>>) {
     });
 }
 
-/// For how long in all something has waited for a processor, if the system tells.
-fn starved() -> Option<Duration> {
-    let text = std::fs::read_to_string("/proc/pressure/cpu").ok()?;
-    let total = text.lines().next()?.split_once("total=")?.1.trim().parse().ok()?;
-    Some(Duration::from_micros(total))
+/// How long this machine's processors have been idle, one after the other.
+fn idle() -> Duration {
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let fields = text.split_whitespace().skip(4).take(2).filter_map(|ticks| ticks.parse::<u64>().ok());
+    Duration::from_millis(fields.sum::<u64>() * 10)
 }
 
 fn noise(ledger: &Ledger) {
     const NAP: Duration = Duration::from_millis(5);
+    // Many times what the system counts in.
+    const LOOK: Duration = Duration::from_millis(50);
+    let (mut looked, mut idle_then, mut busy) = (Instant::now(), idle(), Duration::ZERO);
     loop {
         let before = Instant::now();
         thread::park_timeout(NAP);
-        let starved = starved();
         let mut state = ledger.lock();
         let now = Instant::now();
-        if let Some(starved) = starved {
-            state.starved.push((now, starved));
-        }
         let late = (now - before).saturating_sub(NAP);
         if late > Duration::from_millis(3) {
             state.noise.push((now, late));
+        }
+        if now - looked >= LOOK {
+            let idle_now = idle();
+            busy += (now - looked).saturating_sub(idle_now.saturating_sub(idle_then));
+            (looked, idle_then) = (now, idle_now);
+            state.busy.push((now, busy));
         }
     }
 }

@@ -44,8 +44,16 @@ impl World {
                     peer.failed(now, CONNECT_TICK);
                 }
             }
-            Event::LinkReady { peer, via: Via::Accepted(_), .. } => {
-                if let Some(session) = &mut node.peers[index(peer)].session {
+            Event::LinkReady { peer, class, via: Via::Accepted { epoch, .. }, .. } => {
+                // One link alone replaces nothing.
+                let whole = node.held.values().any(|held| match held.of {
+                    HeldOf::Link { peer: of, end } if of == index(peer) && held.class != class => {
+                        let with = self.conns.get(&end.0).map(|conn| conn.epoch);
+                        with.is_some_and(|with| with.is_none() || epoch.is_none() || with == epoch)
+                    }
+                    _ => false,
+                });
+                if let Some(session) = node.peers[index(peer)].session.as_mut().filter(|_| whole) {
                     session.replaced = true;
                 }
             }

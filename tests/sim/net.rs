@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use hadmd::core::{AttemptId, ConnId, Door, EndCause, Event, Moment, Refused, SessionId, Via};
-use hadmd::wire::{Class, Hello, Scope};
+use hadmd::wire::{Class, Hello, Mark, Scope};
 
 use crate::node::{End, addr, key, node_id};
 use crate::trace::Note;
@@ -305,7 +305,11 @@ impl World {
 
     pub fn via(&self, (id, side): End) -> Option<Via> {
         let conn = self.conns.get(&id)?;
-        Some(if side == 0 { Via::Dialed(conn.attempt) } else { Via::Accepted(conn.epoch) })
+        Some(if side == 0 {
+            Via::Dialed(conn.attempt)
+        } else {
+            Via::Accepted { epoch: conn.epoch, source: addr(conn.nodes[0]) }
+        })
     }
 
     /// Someone says hello who may not: told apart by the real admission.
@@ -330,5 +334,5 @@ impl World {
 }
 
 fn hello(from: usize, class: Class) -> Hello {
-    Hello { id: node_id(from).get(), class, ack: false, scope: Scope::Node, addr: None, extended: true }
+    Hello { id: node_id(from).get(), class, ack: false, scope: Scope::Node, addr: None, mark: Mark::Extended }
 }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 /// After so many seconds the emulator is ended, whatever became of the run.
 const LIFE: &str = "600";
-/// A command that takes longer has hung.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A boot or a command that takes longer has hung.
+const PATIENCE: Duration = Duration::from_secs(180);
 /// What the kernel says when something in it went wrong.
 const COMPLAINTS: [&str; 6] =
     ["BUG:", "Oops", "WARNING:", "Call Trace", "blocked for more than", "Kernel panic"];

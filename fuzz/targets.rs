@@ -1,0 +1,295 @@
+//! What is fuzzed: each function takes any bytes and panics if a promise does not hold. Whatever is promised is checked
+//! against a second, plain reading of the bytes, written from the protocol and without the library's own help.
+//!
+//! The fuzzer's programs call these, and so does `tests/fuzz_corpus.rs` with the inputs kept in `fuzz/corpus`. They
+//! must not depend on time, threads or files.
+#![allow(
+    dead_code,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unreachable
+)]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use hadmd::config;
+use hadmd::control::Request;
+use hadmd::core::{Admission, Door, Known, PeerKey};
+use hadmd::link::{Intake, Item, Sink};
+use hadmd::peer::{Direction, Record};
+use hadmd::route::{FromKernel, Switch};
+use hadmd::wire::{Class, Extension, HELLO_LEN, Hello, Mark, NodeId, PeerView, ResourceId, Scope, SiteId};
+
+const MAX_PACKET: u32 = 4096;
+
+/// A packet, read plainly.
+#[derive(Debug, PartialEq)]
+struct Plain<'a> {
+    kind: u8,
+    dev: u8,
+    to: u32,
+    bytes: &'a [u8],
+}
+
+/// Every whole packet up to the first that may not be taken, and whether there was one.
+fn packets(mut bytes: &[u8]) -> (Vec<Plain<'_>>, bool) {
+    let mut all = Vec::new();
+    while bytes.len() >= 128 {
+        let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        let (low, high, len) = (number(0), number(4), number(8));
+        if (low, high) != (0x6a42_27b9, 0x3e95_3ac1) || len > MAX_PACKET {
+            return (all, true);
+        }
+        let Some((packet, rest)) = bytes.split_at_checked(128 + len as usize) else { break };
+        all.push(Plain { kind: packet[12], dev: packet[14], to: number(36), bytes: packet });
+        bytes = rest;
+    }
+    (all, false)
+}
+
+const fn is_data(kind: u8) -> bool {
+    matches!(kind, 23..=38)
+}
+
+/// Heartbeats and connection states.
+const fn is_daemons(kind: u8) -> bool {
+    matches!(kind, 5..=7 | 14..=16)
+}
+
+const fn is_relayed(kind: u8) -> bool {
+    is_data(kind) || matches!(kind, 1..=20)
+}
+
+/// Feeds the bytes in pieces of the lengths given; hands every item over, and says whether the stream was refused.
+fn feed(bytes: &[u8], pieces: &[u8], mut take: impl FnMut(Item)) -> bool {
+    let mut intake = Intake::new(MAX_PACKET);
+    let (mut at, mut piece) = (0, 0);
+    loop {
+        match intake.next(&mut |_| {}) {
+            Err(_) => return true,
+            Ok(Some(item)) => take(item),
+            Ok(None) if at == bytes.len() => return false,
+            Ok(None) => {
+                let room = intake.room().unwrap();
+                let spare = room.capacity() - room.len();
+                assert!(spare > 0, "there is room for more");
+                let wanted =
+                    pieces.get(piece % pieces.len().max(1)).map_or(spare, |&n| usize::from(n) * 3 + 1);
+                let n = wanted.min(spare).min(bytes.len() - at);
+                piece += 1;
+                room.extend_from_slice(&bytes[at..at + n]);
+                intake.filled(n);
+                at += n;
+            }
+        }
+    }
+}
+
+/// The first byte says how many of the next are lengths of pieces; the rest is the stream.
+fn cut(data: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (&count, rest) = data.split_first()?;
+    rest.split_at_checked(usize::from(count % 8))
+}
+
+/// Any split of a stream gives the same packets: those of a plain reading, relayed byte for byte.
+pub fn stream(data: &[u8]) {
+    let Some((pieces, bytes)) = cut(data) else { return };
+    let (expected, refused) = packets(bytes);
+    for pieces in [pieces, &[0], &[]] {
+        let (mut relayed, mut own, mut unrelayed) = (Vec::new(), Vec::new(), Vec::new());
+        let ended = feed(bytes, pieces, |item| match item {
+            Item::Run(run) => {
+                let (inside, refused) = packets(&run.bytes);
+                assert!(
+                    !refused
+                        && run.load.packets as usize == inside.len()
+                        && run.load.bytes == run.bytes.len()
+                );
+                for packet in inside {
+                    assert!(is_relayed(packet.kind) && !is_daemons(packet.kind), "{packet:?}");
+                    assert_eq!((run.dev_id, run.node_to.0), (packet.dev, packet.to));
+                    assert_eq!(run.class == Class::Data, is_data(packet.kind));
+                    assert_eq!(run.scope == Scope::Site, matches!(packet.kind, 1..=12 | 23..=34));
+                }
+                relayed.extend_from_slice(&run.bytes);
+            }
+            Item::DaemonsOwn(header) => own.push((header.kind.0, header.dev_id, header.node_to.0)),
+            Item::View(header, payload) => {
+                let good = matches!(*payload, [1, ..]) && payload.len() == 12;
+                assert_eq!((header.kind.0, PeerView::decode(&payload).is_ok()), (200, good));
+                unrelayed.push((header.kind.0, header.dev_id, header.node_to.0));
+            }
+            Item::Unrelayed(header) => unrelayed.push((header.kind.0, header.dev_id, header.node_to.0)),
+        });
+        let sum = |which: fn(u8) -> bool| {
+            let some = expected.iter().filter(move |packet| which(packet.kind));
+            some.map(|packet| (packet.kind, packet.dev, packet.to)).collect::<Vec<_>>()
+        };
+        let all = expected.iter().filter(|packet| is_relayed(packet.kind) && !is_daemons(packet.kind));
+        assert_eq!(relayed, all.flat_map(|packet| packet.bytes).copied().collect::<Vec<u8>>());
+        assert_eq!(own, sum(is_daemons));
+        assert_eq!(unrelayed, sum(|kind| !is_relayed(kind)));
+        assert_eq!(ended, refused);
+    }
+}
+
+fn node(id: u32) -> NodeId {
+    NodeId::try_from(id).unwrap()
+}
+
+fn site(id: u32) -> SiteId {
+    SiteId::try_from(id).unwrap()
+}
+
+fn resource(id: u32) -> ResourceId {
+    ResourceId::try_from(id).unwrap()
+}
+
+/// A hello, and the record after it where it announces one: read or refused, never let in against the rules, and
+/// written again as it was meant.
+pub fn hello(data: &[u8]) {
+    let Some((bytes, rest)) = data.split_first_chunk::<HELLO_LEN>() else { return };
+    let Ok(hello) = Hello::decode(bytes) else {
+        return assert!(bytes[1] > 3 || bytes[2] > 1, "refused without need: {bytes:?}");
+    };
+    assert_eq!((hello.id, hello.ack), (bytes[0], bytes[1] % 2 == 1));
+    let again = Hello::decode(&hello.encode()).unwrap();
+    // With the mark there is no room for a long address: it goes into the record.
+    let addr = hello.addr.filter(|addr| hello.mark == Mark::None || addr.to_string().len() < 16);
+    assert_eq!(again, Hello { addr, ..hello });
+    let mut named = None;
+    if hello.mark != Mark::None {
+        let Some((len, body)) = rest.split_first_chunk() else { return };
+        let Ok(len) = Extension::body_len(*len) else { return };
+        let Some(body) = body.get(..len) else { return };
+        let Ok(record) = Extension::decode(body) else { return };
+        let encoded = record.encode();
+        let (len, body) = encoded.split_first_chunk().unwrap();
+        assert_eq!(Extension::body_len(*len), Ok(body.len()));
+        assert_eq!(Extension::decode(body).as_ref(), Ok(&record));
+        named = record.addr;
+    }
+    let at = |last| IpAddr::from(Ipv4Addr::new(10, 0, 0, last));
+    let known = |key, last, port| Known { key, addr: at(last), port, wanted: true, compress: None };
+    let admission = Admission {
+        node: node(2),
+        site: site(1),
+        known: vec![
+            known(PeerKey::Node(node(1)), 1, 0),
+            known(PeerKey::Node(node(3)), 3, 0),
+            known(PeerKey::Site(resource(0), site(2)), 9, 7100),
+        ],
+        strict: data.len() % 2 == 0,
+    };
+    for source in [at(1), at(3), at(9)] {
+        for door in [Door::Node, Door::Site(7100), Door::Site(7200)] {
+            let Ok(admitted) = admission.admit(&hello, named, source, door) else { continue };
+            let (peer, scope, addr) = match door {
+                Door::Node => (PeerKey::Node(node(3)), Scope::Node, at(3)),
+                _ => (PeerKey::Site(resource(0), site(2)), Scope::Site, at(9)),
+            };
+            assert!(!hello.ack && hello.scope == scope && door != Door::Site(7200));
+            assert_eq!(admitted.peer, peer);
+            assert!(!admission.strict || source == addr, "{source} is let in as {peer}");
+        }
+    }
+}
+
+/// A configuration: good, or refused with places that are in the text.
+pub fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let resolve = |name: &str| match name.len() % 3 {
+        0 => Ok(vec![Ipv4Addr::new(10, 0, 0, name.len() as u8).into()]),
+        1 => Ok(Vec::new()),
+        _ => Err(std::io::ErrorKind::NotFound.into()),
+    };
+    match config::parse(text, "alpha", &resolve) {
+        Ok(loaded) => {
+            let config = loaded.config;
+            let local = config.local_node().expect("this node is in its own configuration");
+            assert_eq!((local.id, local.hostname.as_str()), (config.node, "alpha"));
+            assert!(!config.ping_interval.is_zero() && config.max_ping_count > 0);
+            assert!(config.server.port() > 0 && (1 << 10..=1 << 30).contains(&config.max_packet));
+            assert_eq!(config.digest(), config.clone().digest());
+        }
+        Err(problems) => {
+            assert!(!problems.is_empty(), "refused without a reason");
+            let lines = text.split('\n').count();
+            for problem in problems {
+                assert!((1..=lines).contains(&(problem.line as usize)), "{problem} in {lines} lines");
+                assert!(!problem.to_string().is_empty());
+            }
+        }
+    }
+}
+
+/// A request of the control protocol: refused, or what it means is what it means written anew.
+pub fn control(data: &[u8]) {
+    let Ok(line) = std::str::from_utf8(data) else { return };
+    match Request::read(line.trim()) {
+        Ok(request) => {
+            let again = request.line().to_string();
+            assert!(!again.contains('\n'), "a request is one line: {again}");
+            assert_eq!(Request::read(&again), Ok(request));
+        }
+        Err(why) => assert!(!why.is_empty()),
+    }
+}
+
+/// Packets from the kernel module: the books of each peer have exactly what was for it, whatever the headers say, and
+/// what is for nobody is counted.
+pub fn route(data: &[u8]) {
+    let Some((pieces, bytes)) = cut(data) else { return };
+    // Node 2 of site 1: nodes 0, 1 and 31, sites 0 and 2 of resource 3, whose log it owns, and site 0 of resource 4.
+    let nodes = [0, 1, 31].map(|id| PeerKey::Node(node(id)));
+    let sites = [(3, 0), (3, 2), (4, 0)].map(|(res, id)| PeerKey::Site(resource(res), site(id)));
+    let records: Vec<_> = nodes.into_iter().chain(sites).map(Record::new).collect();
+    let switch = Switch::new((node(2), site(1)), records.iter().cloned());
+    switch.set_owned([resource(3)].into());
+    let mut sink = FromKernel::new(&switch);
+    feed(bytes, pieces, |item| sink.take(item).unwrap());
+
+    let mut expected: BTreeMap<(PeerKey, bool), u64> = BTreeMap::new();
+    let mut strays = BTreeMap::new();
+    for packet in packets(bytes).0 {
+        let of_site = matches!(packet.kind, 1..=12 | 23..=34);
+        let mut stray = |what| *strays.entry(what).or_insert(0) += 1;
+        match packet.kind {
+            kind if is_daemons(kind) => stray("daemon's own type"),
+            kind if !is_relayed(kind) => stray("type not relayed"),
+            _ if of_site && !matches!(packet.dev, 3 | 255) => stray("unknown resource"),
+            _ if packet.to == 0 => stray("no addressee"),
+            kind => {
+                for id in (0..32).filter(|id| packet.to >> id & 1 == 1) {
+                    let peer = match (of_site, id) {
+                        (true, 0 | 2) => PeerKey::Site(resource(3), site(id)),
+                        (false, 0 | 1 | 31) => PeerKey::Node(node(id)),
+                        (true, 1) | (false, 2) => {
+                            stray("own bit");
+                            continue;
+                        }
+                        _ => {
+                            stray("unknown id");
+                            continue;
+                        }
+                    };
+                    *expected.entry((peer, is_data(kind))).or_default() += 1;
+                }
+            }
+        }
+    }
+    for record in &records {
+        for class in Class::BOTH {
+            let tally = record.books(Direction::Out, class).tally();
+            let packets = expected.get(&(record.key, class == Class::Data)).copied().unwrap_or_default();
+            assert!(tally.balances(), "{tally}");
+            assert_eq!((tally.received, tally.all_dropped()), (packets, packets), "{} {class}", record.key);
+        }
+    }
+    for (what, count) in switch.strays.list() {
+        assert_eq!(count, strays.get(what).copied().unwrap_or_default(), "{what}");
+    }
+}
