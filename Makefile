@@ -7,8 +7,9 @@ SECS = 60
 NODES = 4
 TARGET = aarch64
 STATIC =
+LEAN =
 TARGETS =
-export STATIC
+export STATIC LEAN
 CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
 
@@ -77,7 +78,7 @@ msrv: ## build everything and run the unit tests with Debian's Rust 1.85, the ol
 	cross/cargo.sh x86_64 test --locked --no-run
 	cross/cargo.sh x86_64 test --locked --lib
 
-cross: ## build for another machine; TARGET=aarch64 (cross/targets has all), STATIC=1
+cross: ## build for another machine; TARGET=aarch64 (cross/targets has all), STATIC=1, LEAN=1 without encrypted links
 	cross/cargo.sh $(TARGET) build --release --locked
 
 cross-test: cross ## that, and run the unit tests and two daemons emulated

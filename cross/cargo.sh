@@ -3,8 +3,8 @@
 # apt-get, as root only, and the target's standard library into the build directory, never into the system. A
 # Rust from elsewhere stays as it is, and is not used.
 #
-# Usage: [STATIC=1] cross/cargo.sh NAME COMMAND [ARGUMENT...]   (NAME is of cross/targets)
-# MIRROR: where Debian's packages are, if not at deb.debian.org.
+# Usage: [STATIC=1] [LEAN=1] cross/cargo.sh NAME COMMAND [ARGUMENT...]   (NAME is of cross/targets)
+# LEAN: without encrypted links. MIRROR: where Debian's packages are, if not at deb.debian.org.
 . "$(dirname "$0")/lib.sh"
 target "$1"
 command=$2
@@ -71,5 +71,5 @@ if [ "$arch" != amd64 ]; then
 fi
 [ -z "$runner" ] || export "${prefix}_RUNNER=$runner"
 export "${prefix}_RUSTFLAGS=$flags" RUSTC=/usr/bin/rustc RUSTDOC=/usr/bin/rustdoc
-export CARGO_TARGET_DIR="$cross/$linking"
-exec /usr/bin/cargo "$command" --target "$triple" "$@"
+export CARGO_TARGET_DIR="$cross/$build"
+exec /usr/bin/cargo "$command" --target "$triple" ${LEAN:+--no-default-features} "$@"

@@ -7,6 +7,7 @@ mkdir -p "${CARGO_TARGET_DIR:=target}/cross"
 cross=$(cd "$CARGO_TARGET_DIR/cross" && pwd)
 linking=${STATIC:+static}
 linking=${linking:-dynamic}
+build=${LEAN:+lean-}$linking
 
 fail() {
     echo "${0##*/}: $1" >&2
@@ -30,5 +31,5 @@ target() {
         i686,dynamic) runner="/usr/$gnu/lib/ld-linux.so.2 --library-path /usr/$gnu/lib" ;;
         *) runner="$emulator -L /usr/$gnu" ;;
     esac
-    bin=$cross/$linking/$triple/release
+    bin=$cross/$build/$triple/release
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds for the named targets, dynamic and static, and prints how large the programs are, in bytes; also those
-# of `make build`, where that has been done.
+# Builds for the named targets, dynamic and static, with and without encrypted links, and prints how large the
+# programs are, in bytes; also those of `make build`, where that has been done.
 #
 # Usage: cross/size.sh NAME...   (of cross/targets; none: all)
 # Exit status: 0 only if hadmd is within cross/size-budget everywhere.
@@ -8,20 +8,24 @@
 [ $# -gt 0 ] || set -- $(names)
 
 for name; do
-    STATIC= cross/cargo.sh "$name" build --release --locked
-    STATIC=1 cross/cargo.sh "$name" build --release --locked
+    for lean in '' 1; do
+        for static in '' 1; do
+            LEAN=$lean STATIC=$static cross/cargo.sh "$name" build --release --locked
+        done
+    done
 done
 
 over=
-printf '\n%-8s %-8s %10s %10s %6s %11s\n' target linking hadmd budget used hadm-probe
+printf '\n%-8s %-12s %10s %10s %6s %11s\n' target build hadmd budget used hadm-probe
 for name in native "$@"; do
-    while read -r linking budget; do
+    while read -r build budget; do
         target "$name"
-        [ "$name,$linking" != native,static ] && [ -x "$bin/hadmd" ] || continue
+        [ "$name" = native ] && [ "$build" != dynamic ] && continue
+        [ -x "$bin/hadmd" ] || continue
         size=$(stat -c %s "$bin/hadmd")
-        printf '%-8s %-8s %10d %10d %5d%% %11d\n' "$name" "$linking" "$size" "$budget" \
+        printf '%-8s %-12s %10d %10d %5d%% %11d\n' "$name" "$build" "$size" "$budget" \
             $((100 * size / budget)) "$(stat -c %s "$bin/hadm-probe")"
-        [ "$size" -le "$budget" ] || over="$over, $name $linking"
+        [ "$size" -le "$budget" ] || over="$over, $name $build"
     done <<-END
 	$(grep -v '^#' cross/size-budget)
 	END
