@@ -16,7 +16,7 @@ bin = $(CARGO_TARGET_DIR)/release
 doc = $(PREFIX)/share/doc/hadmd
 
 .PHONY: help build demo test sim chaos fmt lint clean man-lint deb deb-test install uninstall msrv cross cross-test \
-        cross-pair size bench bench-plot vm-test fuzz miri race deny
+        cross-pair size bench bench-plot profile vm-test fuzz miri race deny
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -48,6 +48,9 @@ bench: ## side by side with HAProxy and direct TCP, two to three minutes; QUICK=
 
 bench-plot: ## draw the last results of `make bench` as SVG
 	cargo bench --locked --bench side_by_side -- plot
+
+profile: ## count the instructions of each step of a packet's way; needs valgrind
+	cargo bench --locked --bench micro -- count
 
 # TARGET is the machine that cross-builds are for, unless it is given.
 fuzz: ## look for inputs that break a promise, with a nightly Rust and cargo-fuzz; TARGET=stream (fuzz/corpus has all), SECS=60

@@ -1,19 +1,28 @@
 //! What single steps of a packet's way cost, without sockets where that is possible: `cargo bench --bench
-//! micro`. Each figure is the best of several runs, since whatever disturbs a run makes it longer. Figures of
-//! different machines cannot be compared; `perf stat` on one of them counts instructions.
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "it prints and ends on error")]
+//! micro` times them, each figure the best of several runs, since whatever disturbs a run makes it longer.
+//! `make profile` counts their instructions with valgrind's callgrind instead, outside the system, so that two
+//! versions can be compared on a busy machine. A word as argument chooses the steps with it in their names.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "it prints and ends on error"
+)]
 
 use std::hint::black_box;
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hadmd::core::PeerKey;
-use hadmd::link::{Intake, Item, Outlet, Run, Sink};
-use hadmd::peer::Record;
+use crossbeam::channel::unbounded;
+use hadmd::core::{PeerKey, SessionId};
+use hadmd::link::{Connection, Intake, Item, Outlet, Run, Sink};
+use hadmd::peer::{DATA_CEILING, Limits, META_CEILING, Record, Session};
 use hadmd::queue::{Account, Load};
 use hadmd::route::{FromKernel, Switch};
 use hadmd::wire::{Class, HEADER_LEN, Header, Mask, NodeId, PacketType, Scope, SiteId};
@@ -22,12 +31,31 @@ use hadmd::wire::{Class, HEADER_LEN, Header, Mask, NodeId, PacketType, Scope, Si
 const READ: usize = 256 * 1024;
 const MAX_PACKET: u32 = 16 << 20;
 
+/// What is to be done with the steps.
+enum Mode {
+    Time,
+    Count,
+    /// What [`Mode::Count`] runs under callgrind: the step of that name, so many times.
+    Run(String, usize),
+}
+
 fn main() {
-    let wanted = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
-    let run = |name: &str, per: &str, step: &mut dyn FnMut() -> usize| {
-        if wanted.as_ref().is_none_or(|wanted| name.contains(wanted.as_str())) {
-            println!("{name:<44}{:>10.1} ns per {per}", best(step));
+    let mut args = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).peekable();
+    let mode = match args.next_if(|arg| ["count", "run"].contains(&&**arg)).as_deref() {
+        Some("run") => Mode::Run(args.next().unwrap(), args.next().unwrap().parse().unwrap()),
+        Some(_) => Mode::Count,
+        None => Mode::Time,
+    };
+    let wanted = args.next().unwrap_or_default();
+    let run = |name: &str, per: &str, step: &mut dyn FnMut() -> usize| match &mode {
+        Mode::Run(wanted, n) if wanted == name => println!("{}", (0..*n).map(|_| step()).sum::<usize>()),
+        Mode::Time if name.contains(&wanted) => println!("{name:<44}{:>10.1} ns per {per}", best(step)),
+        Mode::Count if name.contains(&wanted) => {
+            // What both runs have in common, the program's start and end, is not the step's.
+            let ((few, units), (many, more)) = (counted(name, 500), counted(name, 2500));
+            println!("{name:<44}{:>10.1} instructions per {per}", (many - few) / (more - units));
         }
+        _ => {}
     };
     let bytes = packet(512);
     let header: &[u8; HEADER_LEN] = bytes.first_chunk().unwrap();
@@ -43,7 +71,8 @@ fn main() {
         account.try_hold(Load::alone(1, 4224)).unwrap().forwarded();
         1
     });
-    let outlet = drained_outlet();
+    let outlet = Outlet::new(drained(), None, |_| {});
+    outlet.start("micro:data-tx").unwrap();
     let small = Bytes::from(packet(0));
     run("hold, queue, write 128 B to a socket", "entry", &mut || {
         outlet.put(small.clone(), account.hold(Load::alone(1, small.len()), None).unwrap());
@@ -55,19 +84,45 @@ fn main() {
         1
     });
     let node = |id| NodeId::try_from(id).unwrap();
-    let records = (1..32).map(|id| Record::new(PeerKey::Node(node(id))));
-    let mut sink = FromKernel::new(&Switch::new((node(0), SiteId::try_from(0).unwrap()), records));
-    let run_of_packets = Run {
-        class: Class::Data,
-        scope: Scope::Node,
-        dev_id: 0,
-        node_to: Mask(u32::MAX - 1),
-        bytes: large,
-        load: Load::alone(62, READ),
+    let here = (node(0), SiteId::try_from(0).unwrap());
+    let records: Vec<_> = (1..32).map(|id| Record::new(PeerKey::Node(node(id)))).collect();
+    let switch = Switch::new(here, records.iter().cloned());
+    let mut sink = FromKernel::new(&switch);
+    let run_of_packets = |payload: usize, n: u32| {
+        let bytes = Bytes::from(packet(payload).repeat(n as usize));
+        let load = Load::alone(n, bytes.len());
+        Run { class: Class::Data, scope: Scope::Node, dev_id: 0, node_to: Mask(u32::MAX - 1), bytes, load }
     };
-    run("route to 31 peers, none of them connected", "peer", &mut || {
-        sink.take(Item::Run(run_of_packets.clone())).is_ok().then_some(31).unwrap()
-    });
+    let many = run_of_packets(4096, 31);
+    let mut route = |run: &Run| sink.take(Item::Run(run.clone())).is_ok().then_some(31).unwrap();
+    run("route to 31 peers, none of them connected", "peer", &mut || route(&many));
+    let limits = Limits {
+        data: DATA_CEILING,
+        meta: META_CEILING,
+        slow: Duration::from_secs(60),
+        meta_patience: Duration::from_secs(60),
+    };
+    let (events, _events) = unbounded();
+    for record in &records {
+        let links = [drained(), drained()].map(|stream| Connection { stream, coat: None });
+        let session = Session::start(record, SessionId(1), links, here, &limits, &events, None).unwrap();
+        switch.set_session(record.key, Some(session));
+    }
+    let one = run_of_packets(0, 1);
+    run("route and write 128 B to 31 connected peers", "peer", &mut || route(&one));
+    run("the same, 31 packets of 4 KiB", "peer", &mut || route(&many));
+}
+
+/// Instructions of a process that does nothing but this step, so many times, and the units in them.
+fn counted(name: &str, n: usize) -> (f64, f64) {
+    let mut valgrind = Command::new("valgrind");
+    // With every thread in its turn, else the readers starve.
+    valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--fair-sched=yes"]);
+    valgrind.arg(std::env::current_exe().unwrap()).args(["run", name, &n.to_string()]);
+    let output = valgrind.output().expect("counting takes valgrind (Debian package valgrind)");
+    let words = String::from_utf8(output.stderr).unwrap();
+    let total = words.lines().find_map(|line| line.split_once("Collected :")).expect(&words).1.trim();
+    (total.parse().unwrap(), String::from_utf8(output.stdout).unwrap().trim().parse().unwrap())
 }
 
 /// Nanoseconds per unit, of which one `step` does as many as it says.
@@ -121,17 +176,15 @@ impl Reads {
     }
 }
 
-/// An outlet to a socket from which a thread reads as fast as it can.
-fn drained_outlet() -> Arc<Outlet> {
+/// A socket from whose other end a thread reads as fast as it can.
+fn drained() -> TcpStream {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let out = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     out.set_nodelay(true).unwrap();
     let mut peer = listener.accept().unwrap().0;
     thread::spawn(move || {
         let mut buf = vec![0; READ];
-        while peer.read(&mut buf).unwrap() > 0 {}
+        while peer.read(&mut buf).is_ok_and(|n| n > 0) {}
     });
-    let outlet = Outlet::new(out, None, |_| {});
-    outlet.start("micro:data-tx").unwrap();
-    outlet
+    out
 }

@@ -21,7 +21,7 @@ use hadmd::core::{Admission, Door, Known, PeerKey};
 use hadmd::link::{Intake, Item, Sink};
 use hadmd::peer::{Direction, Record};
 use hadmd::route::{FromKernel, Switch};
-use hadmd::wire::{Class, Extension, HELLO_LEN, Hello, NodeId, PeerView, ResourceId, Scope, SiteId};
+use hadmd::wire::{Class, Extension, HELLO_LEN, Hello, Mark, NodeId, PeerView, ResourceId, Scope, SiteId};
 
 const MAX_PACKET: u32 = 4096;
 
@@ -158,10 +158,10 @@ pub fn hello(data: &[u8]) {
     assert_eq!((hello.id, hello.ack), (bytes[0], bytes[1] % 2 == 1));
     let again = Hello::decode(&hello.encode()).unwrap();
     // With the mark there is no room for a long address: it goes into the record.
-    let addr = hello.addr.filter(|addr| !hello.extended || addr.to_string().len() < 16);
+    let addr = hello.addr.filter(|addr| hello.mark == Mark::None || addr.to_string().len() < 16);
     assert_eq!(again, Hello { addr, ..hello });
     let mut named = None;
-    if hello.extended {
+    if hello.mark == Mark::Extended {
         let Some((len, body)) = rest.split_first_chunk() else { return };
         let Ok(len) = Extension::body_len(*len) else { return };
         let Some(body) = body.get(..len) else { return };

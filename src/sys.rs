@@ -62,6 +62,19 @@ pub fn run<T: Send + 'static>(name: &str, job: impl FnOnce() -> T + Send + 'stat
     thread.join().map_err(|_| io::Error::other("it panicked"))
 }
 
+/// Has memory given back to the system when it is free. By itself, glibc keeps up to twice as much for each
+/// thread as the largest piece it has ever seen freed, here that of the largest packet. To be called before
+/// there are threads.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes and leaves plain numbers, and must not run beside another thread's use of itself.
+    // Where it refuses a number, as 32-bit systems do the first, what glibc does by itself is good enough.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 20);
+    }
+}
+
 /// Reads what is there, at most as much as the buffer has spare room, blocking for the first byte. 0 is the
 /// end of the stream, or a buffer without room.
 ///

@@ -55,6 +55,30 @@ fn empty_packets_are_bounded_too() {
     rig.stop();
 }
 
+/// Failure mode 9: the memory that large packets took is given back when they are gone.
+#[test]
+fn fm09_large_packets_leave_no_memory_behind() {
+    let rig = Rig::new(4);
+    let peers = [1, 2, 3].map(|id| rig.call(id));
+    let before = rig.daemon.status("VmRSS");
+    let large = |seq, to| Packet::data(seq, to, 16 << 20);
+    for seq in 0..2 {
+        rig.kernel.data.send(&large(seq, bit(1) | bit(2) | bit(3)));
+        for peer in &peers {
+            assert_eq!(peer.data.recv().seq(), seq);
+            peer.data.send(&large(seq, bit(0)));
+            assert_eq!(rig.kernel.data.recv().seq(), seq);
+        }
+    }
+    let peak = rig.daemon.status("VmHWM");
+    let after = redial("giving memory back", PATIENCE, || {
+        let now = rig.daemon.status("VmRSS");
+        (now < before + 8 * 1024).then_some(now)
+    });
+    eprintln!("{before} KiB before, {peak} at most, {after} after");
+    rig.stop();
+}
+
 /// A module that does not read costs bounded memory, with several peers sending.
 #[test]
 fn a_stalled_module_costs_bounded_memory() {

@@ -3,7 +3,8 @@
 //! taken within each round, and medians of the rounds are what is reported. Must never leave out a case
 //! because it looks bad. `plot` as argument draws the last results instead, `line` measures the slow line alone.
 //!
-//! Environment: `QUICK=1` for one short round; `HADMD=path,path` adds other builds of the daemon.
+//! Environment: `QUICK=1` for one short round; `HADMD=path,path` adds other builds of the daemon; `STREAM=65536`
+//! runs nothing but the streams with payloads of that size, for whoever compares builds or profiles them.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "it ends on error")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what it is for")]
 
@@ -54,11 +55,12 @@ fn main() {
     let began = Instant::now();
     let builds = builds();
     let mut figures = Figures::default();
+    let stream: Option<usize> = std::env::var("STREAM").ok().map(|size| size.parse().unwrap());
     let line_alone = std::env::args().any(|arg| arg == "line");
     if !line_alone {
-        side_by_side(&builds, &effort, &mut figures);
+        side_by_side(&builds, &effort, stream, &mut figures);
     }
-    for build in &builds {
+    for build in builds.iter().filter(|_| stream.is_none()) {
         line::sites(build, effort.rounds, &mut figures);
         if line_alone {
             continue;
@@ -86,7 +88,7 @@ fn builds() -> Vec<Build> {
 }
 
 /// The same packets over every contestant in turn.
-fn side_by_side(builds: &[Build], effort: &Effort, figures: &mut Figures) {
+fn side_by_side(builds: &[Build], effort: &Effort, alone: Option<usize>, figures: &mut Figures) {
     let mut contestants = vec![contest::direct()];
     if contest::has_haproxy() {
         contestants.push(contest::haproxy("haproxy", false));
@@ -103,10 +105,10 @@ fn side_by_side(builds: &[Build], effort: &Effort, figures: &mut Figures) {
         eprintln!("round {} of {}: side by side", round + 1, effort.rounds);
         // Nobody is always first.
         contestants.rotate_left(1);
-        for payload in PAYLOADS {
+        for payload in alone.map_or(PAYLOADS.to_vec(), |size| vec![size]) {
             contestants.iter().for_each(|contestant| stream(contestant, payload, effort.slice, figures));
         }
-        for depth in DEPTHS {
+        for depth in DEPTHS.into_iter().filter(|_| alone.is_none()) {
             contestants.iter().for_each(|contestant| latency(contestant, depth, effort.slice, figures));
         }
     }

@@ -8,6 +8,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use hadmd::link::MAX_CHUNK;
+use hadmd::peer::{DATA_CEILING, META_CEILING};
+
 use crate::Build;
 use crate::ends::{Kernel, Peer, Walker, drain, read_meta};
 use crate::figures::Figures;
@@ -18,10 +21,10 @@ use crate::support::{ConfigBuilder, ConfigFile, Daemon, PATIENCE, Packet, Subnet
 /// Peers at most: ids 1 to 31.
 const PEERS: u8 = 31;
 const FAN: [u8; 4] = [1, 2, 8, PEERS];
-/// What the daemon charges a session's four queues and its own packets, MiB.
-const SESSION_MIB: f64 = 2.0 * (4.0 + 1.0) + 0.02;
-/// Memory besides: the program, its threads, and for each link a receive buffer of 256 KiB, MiB.
-const BASE_MIB: f64 = 8.0 + 64.0 * 0.25;
+/// The ceiling that README.md gives, for packets that are smaller than a receive buffer, and what the program
+/// itself takes, bytes.
+const CEILING: usize =
+    PEERS as usize * (2 * (DATA_CEILING + META_CEILING) + 6 * MAX_CHUNK) + 2 * MAX_CHUNK + (8 << 20);
 
 struct Star {
     peers: Vec<Peer>,
@@ -252,8 +255,7 @@ pub fn stalled(build: &Build, rounds: usize, slice: Duration, figures: &mut Figu
             figures.add("memory, MiB", "peak, 30 of 31 stalled", &build.name, peak);
         });
     }
-    let ceiling = f64::from(PEERS) * SESSION_MIB + BASE_MIB;
-    figures.add("memory, MiB", "ceiling", &build.name, ceiling);
+    figures.add("memory, MiB", "ceiling", &build.name, CEILING as f64 / f64::from(1 << 20));
 }
 
 /// What a daemon costs that has nothing to do but heartbeats every second.

@@ -19,6 +19,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use hadmd::config::Config;
 use hadmd::control::{self, Ask, Loader, Request, Server};
 use hadmd::log::Target;
+use hadmd::sys;
 use hadmd::timer::{Setup, Timer};
 
 const USAGE: &str = "\
@@ -125,6 +126,7 @@ fn parse() -> Result<Command, lexopt::Error> {
 }
 
 fn main() -> ExitCode {
+    sys::give_memory_back();
     let options = match parse() {
         Ok(Command::Run(options)) => options,
         Ok(Command::Print(text)) => {

@@ -17,7 +17,10 @@ const FIRST_CHUNK: usize = 8 * 1024;
 /// Size at which a buffer stops growing, unless a single packet is larger. What is read is written again at
 /// once: a few of these stay in the processor's second-level cache, larger ones were measured to be slower.
 /// Smaller ones would take more than a call to the system for each ten packets of 4 KiB.
-const MAX_CHUNK: usize = 128 * 1024;
+pub const MAX_CHUNK: usize = 128 * 1024;
+/// Largest packet for whose like a buffer is made ready before its header is there: a link must not keep the
+/// memory of its largest packet for ever.
+const LARGE: usize = 2 * 1024 * 1024;
 
 /// Consecutive packets of one link that go the same way.
 #[derive(Clone, Debug)]
@@ -95,7 +98,8 @@ impl Intake {
     /// # Errors
     /// There is no memory for the packet at the front.
     pub fn room(&mut self) -> io::Result<&mut BytesMut> {
-        let packet = self.front().map_or(self.last_packet.max(HEADER_LEN), |header| packet_len(&header));
+        let likely = if self.last_packet > LARGE { HEADER_LEN } else { self.last_packet };
+        let packet = self.front().map_or(likely, |header| packet_len(&header));
         let missing = packet.saturating_sub(self.buf.len()).max(1);
         if self.buf.capacity().saturating_sub(self.buf.len()) < missing {
             self.next_chunk(packet)?;
@@ -301,6 +305,27 @@ mod tests {
         let large = most_of(40, usize::MAX);
         assert!(large > MAX_CHUNK / 2 && large <= MAX_CHUNK, "{large}");
         assert!(most_of(2000, 4224) < MAX_CHUNK / 2);
+    }
+
+    /// Failure mode 9: a link that waits for its next packet does not keep the memory of a large one.
+    #[test]
+    fn fm09_a_large_packets_buffer_goes_with_the_packet() {
+        let mut intake = Intake::new(16 << 20);
+        for payload in [16 << 20, 100] {
+            for bytes in packet(36, 0, 1, &vec![7; payload]).chunks(1 << 20) {
+                let mut left = bytes;
+                while !left.is_empty() {
+                    let room = intake.room().unwrap();
+                    let n = left.len().min(room.capacity() - room.len());
+                    room.extend_from_slice(&left[..n]);
+                    left = &left[n..];
+                    intake.filled(n);
+                }
+            }
+            assert!(matches!(intake.next(&mut |_| {}), Ok(Some(Item::Run(_)))));
+            intake.room().unwrap();
+            assert!(intake.chunk_bytes <= MAX_CHUNK, "{} bytes", intake.chunk_bytes);
+        }
     }
 
     proptest! {

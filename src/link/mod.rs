@@ -22,7 +22,7 @@ mod sync {
 }
 
 pub use coat::{Coat, CoatError, Connection, Decode, Encode};
-pub use intake::{Intake, Item, Run};
+pub use intake::{Intake, Item, MAX_CHUNK, Run};
 pub use outlet::{Late, Outlet};
 pub use pair::{Lost, Pair};
 pub use reader::{Closed, Sink, read_link};

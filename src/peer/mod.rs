@@ -4,7 +4,7 @@
 
 mod session;
 
-pub use session::{Limits, Put, Session};
+pub use session::{DATA_CEILING, Limits, META_CEILING, Put, Session};
 
 use std::sync::Arc;
 

@@ -19,6 +19,11 @@ use crate::link::{Closed, Connection, Pair, Run, Sink};
 use crate::queue::{Account, Counter, DropCause, Load, Refusal};
 use crate::wire::{ALL_DEVICES, Class, Header, NodeId, PacketType, PeerView, SiteId, VIEW_LEN};
 
+/// Ceiling of each data queue: enough for the receive buffers in flight at full speed, and a second of a
+/// 40 Mbit/s line.
+pub const DATA_CEILING: usize = 4 << 20;
+/// Ceiling of each meta queue: some four thousand packets.
+pub const META_CEILING: usize = 1 << 20;
 /// Ceiling of what the daemon itself may have queued for a peer: room for 64 pings, ACKs and views. A peer that
 /// sends pings and reads nothing gets no more answers than that.
 const OWN_CEILING: usize = 64 * 256;

@@ -30,18 +30,13 @@ use crate::kmod;
 use crate::limited;
 use crate::link::Connection;
 use crate::log as logging;
-use crate::peer::{Limits, Record, Session};
+use crate::peer::{DATA_CEILING, Limits, META_CEILING, Record, Session};
 use crate::queue::{Account, Counter};
 use crate::route::Switch;
 use crate::wire::{Class, Compression, Extension, FEATURE_VIEWS, NodeId, SiteId};
 use report::Story;
 use service::Watchdog;
 
-/// Ceiling of each data queue: enough for the receive buffers in flight at full speed, and a second of a
-/// 40 Mbit/s line.
-const DATA_CEILING: usize = 4 << 20;
-/// Ceiling of each meta queue: some four thousand packets.
-const META_CEILING: usize = 1 << 20;
 /// How often left-out log lines are told while there are any.
 const LOG_TICK: Duration = Duration::from_millis(500);
 
@@ -309,7 +304,6 @@ impl Timer {
                 attempt,
                 steps,
                 encryption,
-                steps,
                 extension,
                 compression,
                 source,
