@@ -60,8 +60,6 @@ install_packages
 # Either would take precedence over the flags of the target.
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
 flags=${STATIC:+-C target-feature=+crt-static}
-# Appliances: as small as can be.
-export CARGO_PROFILE_RELEASE_OPT_LEVEL=z
 prefix=CARGO_TARGET_$(echo "$triple" | tr a-z- A-Z_)
 if [ "$arch" != amd64 ]; then
     sysroot=$cross/sysroot
