@@ -119,6 +119,19 @@ impl Keys {
     /// # Errors
     /// No such file, one that others have access to, or one without one or two keys in it.
     pub fn read(path: &Path) -> Result<Self, KeyError> {
+        Self::read_of(path, |owner| [0, rustix::process::geteuid().as_raw()].contains(&owner))
+    }
+
+    /// Reads a key file as [`Keys::read`] does, for whoever changes it: root may, whoever owns it.
+    ///
+    /// # Errors
+    /// As [`Keys::read`].
+    pub fn read_to_change(path: &Path) -> Result<Self, KeyError> {
+        let user = rustix::process::geteuid();
+        Self::read_of(path, |owner| user.is_root() || [0, user.as_raw()].contains(&owner))
+    }
+
+    fn read_of(path: &Path, may_own: impl Fn(u32) -> bool) -> Result<Self, KeyError> {
         // Does not wait for a pipe's writer. What is judged is the file that was opened, not its name.
         let flags = OFlags::NONBLOCK.bits() as i32;
         let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
@@ -134,7 +147,7 @@ impl Keys {
                  others had access"
             )));
         }
-        if ![0, rustix::process::geteuid().as_raw()].contains(&about.uid()) {
+        if !may_own(about.uid()) {
             return Err(KeyError::Owner(about.uid()));
         }
         Keys::parse(&read_whole(file).map_err(KeyError::Unreadable)?).map_err(KeyError::Bad)

@@ -568,6 +568,12 @@ fn keygen_never_damages_a_key_file() {
     good(hadmctl(&["keygen", "--rotate", name]));
     let third = secrets(&path);
     assert_eq!((third.len(), &third[1]), (2, &second[0]), "the oldest has gone");
+    if rustix::process::geteuid().is_root() {
+        // As a package leaves it: the daemon's user owns the file, root changes it.
+        std::os::unix::fs::chown(&path, Some(12_345), None).unwrap();
+        good(hadmctl(&["keygen", "--rotate", name]));
+        assert_eq!((fs::metadata(&path).unwrap().uid(), mode()), (12_345, 0o600));
+    }
     // Neither beside another run nor from a file that is none.
     fs::write(dir.path.join("key.new"), "").unwrap();
     assert_eq!(hadmctl(&["keygen", "--rotate", name]).status.code(), Some(1));

@@ -301,3 +301,14 @@ fn port_0_and_a_module_list_that_is_no_file_are_refused() {
     assert_eq!(list.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&list.stderr).contains("--no-kmod-check"));
 }
+
+#[test]
+fn help_that_cannot_be_written_is_a_failure() {
+    for program in [env!("CARGO_BIN_EXE_hadmd"), env!("CARGO_BIN_EXE_hadmctl")] {
+        for option in ["--help", "--version"] {
+            let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+            let (code, _, err) = run(Command::new(program).arg(option).stdout(full));
+            assert!(code == Some(1) && err.contains("No space left"), "{program} {option}: {code:?} {err}");
+        }
+    }
+}

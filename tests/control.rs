@@ -293,6 +293,14 @@ fn stuck_and_hostile_clients_cost_nothing() {
         client.read_to_string(&mut answer).unwrap();
         assert!(answer.is_empty() || answer.contains("\"ok\":false"), "{answer}");
     }
+    let deep = "[".repeat(4000);
+    let mut nested = UnixStream::connect(&path).unwrap();
+    nested.write_all(format!("{deep}\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    BufReader::new(&nested).read_line(&mut answer).unwrap();
+    assert!(answer.contains("nested too deep"), "{answer}");
+    let named = run(&rig, &["plan", &format!("/{}", &deep[..100])]);
+    assert!(String::from_utf8_lossy(&named.stderr).contains("cannot be read"), "a name may have brackets");
     let mut long = UnixStream::connect(&path).unwrap();
     long.write_all(&[b'x'; 5000]).unwrap();
     let mut answer = String::new();
@@ -321,6 +329,12 @@ fn at_most_16_clients_are_attended_to() {
     let mut answer = String::new();
     UnixStream::connect(&path).unwrap().read_to_string(&mut answer).unwrap();
     assert!(answer.contains("16 clients"), "{answer}");
+    // Whether the request or the refusal comes first is the system's choice: all are told.
+    for _ in 0..20 {
+        let refused = run(&rig, &["version"]);
+        let why = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(1) && why.contains("16 clients"), "{why}");
+    }
     drop(clients);
     redial("a free place", PATIENCE, || run(&rig, &["version"]).status.success().then_some(()));
     rig.stop();
@@ -356,4 +370,16 @@ fn check_and_wrong_command_lines_need_no_daemon() {
     let absent = hadmctl(&["--control", "/nonexistent/socket", "status"]);
     assert_eq!(absent.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&absent.stderr).contains("is hadmd running?"));
+}
+
+#[test]
+fn a_plan_never_waits_for_a_pipe() {
+    let rig = Rig::new(2);
+    let dir = TempDir::new();
+    let pipe = dir.path.join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let refused = run(&rig, &["plan", pipe.to_str().unwrap()]);
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && why.contains("it is no file"), "{why}");
+    rig.stop();
 }

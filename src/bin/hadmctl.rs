@@ -11,9 +11,14 @@ fn main() -> ExitCode {
     let options = match parse(lexopt::Parser::from_env()) {
         Ok(Parsed::Run(options)) => options,
         Ok(Parsed::Print(text)) => {
-            // A reader that went away is no failure of this program.
-            let _ = std::io::stdout().write_all(text.as_bytes());
-            return ExitCode::SUCCESS;
+            return match std::io::stdout().write_all(text.as_bytes()) {
+                // A reader that went away is no failure of this program.
+                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                    eprintln!("hadmctl: {error}");
+                    ExitCode::FAILURE
+                }
+                _ => ExitCode::SUCCESS,
+            };
         }
         Err(error) => {
             eprint!("hadmctl: {error}\n\n{USAGE}");

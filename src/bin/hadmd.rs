@@ -130,9 +130,14 @@ fn main() -> ExitCode {
     let options = match parse() {
         Ok(Command::Run(options)) => options,
         Ok(Command::Print(text)) => {
-            // A reader that went away is no failure of this program.
-            let _ = std::io::stdout().write_all(text.as_bytes());
-            return ExitCode::SUCCESS;
+            return match std::io::stdout().write_all(text.as_bytes()) {
+                // A reader that went away is no failure of this program.
+                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                    eprintln!("hadmd: {error}");
+                    ExitCode::FAILURE
+                }
+                _ => ExitCode::SUCCESS,
+            };
         }
         Err(error) => {
             eprint!("hadmd: {error}\n\n{USAGE}");

@@ -3,12 +3,14 @@
 //! [`parse`] is pure but for the resolver it is given, [`Config::read`] adds the files and the system's resolver.
 //! Older files without sites are recognised here and refused with directions, before their parts are judged.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::net::{IpAddr, ToSocketAddrs};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use roxmltree::{Document, ParsingOptions};
+use rustix::fs::OFlags;
 
 use super::cluster::Cluster;
 use super::element::Element;
@@ -56,7 +58,7 @@ impl Config {
     fn load(path: &Path, hostname: &str, key_file: KeyFile) -> Result<Loaded, ConfigError> {
         let file = path.to_owned();
         let mut bytes = Vec::new();
-        let read = File::open(path).and_then(|open| open.take(FILE_MAX + 1).read_to_end(&mut bytes));
+        let read = open(path, key_file).and_then(|open| open.take(FILE_MAX + 1).read_to_end(&mut bytes));
         match read {
             Err(error) => return Err(ConfigError::Unreadable { file, error }),
             Ok(len) if len as u64 > FILE_MAX => return Err(ConfigError::TooLong { file }),
@@ -67,6 +69,19 @@ impl Config {
             Err(error) => Err(not_utf8(bytes.get(..error.valid_up_to()).unwrap_or_default())),
         };
         loaded.map_err(|problems| ConfigError::Refused { file, problems })
+    }
+}
+
+/// Opens a configuration file. A check may read a pipe; a daemon, whom others may ask for a plan, never waits for one.
+fn open(path: &Path, key_file: KeyFile) -> io::Result<File> {
+    if key_file == KeyFile::Checked {
+        return File::open(path);
+    }
+    let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    let kind = file.metadata()?.file_type();
+    match kind.is_file() || kind.is_dir() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no file")),
     }
 }
 

@@ -76,6 +76,9 @@ impl Request {
     /// # Errors
     /// A sentence for whoever asked.
     pub fn read(line: &str) -> Result<Self, String> {
+        if !is_shallow(line) {
+            return Err("nested too deep".into());
+        }
         let value: Value = serde_json::from_str(line).map_err(|error| format!("not JSON: {error}"))?;
         match value.get("v").and_then(Value::as_u64) {
             Some(VERSION) => {}
@@ -143,6 +146,22 @@ impl Request {
         }
         line.to_string()
     }
+}
+
+/// Whether a line is nested no deeper than some levels more than any request: reading it recurses, on a small stack.
+fn is_shallow(line: &str) -> bool {
+    let (mut depth, mut quoted, mut escaped) = (0_u32, false, false);
+    line.bytes().all(|byte| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'[' | b'{' if !quoted => depth = depth.saturating_add(1),
+            b']' | b'}' if !quoted => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth <= 8
+    })
 }
 
 /// A request on its way to the timer thread, and the way back. Lines that do not fit are left out, and the

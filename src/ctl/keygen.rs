@@ -37,7 +37,7 @@ pub fn make(path: &Path) -> Result<String, String> {
 /// A sentence for the operator; the file is as it was then.
 pub fn rotate(path: &Path) -> Result<String, String> {
     let place = path.display();
-    let keys = Keys::read(path).map_err(|error| format!("{place}: {error}"))?;
+    let keys = Keys::read_to_change(path).map_err(|error| format!("{place}: {error}"))?;
     let former = keys.newest().ok_or_else(|| format!("{place} has no key"))?;
     let key = Key::fresh().map_err(|error| format!("cannot draw a key: {error}"))?;
     let mut next = path.as_os_str().to_owned();

@@ -75,7 +75,11 @@ impl Daemon {
     }
 
     fn ask(&mut self, request: &Request) -> Result<Value, Failure> {
-        self.stream.write_all(format!("{}\n", request.line()).as_bytes())?;
+        match self.stream.write_all(format!("{}\n", request.line()).as_bytes()) {
+            // A daemon that refuses a client says why before it hangs up.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            done => done?,
+        }
         let gone = || Failure::Said("the daemon hung up".into());
         let mut answer = self.line()?.ok_or_else(gone)?;
         match answer.get("ok").and_then(Value::as_bool) {
