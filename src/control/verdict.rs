@@ -147,6 +147,9 @@ fn called(peer: &Value) -> Finding {
 /// A peer that has to call this side.
 fn awaited(peer: &Value, port: Option<&Port>, own: &str) -> Finding {
     let address = peer["address"].as_str().unwrap_or_default();
+    // Another site calls the floating address of the resource.
+    let floating = peer["from"].as_str().filter(|_| !peer["resource"].is_null());
+    let own = floating.unwrap_or(own);
     let turned_away = &peer["turned_away"];
     if let Some(age) = turned_away["age_s"].as_f64().filter(|age| *age < RECENT) {
         return Finding::wrong(
@@ -213,6 +216,8 @@ mod tests {
         let acceptor = |age: f64| json!({"role": "acceptor", "state": "idle", "turned_away": {"age_s": age}});
         assert_eq!(word(acceptor(3.0), Some(Port::Open)).0, "turned-away");
         assert_eq!(word(acceptor(300.0), Some(Port::Open)).0, "not-calling");
+        let site = json!({"role": "acceptor", "resource": 3, "from": "192.0.2.100"});
+        assert!(of(&site, Some(&Port::Open), "192.0.2.1:7000").says.contains("has to call 192.0.2.100 and"));
         assert_eq!(word(acceptor(300.0), Some(Port::Refused)).0, "refused");
         assert_eq!(word(acceptor(300.0), Some(Port::Silent)).0, "silent");
         assert_eq!(word(acceptor(300.0), Some(Port::Failed("x".into()))).0, "unreachable");
