@@ -568,6 +568,11 @@ fn keygen_never_damages_a_key_file() {
     good(hadmctl(&["keygen", "--rotate", name]));
     let third = secrets(&path);
     assert_eq!((third.len(), &third[1]), (2, &second[0]), "the oldest has gone");
+    let link = dir.path.join("link");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    good(hadmctl(&["keygen", "--rotate", link.to_str().unwrap()]));
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink() && secrets(&path)[1] == third[0]);
+    fs::remove_file(&link).unwrap();
     if rustix::process::geteuid().is_root() {
         // As a package leaves it: the daemon's user owns the file, root changes it.
         std::os::unix::fs::chown(&path, Some(12_345), None).unwrap();

@@ -161,8 +161,7 @@ fn a_reload_brings_compression_with_the_next_session() {
     let Some(pair) = Pair::start([true, false]) else { return };
     add_element(&pair.configs[1], 1);
     let said = hadmctl(&pair.configs[1], "b0", &["reload"]);
-    let setting =
-        r#"setting: compress by resource (sessions begun from now on): [(0, "none")] -> [(0, "lz4")]"#;
+    let setting = "setting: compress by resource (sessions begun from now on): 0 none -> 0 lz4";
     assert!(said.contains(setting) && said.contains("site 0 of resource 0: kept"), "{said}");
     exchange(&pair, 100);
     assert_eq!([0, 1].map(|side| pair.compress(side)["used"].clone()), [Value::Null, Value::Null]);

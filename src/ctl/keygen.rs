@@ -36,6 +36,8 @@ pub fn make(path: &Path) -> Result<String, String> {
 /// # Errors
 /// A sentence for the operator; the file is as it was then.
 pub fn rotate(path: &Path) -> Result<String, String> {
+    // A link to the file stays one: what it leads to is replaced.
+    let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let place = path.display();
     let keys = Keys::read_to_change(path).map_err(|error| format!("{place}: {error}"))?;
     let former = keys.newest().ok_or_else(|| format!("{place} has no key"))?;

@@ -82,15 +82,15 @@ impl Difference {
         value(&mut settings, "slowtimeout (sessions begun from now on)", old.slow_timeout, new.slow_timeout);
         let compress = |config: &Config| {
             let here = owner::runsites_here(config);
-            here.map(|(resource, here)| (resource.id.get(), here.compress.map_or("none", Compression::name)))
-                .collect::<Vec<_>>()
+            let each = here.map(|(resource, here)| {
+                format!("{} {}", resource.id.get(), here.compress.map_or("none", Compression::name))
+            });
+            each.collect::<Vec<_>>().join(", ")
         };
-        value(
-            &mut settings,
-            "compress by resource (sessions begun from now on)",
-            compress(old),
-            compress(new),
-        );
+        let [before, after] = [old, new].map(compress);
+        if before != after {
+            settings.push(format!("compress by resource (sessions begun from now on): {before} -> {after}"));
+        }
         value(&mut settings, "peeraddr", old.peer_addr, new.peer_addr);
         place(&mut settings, "metrics", old.metrics, new.metrics);
         if old.keys != new.keys {
