@@ -167,7 +167,7 @@ fn compress(peer: &Value) -> Option<String> {
     let compress = peer["compress"].as_object()?;
     let mut out = match compress["used"].as_str() {
         Some(method) => format!("  compress {method}"),
-        None if peer["connected"] != true => "  compress".into(),
+        None if peer["connected"] != true => "  compress not connected".into(),
         None if compress["wanted"].is_null() => "  compress not wanted here any more".into(),
         None => "  compress not wanted by the other side".into(),
     };
