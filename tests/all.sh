@@ -58,16 +58,36 @@ part clippy lints clippy --locked --all-targets -- -D warnings
 check documentation env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 # Some tests need these, and say that they are skipped without.
 have ip iproute2 || skip "tests of sites" "ip is not installed (Debian package iproute2)"
+have nft nftables || skip "tests of links that lose packets" "nft is not installed (Debian package nftables)"
+have promtool prometheus || skip "tests of alerts and dashboard" "promtool is not installed (Debian package prometheus)"
+have chromium chromium || skip "tests of the web page in a browser" "chromium is not installed (Debian package chromium)"
+have zsh zsh || skip "completion in zsh" "zsh is not installed (Debian package zsh)"
+have fish fish || skip "completion in fish" "fish is not installed (Debian package fish)"
 have strace strace || skip "count of system calls" "strace is not installed (Debian package strace)"
 have faketime faketime || skip "clock steps in chaos" "libfaketime is not installed (Debian package faketime)"
 check tests cargo test --locked
+# script NAME COMMAND...: a script of tests, which says itself what it skips; 77 is all.
+script() {
+    name=$1
+    shift
+    status=0
+    echo "==> $name: $*"
+    "$@" || status=$?
+    case $status in
+        0) echo "==> $name: passed" ;;
+        77) skip "$name" "see above" ;;
+        *) echo "==> FAILED: $name" >&2; exit 1 ;;
+    esac
+}
+script "system logs" tests/system-logs.sh "${CARGO_TARGET_DIR:-target}/debug"
+script "package scripts" tests/deb-scripts.sh
 if cargo deny --version > /dev/null 2>&1; then
     check dependencies make -s deny
 fi
 
 tool mandoc mandoc "manual pages" make -s man-lint
-tool shellcheck shellcheck "shell scripts" shellcheck -x tests/*.sh tests/vm/prepare.sh tests/vm/init etc/debian/* etc/init.d/hadmd \
-    etc/procd/hadmd.init etc/completion/hadmd
+tool shellcheck shellcheck "shell scripts" shellcheck -x tests/*.sh tests/vm/prepare.sh tests/vm/init etc/debian/* etc/init.d/hadmd etc/init.d/hadm-nbd \
+    etc/procd/hadmd.init etc/procd/hadm-nbd.init etc/openrc/hadmd etc/openrc/hadm-nbd etc/completion/hadmd
 if systemd-analyze --help 2> /dev/null | grep -q -e --offline; then
     check "systemd unit" systemd-analyze security --no-pager --offline=true --threshold=20 etc/systemd/hadmd.service
 else

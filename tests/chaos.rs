@@ -1,6 +1,7 @@
 //! Chaos: a cluster in network namespaces, kernel-side clients that send numbered packets, faults by a schedule that
 //! follows from a seed, and a checker that holds every client's log against D1 to D5. `make chaos SECS=60 SEED=n
-//! NODES=3..5`; the first violation is printed with the seed, the schedule and what happened last, and fails the run.
+//! NODES=3..5`; the seed also chooses whether the machines are sites, links are encrypted and compressed, unless
+//! `SITES`, `AUTHKEY`, `COMPRESS` and `FEW` (packets) say it (0 or 1), and `HADMD` names another build of the daemon; the first violation is printed with the seed, the schedule and what happened last, and fails the run.
 //! Nothing of it is outside namespaces of its own, so that it leaves nothing behind, however it ends.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
@@ -35,10 +36,10 @@ use inject::Injector;
 use ledger::{DATA, Ledger, MAX, META};
 use plan::Step;
 
-/// How long everything may take to be connected once the faults are over: the longest wait of a connect round
+/// Longest time until everything is connected once the faults are over: the longest wait of a connect round
 /// with its jitter, a call that comes to nothing, and what a peer that was slow is held off.
 const CONVERGES: Duration = Duration::from_secs(60);
-/// How long packets may take to come when nobody sends any more.
+/// Longest time for packets to come when nobody sends any more.
 const FLUSHES: Duration = Duration::from_secs(15);
 
 fn number(name: &str, default: u64) -> u64 {
@@ -68,7 +69,11 @@ fn main() -> ExitCode {
     }
     let steps = plan::schedule(seed, nodes, Duration::from_secs(secs));
     assert_eq!(steps, plan::schedule(seed, nodes, Duration::from_secs(secs)), "a seed gives one schedule");
-    println!("chaos: SECS={secs} SEED={seed} NODES={nodes}: {} faults to come", steps.len());
+    let shape = world::Shape::choose(seed);
+    println!("chaos: SECS={secs} SEED={seed} NODES={nodes} {shape:?}: {} faults to come", steps.len());
+    if !world::Shape::can_drop() {
+        println!("no link is dead alone: nft is not installed (Debian package nftables)");
+    }
     if daemon::faketime().is_none() {
         println!("clock steps do nothing: libfaketime is not installed (Debian package faketime)");
     }
@@ -158,7 +163,7 @@ impl Cluster {
         self.settle()
     }
 
-    /// After the faults: everybody is connected, data flows, nothing is missing, books balance, and all end.
+    /// After the faults: everybody is connected, data flows, nothing is missing, counters balance, and all end.
     fn settle(&mut self) -> Result<(), String> {
         let begin = Instant::now();
         let what = |flushed| judge::missing(&self.ledger, flushed);
@@ -176,7 +181,7 @@ impl Cluster {
         }
         self.wait(Instant::now() + Duration::from_secs(3), || false)?;
         for daemon in self.injector.daemons.iter() {
-            watch::books(&self.ledger, daemon)?;
+            watch::counters(&self.ledger, daemon)?;
         }
         self.ledger.lock().over = true;
         self.injector.clients.iter().for_each(|client| client.over.store(true, SeqCst));

@@ -10,6 +10,8 @@ set -eu
 
 bin=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.."
+# shellcheck source=tests/wait-for.sh
+. tests/wait-for.sh
 
 skip() {
     echo "demo: two sites: skipped: $1"
@@ -37,10 +39,8 @@ tools=
 clean_up() {
     trap '' INT TERM HUP
     # Daemons end in order within 3 s; what does not is put to an end.
-    for pid in $tools $daemons; do kill "$pid" 2>/dev/null || :; done
-    for pid in $tools $daemons; do
-        { wait_for 8 sh -c "! kill -0 $pid" || kill -9 "$pid"; } 2>/dev/null || :
-    done
+    # shellcheck disable=SC2086
+    end_all 8 $tools $daemons
     for pid in $machines; do kill "$pid" 2>/dev/null || :; done
     rm -rf "$dir"
 }
@@ -55,17 +55,6 @@ fail() {
         [ ! -s "$file" ] || { echo "--- ${file##*/}"; tail -n 20 "$file"; } >&2
     done
     exit 1
-}
-
-# wait_for SECONDS COMMAND...: until the command succeeds.
-wait_for() {
-    left=$(($1 * 20))
-    shift
-    until "$@"; do
-        left=$((left - 1))
-        [ "$left" -gt 0 ] || return 1
-        sleep 0.05
-    done
 }
 
 log() { echo "$dir/$1.log"; }

@@ -8,6 +8,8 @@ set -eu
 
 bin=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.."
+# shellcheck source=tests/wait-for.sh
+. tests/wait-for.sh
 dir=$(mktemp -d "${TMPDIR:-/tmp}/hadmd-demo.XXXXXX")
 # A network of its own in 127.0.0.0/8, all of which is this machine: two demos do not disturb each other, nor
 # a daemon that is at work here.
@@ -18,10 +20,8 @@ tools=
 clean_up() {
     trap '' INT TERM HUP
     # Daemons end in order within 3 s; what does not is put to an end.
-    for pid in $tools $daemons; do kill "$pid" 2>/dev/null || :; done
-    for pid in $tools $daemons; do
-        { wait_for 8 sh -c "! kill -0 $pid" || kill -9 "$pid"; } 2>/dev/null || :
-    done
+    # shellcheck disable=SC2086
+    end_all 8 $tools $daemons
     rm -rf "$dir"
 }
 trap clean_up EXIT
@@ -35,17 +35,6 @@ fail() {
         [ ! -s "$file" ] || { echo "--- ${file##*/}"; tail -n 20 "$file"; } >&2
     done
     exit 1
-}
-
-# wait_for SECONDS COMMAND...: until the command succeeds.
-wait_for() {
-    left=$(($1 * 20))
-    shift
-    until "$@"; do
-        left=$((left - 1))
-        [ "$left" -gt 0 ] || return 1
-        sleep 0.05
-    done
 }
 
 log() { echo "$dir/node$1.log"; }

@@ -8,13 +8,13 @@
     reason = "a test that cannot go on has failed"
 )]
 
-#[path = "../fuzz/targets.rs"]
+#[path = "fuzz/targets.rs"]
 mod targets;
 
 use std::path::Path;
 
 fn replay(target: &str, run: fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
     let mut count = 0;
     for entry in std::fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
@@ -49,4 +49,19 @@ fn control() {
 #[test]
 fn route() {
     replay("route", targets::route);
+}
+
+#[test]
+fn metadata() {
+    replay("metadata", targets::metadata);
+}
+
+#[test]
+fn nbd_negotiation() {
+    replay("nbd_negotiation", targets::nbd_negotiation);
+}
+
+#[test]
+fn nbd_transmission() {
+    replay("nbd_transmission", targets::nbd_transmission);
 }

@@ -1,13 +1,14 @@
 #!/bin/sh
-# The init script in a root that has BusyBox and hadmd, nothing else: start, stop, restart, reload and status, with
-# and without a user for the daemon. Processes, mounts and network are its own. Needs root and a static busybox.
+# The init scripts in a root that has BusyBox and these programs, nothing else: start, stop, restart, reload and status,
+# with and without a user for the daemon. Processes, mounts and network are its own. Needs root and a static busybox.
 #
-# Usage: tests/init-script.sh DIRECTORY   (where hadmd and hadm-probe are)
+# Usage: tests/init-script.sh DIRECTORY   (where the programs are)
 # Exit status: 0 only if every step did what it should.
 set -eu
 
 fail() { echo "init-script: $1" >&2; exit 1; }
-service() { /etc/init.d/hadmd "$@"; }
+script=hadmd
+service() { "/etc/init.d/$script" "$@"; }
 pid() { cat /run/hadmd.pid; }
 # expect STATUS ACTION: what the init script must end with.
 expect() {
@@ -57,14 +58,20 @@ inside() {
     done
     [ "$(pid)" = "$first" ] || fail "a bad configuration ended the daemon"
     cp /good.xml /etc/hadm/hadm.xml
-    case $(sed -n 's/^SigCgt://p' "/proc/$first/status") in
-    *[13579bdf])
-        expect 0 reload
-        expect 0 status
-        [ "$(pid)" = "$first" ] || fail "reload: another process runs"
-        ;;
-    *) echo "init-script: SKIPPED: reload, since this hadmd does not catch SIGHUP" ;;
-    esac
+    sed -i 's/<maxpingcount>3</<maxpingcount>4</' /etc/hadm/hadm.xml
+    expect 0 reload
+    grep -q 'maxpingcount: 3 -> 4' /out || fail "reload does not say what changed: $(cat /out)"
+    # Good by itself, but not for the daemon that runs.
+    sed -i 's/<serverport>9998</<serverport>9996</' /etc/hadm/hadm.xml
+    expect 1 reload
+    grep -q 'needs a restart' /out || fail "reload does not say why it was refused: $(cat /out)"
+    cp /good.xml /etc/hadm/hadm.xml
+    mv /usr/bin/hadmctl /hadmctl
+    expect 0 reload
+    grep -q 'log says' /out || fail "reload without hadmctl does not say where the outcome is"
+    mv /hadmctl /usr/bin/hadmctl
+    expect 0 status
+    [ "$(pid)" = "$first" ] || fail "reload: another process runs"
 
     kill -9 "$(pid)"
     until_so status_is 1
@@ -79,6 +86,34 @@ inside() {
     expect 0 start
     [ "$(owner)" = 0 ] || fail "without a user hadm it runs as $(owner), not as root"
     expect 0 stop
+    expect 2 nonsense
+
+    script=hadm-nbd
+    hostname left
+    ip addr add 192.0.2.1/32 dev lo
+    cp /mirror.xml /etc/hadm/hadm.xml
+    expect 3 status
+    expect 1 start
+    truncate -s 16M /var/lib/hadm/data.disk
+    hadm-nbd init --clean data > /out
+    expect 0 start
+    expect 0 status
+    first=$(cat /run/hadm-nbd.pid)
+    expect 0 start
+    expect 0 restart
+    [ "$(cat /run/hadm-nbd.pid)" != "$first" ] || fail "restart: the same process runs"
+    expect 0 reload
+    echo "<hadm/>" > /etc/hadm/hadm.xml
+    expect 6 reload
+    cp /mirror.xml /etc/hadm/hadm.xml
+    expect 0 status
+    kill -9 "$(cat /run/hadm-nbd.pid)"
+    until_so status_is 1
+    expect 0 try-restart
+    expect 0 start
+    expect 0 stop
+    expect 3 status
+    expect 7 reload
     expect 2 nonsense
     echo "init-script: every action works with BusyBox's start-stop-daemon"
 }
@@ -96,10 +131,11 @@ mkdir -p "$root/bin" "$root/proc" "$root/dev" "$root/run" "$root/tmp" "$root/etc
 cp "$busybox" "$root/bin/busybox"
 chroot "$root" /bin/busybox true 2> /dev/null || fail "$busybox is not static: install busybox-static"
 chroot "$root" /bin/busybox --install -s /bin
-mkdir -p "$root/usr/sbin"
-cp "$bin/hadmd" "$bin/hadm-probe" "$root/usr/sbin"
+mkdir -p "$root/usr/sbin" "$root/usr/bin" "$root/var/lib/hadm"
+cp "$bin/hadmd" "$bin/hadm-nbd" "$root/usr/sbin"
+cp "$bin/hadmctl" "$bin/hadm-probe" "$root/usr/bin"
 # The libraries the programs load, at their own paths.
-ldd "$bin/hadmd" "$bin/hadm-probe" | grep -o '/[^ :]*\.so[^ :]*' | sort -u | while read -r library; do
+ldd "$bin/hadmd" "$bin/hadmctl" "$bin/hadm-nbd" "$bin/hadm-probe" | grep -o '/[^ :]*\.so[^ :]*' | sort -u | while read -r library; do
     mkdir -p "$root${library%/*}"
     cp -L "$library" "$root$library"
 done
@@ -107,7 +143,8 @@ mknod "$root/dev/null" c 1 3
 echo "hadm:x:77:77::/:/bin/false" >> "$root/etc/passwd"
 echo "hadm:x:77:" >> "$root/etc/group"
 cp etc/one-site.xml "$root/etc/hadm/hadm.xml"
-cp etc/init.d/hadmd "$root/etc/init.d/hadmd"
+cp etc/mirror.xml "$root/mirror.xml"
+cp etc/init.d/hadmd etc/init.d/hadm-nbd "$root/etc/init.d"
 cp "$0" "$root/init-script.sh"
 
 unshare --mount --net --pid --uts --ipc --fork --kill-child chroot "$root" /bin/sh /init-script.sh inside

@@ -17,18 +17,18 @@ use std::process::{Command, Stdio};
 
 use support::*;
 
-use hadmd::log::Target;
+use hadmd::logging::Target;
 
 /// Says where the child logs to.
 const LOG: &str = "HADMD_TEST_PANIC_LOG";
 
-/// What the child does; nothing where it is run as a test among others.
+/// The child's part; nothing happens where it is run as a test among others.
 #[test]
 fn child() {
     let Some(log) = std::env::var_os(LOG) else { return };
     let target = if log == "syslog" { Target::Syslog } else { Target::Stderr };
-    hadmd::log::install(target, log::LevelFilter::Info).unwrap();
-    hadmd::log::end_on_panic();
+    hadmd::logging::install("hadmd", target, log::LevelFilter::Info).unwrap();
+    hadmd::logging::end_on_panic("hadmd");
     hadmd::sys::spawn("node7:data-tx", || panic!("provoked by a test")).unwrap();
     // The other threads of a daemon go on waiting for their sockets.
     std::thread::park_timeout(PATIENCE);
@@ -67,10 +67,8 @@ fn a_panic_reaches_the_system_log_before_the_process_ends() {
     let path = dir.path.join("syslog");
     let log = UnixDatagram::bind(&path).unwrap();
     log.set_read_timeout(Some(PATIENCE)).unwrap();
-    // Where there is no /dev/log, /var/run/syslog is the next place that is looked at.
-    let script = "mount -t tmpfs none /run && ln -s \"$0\" /run/syslog && exec \"$@\"";
     let path = path.to_str().unwrap();
-    let wrapper = [&unshare[..], &["sh", "-c", script, path]].concat();
+    let wrapper = [&unshare[..], &["sh", "-c", OWN_SYSTEM_LOG, path]].concat();
     let mut child = Daemon::spawn(&mut child_command(&wrapper, "syslog"), "panicking child");
     assert_eq!(child.wait_exit(PATIENCE).code(), Some(1));
     let mut buf = [0; 2048];

@@ -1,4 +1,4 @@
-//! What a packet costs in memory traffic, counted, not timed: allocations per packet on the way from a read
+//! The cost of a packet in memory traffic, counted, not timed: allocations per packet on the way from a read
 //! to a write, and bytes of payload that leave from elsewhere than where they were read to.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 #![allow(clippy::print_stderr, reason = "says what was counted")]
@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::thread;
 
 use allocation_counter::measure;
-use hadmd::link::{Intake, Item, Outlet, Run};
-use hadmd::queue::{Account, Books};
-use hadmd::wire::{HEADER_LEN, Header, Mask, PacketType};
+use hadmd::daemon::link::{Framer, Item, LinkSender, Run};
+use hadmd::daemon::queue::{Budget, PacketCounters};
+use hadmd::wire::{Class, HEADER_LEN, Header, Mask, PacketType};
 
 const PAYLOAD: usize = 4096;
 const PACKET: usize = HEADER_LEN + PAYLOAD;
@@ -22,7 +22,7 @@ const PACKETS: usize = 16 * 1024;
 /// stream's.
 struct Source {
     packet: Vec<u8>,
-    intake: Intake,
+    framer: Framer,
     at: usize,
     sizes: fastrand::Rng,
 }
@@ -32,12 +32,12 @@ impl Source {
         let header = Header { len: PAYLOAD as u32, node_to: Mask::of(1), ..Header::new(PacketType::ND_SBIO) };
         let mut packet = header.encode().to_vec();
         packet.extend((0..PAYLOAD).map(|i| (i % 251) as u8));
-        Source { packet, intake: Intake::new(1 << 20), at: 0, sizes: fastrand::Rng::with_seed(7) }
+        Source { packet, framer: Framer::new(1 << 20), at: 0, sizes: fastrand::Rng::with_seed(7) }
     }
 
-    /// One read; `read` is told where in the stream and where in memory it went, `take` gets the runs.
+    /// One read; `read` gets its place in the stream and in memory, `take` gets the runs.
     fn turn(&mut self, mut read: impl FnMut(usize, *const u8, usize), mut take: impl FnMut(Run)) {
-        let room = self.intake.room().unwrap();
+        let room = self.framer.room().unwrap();
         let spare = room.capacity() - room.len();
         // Under load reads fill the buffer, but for one now and then.
         let n = if self.sizes.u8(..4) == 0 { self.sizes.usize(1..=spare) } else { spare };
@@ -50,8 +50,8 @@ impl Source {
             left -= part;
         }
         read(self.at - n, room[begin..].as_ptr(), n);
-        self.intake.filled(n);
-        while let Some(item) = self.intake.next(&mut |_| {}).unwrap() {
+        self.framer.filled(n);
+        while let Some(item) = self.framer.next(&mut |_| {}).unwrap() {
             let Item::Run(run) = item else { panic!("not a run: {item:?}") };
             take(run);
         }
@@ -73,14 +73,14 @@ fn allocations_per_packet() {
             }
         }
     });
-    let books = Arc::new(Books::default());
-    let account = Account::new(4 << 20, Arc::clone(&books));
-    let outlet = Outlet::new(out, None, |error| panic!("{error}"));
-    outlet.start("test:data-tx").unwrap();
+    let counters = Arc::new(PacketCounters::default());
+    let budget = Budget::new(4 << 20, Arc::clone(&counters));
+    let sender = LinkSender::new(Class::Data, out, None, |error| panic!("{error}"));
+    sender.start("test:data-tx").unwrap();
     let mut source = Source::new();
     let mut carry = |end: usize| {
         while source.at < end * PACKET {
-            source.turn(|_, _, _| {}, |run| outlet.put(run.bytes, account.hold(run.load, None).unwrap()));
+            source.turn(|_, _, _| {}, |run| sender.put(run.bytes, budget.acquire(run.cost).unwrap()));
         }
     };
     carry(PACKETS);
@@ -92,10 +92,10 @@ fn allocations_per_packet() {
         counted.bytes_total / PACKETS as u64
     );
     assert!(per_packet < 0.1, "{per_packet} allocations per packet");
-    assert!(account.wait_idle(std::time::Instant::now() + std::time::Duration::from_secs(20)));
-    outlet.finish();
-    assert_eq!(reader.join().unwrap() as u64, books.tally().forwarded_bytes);
-    outlet.close();
+    assert!(budget.wait_idle(std::time::Instant::now() + std::time::Duration::from_secs(20)));
+    sender.finish();
+    assert_eq!(reader.join().unwrap() as u64, counters.snapshot().forwarded_bytes);
+    sender.close();
 }
 
 /// Payload leaves from the memory it was read into: only a packet that the end of a buffer cuts is moved, and
@@ -103,7 +103,7 @@ fn allocations_per_packet() {
 #[test]
 fn copies_per_payload_byte() {
     let mut source = Source::new();
-    // Where each read went: stream position, address, length.
+    // The target of each read: stream position, address, length.
     let reads = std::cell::RefCell::new(Vec::<(usize, usize, usize)>::new());
     let (mut out, mut stayed, mut moved) = (0, 0, 0);
     while out < 4 * PACKETS * PACKET {

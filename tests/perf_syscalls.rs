@@ -1,4 +1,4 @@
-//! What a packet costs in calls to the system, counted, not timed: at full load well under one call for ten
+//! The cost of a packet in calls to the system, counted, not timed: at full load well under one call for ten
 //! packets of 4 KiB and direction. Counted by strace, which slows the daemon down, never speeds it up;
 //! skipped, with a line that says so, where strace is missing or may not trace.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]

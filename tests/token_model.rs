@@ -1,4 +1,4 @@
-//! The token's protocol under loom, which runs src/link/token.rs, the very file, in every order of the threads'
+//! The token's protocol under loom, which runs src/daemon/link/token.rs, the very file, in every order of the threads'
 //! steps with up to two or three interruptions, and with every value that memory may show them. Queue, socket
 //! and what pumps between them are stand-ins, the smallest there can be. A lost wake-up is a deadlock here, and
 //! loom says so.
@@ -6,7 +6,7 @@
 // loom switches stacks itself, and knows how on few processors.
 #![cfg(target_arch = "x86_64")]
 
-#[path = "../src/link/token.rs"]
+#[path = "../src/daemon/link/token.rs"]
 mod token;
 
 use std::collections::VecDeque;
@@ -17,9 +17,9 @@ use loom::sync::atomic::{AtomicUsize, Ordering::*};
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
 
-use token::{Job, Pumped, Token};
+use token::{Job, Progress, Token};
 
-/// What the token is made of.
+/// The parts of the token.
 mod sync {
     pub use loom::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
     pub use loom::sync::{Mutex, MutexGuard};
@@ -80,10 +80,10 @@ mod sync {
     }
 }
 
-/// What a socket does when it has taken `takes` parcels without anybody waiting.
+/// The behaviour of a socket when it has taken `takes` entries without anybody waiting.
 #[derive(Clone, Copy, PartialEq)]
 enum Then {
-    /// It takes more from whoever waits.
+    /// It takes more from a thread that waits.
     Waits,
     /// It takes nothing more until it is cut.
     Stalls,
@@ -93,7 +93,7 @@ enum Then {
 
 struct Link {
     token: Token<VecDeque<usize>>,
-    /// What waits, in order. Only the counters are modelled: `pushed` is all that others than the holder see.
+    /// The waiting entries, in order. Only the counters are modelled: `pushed` is all that others than the holder see.
     parcels: std::sync::Mutex<VecDeque<usize>>,
     pushed: AtomicUsize,
     popped: AtomicUsize,
@@ -128,7 +128,7 @@ impl Link {
     fn put(&self, parcel: usize) {
         self.parcels.lock().unwrap().push_back(parcel);
         self.pushed.fetch_add(1, Release);
-        self.token.kick(self);
+        self.token.try_drive(self);
     }
 
     fn close(&self) {
@@ -138,7 +138,7 @@ impl Link {
         });
     }
 
-    /// Puts in the parcels that belong to this number, on a thread of their own.
+    /// Puts in the entries that belong to this number, on a thread of their own.
     fn putter(self: &Arc<Self>, number: usize, parcels: usize) -> thread::JoinHandle<()> {
         let link = Arc::clone(self);
         thread::spawn(move || (0..parcels).for_each(|n| link.put(number * 10 + n)))
@@ -157,7 +157,7 @@ impl Link {
         })
     }
 
-    /// Waits until so many are written or dropped: for ever, if some of them are forgotten.
+    /// Waits until this many are written or dropped: for ever, if some of them are forgotten.
     fn wait(&self, parcels: usize) {
         let mut socket = self.socket.lock().unwrap();
         while socket.written.len() + socket.dropped < parcels {
@@ -177,37 +177,37 @@ impl Link {
 }
 
 impl Job for Link {
-    type Stage = VecDeque<usize>;
+    type State = VecDeque<usize>;
     type Error = ();
 
-    fn pump(&self, stage: &mut VecDeque<usize>, wait: bool) -> Result<Pumped, ()> {
+    fn drive(&self, state: &mut VecDeque<usize>, wait: bool) -> Result<Progress, ()> {
         loop {
             let closed = self.token.is_closed();
             while let Some(parcel) = self.pop() {
-                stage.push_back(parcel);
+                state.push_back(parcel);
             }
             let mut socket = self.socket.lock().unwrap();
             if closed {
-                socket.dropped += stage.len();
-                stage.clear();
+                socket.dropped += state.len();
+                state.clear();
                 self.changed.notify_all();
             }
-            let Some(&parcel) = stage.front() else { return Ok(Pumped::Empty) };
+            let Some(&parcel) = state.front() else { return Ok(Progress::Empty) };
             let full = socket.written.len() >= self.takes;
             while full && wait && self.then == Then::Stalls && !socket.cut {
                 socket = self.changed.wait(socket).unwrap();
             }
             if socket.cut || full && self.then == Then::Breaks {
-                socket.dropped += stage.len();
-                stage.clear();
+                socket.dropped += state.len();
+                state.clear();
                 self.changed.notify_all();
                 return Err(());
             }
             if full && !wait {
-                return Ok(Pumped::Left);
+                return Ok(Progress::Left);
             }
             socket.written.push(parcel);
-            stage.pop_front();
+            state.pop_front();
             self.changed.notify_all();
         }
     }
@@ -221,14 +221,14 @@ impl Job for Link {
     }
 }
 
-/// Runs all orders in which a thread is interrupted against its will at most so many times.
+/// Runs all orders in which a thread is interrupted against its will at most this many times.
 fn model(interruptions: usize, run: impl Fn() + Sync + Send + 'static) {
     let mut builder = Builder::new();
     builder.preemption_bound = Some(interruptions);
     builder.check(run);
 }
 
-/// Whoever does not get the token leaves its parcel to the holder, who has to see it.
+/// A thread that does not get the token leaves its entries to the holder, who has to see it.
 #[test]
 fn token_contention_between_putters_forgets_no_parcel() {
     model(3, || {
@@ -240,7 +240,7 @@ fn token_contention_between_putters_forgets_no_parcel() {
     });
 }
 
-/// What the socket does not take is written by the link's own thread, whenever that starts, and so is what is
+/// Entries that the socket does not take are written by the link's own thread, whenever that starts, and so are those
 /// put in while that thread has the token.
 #[test]
 fn partial_writes_are_left_to_the_links_thread() {
@@ -292,7 +292,7 @@ fn closing_in_the_middle_drops_everything_and_ends_the_thread() {
     }
 }
 
-/// A link that breaks under whoever holds the token: it is told, and everything else is dropped.
+/// A link that breaks under the holder of the token: the break is reported, and everything else is dropped.
 #[test]
 fn a_broken_link_drops_everything_and_is_told() {
     model(2, || {

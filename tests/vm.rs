@@ -26,7 +26,7 @@ use virt::{Kernel, Machine, prepare};
 const CLASSES: [&str; 2] = ["data", "meta"];
 /// For waits whose length is not what a step is about.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What the README says: the daemon ends so soon after the module went.
+/// The README's promise: the longest time until the daemon ends after the module went.
 const MODULE_GONE: Duration = Duration::from_secs(2);
 /// Five pings of a second, and then some.
 const HEARTBEAT_GONE: Duration = Duration::from_secs(10);
@@ -97,7 +97,7 @@ impl Pair {
         );
     }
 
-    /// How long until the daemon ended with this status.
+    /// Returns the time until the daemon ended with this status.
     #[track_caller]
     fn wait_ended(&self, node: usize, status: &str, limit: Duration) -> Duration {
         let look = || self.machines[node].run("cat /tmp/status 2> /dev/null").0;
@@ -106,7 +106,7 @@ impl Pair {
         took
     }
 
-    /// How long until the kernel of a node is told that the other is there, or not.
+    /// Returns the time until the kernel of a node hears that the other is there, or not.
     #[track_caller]
     fn wait_told(&self, node: usize, there: bool, limit: Duration) -> Duration {
         let peers = i64::from(if there { bit(1 - node as u8) } else { 0 });
@@ -121,12 +121,12 @@ impl Pair {
         }
     }
 
-    /// Every kernel sends so many rounds from now on.
+    /// Every kernel sends this many rounds from now on.
     fn send(&self, rounds: u32) {
         self.both(&format!("echo {rounds},{rounds} > /sys/module/hadm_kmod/parameters/rounds"));
     }
 
-    /// Waits until each class has carried so many packets each way from now on.
+    /// Waits until each class has carried this many packets each way from now on.
     #[track_caller]
     fn wait_flow(&self, packets: i64) {
         let before = received(&self.kernels());
@@ -135,7 +135,7 @@ impl Pair {
         });
     }
 
-    /// Whether what the kernels sent in the present session has come, to the last packet.
+    /// Returns true if all packets of the present session have come, to the last one.
     fn all_arrived(&self) -> bool {
         let kernels = self.kernels();
         (0..2).all(|from| {
@@ -154,7 +154,7 @@ impl Pair {
         self.send(0);
         let mut ended = None;
         self.wait("everything arrives", 2 * PATIENCE, || {
-            // What was queued when a session ended never comes: these are of the present one.
+            // Packets that were queued when a session ended never come: these are of the present one.
             let now = ends(&self.kernels());
             if ended.as_ref() != Some(&now) {
                 self.wait_connected();
@@ -166,7 +166,7 @@ impl Pair {
     }
 
     /// The contract, by the kernels' own counts: byte for byte, in order, at most once; and where numbers are
-    /// missing, a session ended, and that kernel was told.
+    /// missing, a session ended, and that kernel heard of it.
     #[track_caller]
     fn judge(&self) -> [Kernel; 2] {
         let kernels = self.kernels();
@@ -198,13 +198,13 @@ fn assert_kept(before: &[Kernel; 2], after: &[Kernel; 2]) {
     }
 }
 
-/// What came in: data and meta at node 0, data and meta at node 1.
+/// Packets that came in: data and meta at node 0, data and meta at node 1.
 fn received(kernels: &[Kernel; 2]) -> Vec<i64> {
     let of = |node: usize, class| kernels[node].get(&format!("{}_{class}_received", 1 - node));
     vec![of(0, "data"), of(0, "meta"), of(1, "data"), of(1, "meta")]
 }
 
-/// Sessions that ended, as the kernels were told.
+/// Sessions that ended, as the kernels heard.
 fn ends(kernels: &[Kernel; 2]) -> Vec<i64> {
     vec![kernels[0].get("1_ends"), kernels[1].get("0_ends")]
 }

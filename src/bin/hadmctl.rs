@@ -4,42 +4,40 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use hadmd::ctl::args::{Parsed, USAGE, parse};
+use hadmd::ctl::args::{Parsed, parse};
 use hadmd::ctl::{Failure, run};
+use hadmd::sys::exit;
 
 fn main() -> ExitCode {
     let options = match parse(lexopt::Parser::from_env()) {
         Ok(Parsed::Run(options)) => options,
         Ok(Parsed::Print(text)) => {
             return match std::io::stdout().write_all(text.as_bytes()) {
-                // A reader that went away is no failure of this program.
+                // A reader that has closed its end is no failure of this program.
                 Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
                     eprintln!("hadmctl: {error}");
-                    ExitCode::FAILURE
+                    exit::FAILED.into()
                 }
                 _ => ExitCode::SUCCESS,
             };
         }
         Err(error) => {
-            eprint!("hadmctl: {error}\n\n{USAGE}");
-            return ExitCode::from(2);
+            eprintln!("hadmctl: {error} (hadmctl --help has the usage)");
+            return exit::USAGE.into();
         }
     };
-    match run(&options) {
-        // Whoever read the output has seen enough.
-        Ok(()) | Err(Failure::Unread) => ExitCode::SUCCESS,
+    let (status, why) = match run(&options) {
+        // The reader of the output has seen enough.
+        Ok(()) | Err(Failure::Unread) => return ExitCode::SUCCESS,
+        Err(Failure::Unwell) => return exit::FAILED.into(),
         Err(Failure::Configuration(text)) => {
             eprintln!("{text}");
-            ExitCode::from(2)
+            return exit::USAGE.into();
         }
-        Err(Failure::NoPeer(why)) => {
-            eprintln!("hadmctl: {why}");
-            ExitCode::from(2)
-        }
-        Err(Failure::Unwell) => ExitCode::FAILURE,
-        Err(Failure::Said(why)) => {
-            eprintln!("hadmctl: {why}");
-            ExitCode::FAILURE
-        }
-    }
+        Err(Failure::NoPeer(why)) => (exit::USAGE, why),
+        Err(Failure::NoAnswer(why)) => (exit::NO_ANSWER, why),
+        Err(Failure::Said(why)) => (exit::FAILED, why),
+    };
+    eprintln!("hadmctl: {why}");
+    status.into()
 }

@@ -1,28 +1,30 @@
 //! `/hadm/sites` and `/hadm/resources`: the part of the file that is the same on every node.
 //!
-//! Reads and checks both, ids as ids and never as positions. Ids refer only to what could be read: where an id
-//! itself is wrong, references are not judged, so that one slip gives one error. Called by `file`.
+//! Reads and checks both, ids as ids and never as positions. Ids refer only to elements that could be read: where an
+//! id itself is wrong, references are not judged, so that one mistake gives one error. Called by `file`.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::element::Element;
+use super::mirror::{self, Mirror};
 use super::model::{Mode, Node, Protocol, Resource, RunSite, Site};
+use super::problem::NO_NODE;
 use super::value::{Resolver, address, choice, id, port, text};
-use crate::wire::{ALL_DEVICES, Compression, MAX_IDS, NodeId, ResourceId, SiteId};
+use super::{add_new, in_order};
+use crate::wire::{Compression, MAX_IDS, NodeId, ResourceId, SiteId};
 
 const IDS: usize = MAX_IDS as usize;
 
 pub(super) struct Cluster<'r> {
     resolve: &'r Resolver<'r>,
-    site_ids: BTreeSet<SiteId>,
-    node_ids: BTreeSet<(Option<SiteId>, NodeId)>,
+    site_ids: Vec<SiteId>,
+    node_ids: Vec<(Option<SiteId>, NodeId)>,
     ids_unread: bool,
     hosts: Vec<Host>,
     hosts_unread: bool,
 }
 
-/// A host name of the file, with the number of the `site` element it stands in.
+/// A host name of the file, with the number of its `site` element.
 struct Host {
     name: String,
     site: usize,
@@ -32,18 +34,19 @@ impl<'r> Cluster<'r> {
     pub(super) fn new(resolve: &'r Resolver<'r>) -> Self {
         Cluster {
             resolve,
-            site_ids: BTreeSet::new(),
-            node_ids: BTreeSet::new(),
+            site_ids: Vec::new(),
+            node_ids: Vec::new(),
             ids_unread: false,
             hosts: Vec::new(),
             hosts_unread: false,
         }
     }
 
-    /// Reads `sites`. What comes back is whole only if no error was noted.
+    /// Reads `sites`. The result is complete only if no error was noted.
     pub(super) fn sites(&mut self, sites: Element<'_>) -> Vec<Site> {
         sites.holds_only(&["site"]);
         let elements = sites.list("site", 1..=IDS).enumerate();
+        self.note_unread(sites, "site");
         in_order(elements.filter_map(|(i, site)| self.site(site, i)), |site| site.id)
     }
 
@@ -52,7 +55,7 @@ impl<'r> Cluster<'r> {
         site.holds_only(&["id", "mode", "ipaddr", "port", "nodes"]);
         let id = site.get_unique("id", id(SiteId::LAST), &mut self.site_ids, "another site");
         self.ids_unread |= id.is_none();
-        // "stand along" is what older files say.
+        // Older files say "stand along".
         let words =
             [("share", Mode::Share), ("standalone", Mode::StandAlone), ("standalong", Mode::StandAlone)];
         let mode = site.get("mode", choice(words, "share or stand alone"));
@@ -66,26 +69,27 @@ impl<'r> Cluster<'r> {
 
     fn nodes(&mut self, nodes: Element<'_>, site: Option<SiteId>, number: usize) -> Vec<Node> {
         nodes.holds_only(&["node"]);
-        let (mut ids, mut names, mut addrs) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let (mut ids, mut names, mut addrs) = (Vec::new(), Vec::new(), Vec::new());
         let elements = nodes.list("node", 1..=IDS);
+        self.note_unread(nodes, "node");
         let node = |el: Element<'_>| {
             el.holds_only(&["id", "hostname", "ipaddr", "port"]);
             let id = el.get_unique("id", id(NodeId::LAST), &mut ids, "another node of this site");
             match id {
-                Some(id) => _ = self.node_ids.insert((site, id)),
+                Some(id) => _ = add_new(&mut self.node_ids, (site, id)),
                 None => self.ids_unread = true,
             }
             let hostname = el.required("hostname").and_then(|name_el| {
                 let name = name_el.read(text)?;
-                if !names.insert(name.to_ascii_lowercase()) {
-                    name_el.refuse("another node of this site has it already; give each its own");
+                if !add_new(&mut names, name.to_ascii_lowercase()) {
+                    name_el.refuse_again("another node of this site");
                 }
                 self.hosts.push(Host { name: name.clone(), site: number });
                 Some(name)
             });
             self.hosts_unread |= hostname.is_none();
             let addr = self.socket_addr(el, "ipaddr");
-            if let Some(addr) = addr.filter(|addr| !addrs.insert(*addr)) {
+            if let Some(addr) = addr.filter(|addr| !add_new(&mut addrs, *addr)) {
                 el.error(format!(
                     "<node> listens at {addr}, as another node of this site does; give each its own"
                 ));
@@ -95,13 +99,20 @@ impl<'r> Cluster<'r> {
         elements.filter_map(node).collect()
     }
 
+    /// Notes that the elements of a list that is too long are not known.
+    fn note_unread(&mut self, list: Element<'_>, name: &str) {
+        let unread = list.named(name).nth(IDS).is_some();
+        self.ids_unread |= unread;
+        self.hosts_unread |= unread;
+    }
+
     fn socket_addr(&self, el: Element<'_>, ip: &str) -> Option<SocketAddr> {
         let ip = el.get(ip, address(self.resolve));
         let port = el.get("port", port);
         Some(SocketAddr::new(ip?, port?))
     }
 
-    /// Finds the local node by its host name, in the sites that were read.
+    /// Returns the local node by its host name, from the sites that were read.
     pub(super) fn local(&self, at: Element<'_>, sites: &[Site], hostname: &str) -> Option<(SiteId, NodeId)> {
         let is_local = |name: &str| name.eq_ignore_ascii_case(hostname);
         let mut places = self.hosts.iter().filter(|host| is_local(&host.name)).map(|host| host.site);
@@ -109,7 +120,7 @@ impl<'r> Cluster<'r> {
             (None, _) if !self.hosts_unread && !self.hosts.is_empty() => {
                 let names: Vec<_> = self.hosts.iter().map(|host| host.name.as_str()).collect();
                 at.error(format!(
-                    "no node has this machine's host name {hostname:?} (there are: {}); correct a <hostname>, or \
+                    "{NO_NODE} {hostname:?} (there are: {}); correct a <hostname>, or \
                      give the name to use with --hostname",
                     names.join(", ")
                 ));
@@ -124,29 +135,50 @@ impl<'r> Cluster<'r> {
         nodes.find(|(_, node)| is_local(&node.hostname)).map(|(site, node)| (site, node.id))
     }
 
-    /// Reads `resources`, after `sites`. What comes back is whole only if no error was noted.
+    /// Reads `resources`, after `sites`. The result is complete only if no error was noted.
     pub(super) fn resources(&self, resources: Element<'_>) -> Vec<Resource> {
         resources.holds_only(&["resource"]);
-        let mut ids = BTreeSet::new();
-        let elements = resources.list("resource", 0..=usize::from(ALL_DEVICES));
-        in_order(elements.filter_map(|resource| self.resource(resource, &mut ids)), |resource| resource.id)
+        let (mut ids, mut exports) = (Vec::new(), Vec::new());
+        let elements = resources.list("resource", 0..=usize::from(ResourceId::LAST) + 1);
+        in_order(
+            elements.filter_map(|resource| self.resource(resource, &mut ids, &mut exports)),
+            |resource| resource.id,
+        )
     }
 
-    fn resource(&self, resource: Element<'_>, ids: &mut BTreeSet<ResourceId>) -> Option<Resource> {
-        resource.holds_only(&["id", "name", "runsites"]);
+    fn resource(
+        &self,
+        resource: Element<'_>,
+        ids: &mut Vec<ResourceId>,
+        exports: &mut Vec<(SiteId, SocketAddr)>,
+    ) -> Option<Resource> {
+        resource.holds_only(&[&["id", "name", "runsites"], &mirror::NAMES[..]].concat());
         let id = resource.get_unique("id", id(ResourceId::LAST), ids, "another resource");
         let name = resource.get("name", text);
         let runsites = resource.required("runsites")?;
         runsites.holds_only(&["runsite"]);
-        let mut sites = BTreeSet::new();
+        let outer = mirror::read(resource, &Mirror::default());
+        let mut sites = Vec::new();
         let elements = runsites.list("runsite", 1..=IDS);
-        let runsites = elements.filter_map(|runsite| self.runsite(runsite, &mut sites));
+        let runsites = elements.filter_map(|runsite| self.runsite(runsite, outer.as_ref(), &mut sites));
         let runsites = in_order(runsites, |runsite| runsite.site);
+        let mut listeners = runsites.iter().filter_map(|at| Some((at.site, at.mirror.nbd?)));
+        if let Some((site, addr)) = listeners.find(|export| !add_new(exports, *export)) {
+            resource.error(format!(
+                "<nbd> of this resource is {addr} at {site}, as another resource's is; give each its own"
+            ));
+        }
         Some(Resource { id: id?, name: name?, runsites })
     }
 
-    fn runsite(&self, runsite: Element<'_>, sites: &mut BTreeSet<SiteId>) -> Option<RunSite> {
-        runsite.holds_only(&["id", "ip", "port", "protocol", "compress", "disk", "bwr_disk", "runnodes"]);
+    fn runsite(
+        &self,
+        runsite: Element<'_>,
+        outer: Option<&Mirror>,
+        sites: &mut Vec<SiteId>,
+    ) -> Option<RunSite> {
+        let known = ["id", "ip", "port", "protocol", "compress", "disk", "bwr_disk", "runnodes"];
+        runsite.holds_only(&[&known, &mirror::NAMES[..]].concat());
         let site = runsite.required("id").and_then(|el| {
             let site = el.read_unique(id(SiteId::LAST), sites, "another runsite of this resource")?;
             if !self.ids_unread && !self.site_ids.contains(&site) {
@@ -162,6 +194,7 @@ impl<'r> Cluster<'r> {
         let compress = runsite.get_or("compress", None, choice(words, "lz4, or left out for no compression"));
         let disk = runsite.get("disk", text);
         let bwr_disk = runsite.get("bwr_disk", text);
+        let mirror = mirror::read(runsite, outer.unwrap_or(&Mirror::default()));
         let run_nodes = runsite.required("runnodes").map(|run_nodes| self.run_nodes(run_nodes, site));
         Some(RunSite {
             site: site?,
@@ -170,13 +203,14 @@ impl<'r> Cluster<'r> {
             compress: compress?,
             disk: disk?,
             bwr_disk: bwr_disk?,
+            mirror: mirror?,
             run_nodes: run_nodes?,
         })
     }
 
     fn run_nodes(&self, run_nodes: Element<'_>, site: Option<SiteId>) -> Vec<NodeId> {
         run_nodes.holds_only(&["id"]);
-        let mut ids = BTreeSet::new();
+        let mut ids = Vec::new();
         for el in run_nodes.list("id", 1..=IDS) {
             let node = el.read_unique(id(NodeId::LAST), &mut ids, "another runnode of this runsite");
             let Some((site, node)) = site.zip(node) else { continue };
@@ -184,15 +218,6 @@ impl<'r> Cluster<'r> {
                 el.refuse(&format!("{site} has no node of this id; write the id of a <node> of that site"));
             }
         }
-        ids.into_iter().collect()
+        ids
     }
-}
-
-/// What was read, by id. There are few of each: a sort would be ten times the code.
-fn in_order<T, K: Ord>(items: impl Iterator<Item = T>, id: impl Fn(&T) -> K) -> Vec<T> {
-    let mut list = Vec::new();
-    for item in items {
-        list.insert(list.partition_point(|other| id(other) <= id(&item)), item);
-    }
-    list
 }

@@ -1,8 +1,7 @@
-//! A short mark of the cluster-wide part of a configuration, for peers to compare.
+//! A short digest of the cluster-wide part of a configuration, for peers to compare.
 //!
-//! Nodes tell it each other in the hello's extension: unequal marks mean unequal files. It must never depend
-//! on what is the node's own affair, nor on how the file is written. Changing the text below makes nodes of
-//! different versions differ.
+//! Nodes send it in the hello's extension: unequal digests mean unequal files. It must never depend on the node's own
+//! settings, nor on the form of the file. Changing the text below makes nodes of different versions differ.
 
 use std::fmt::{self, Write};
 
@@ -11,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::model::{Config, Mode, Protocol};
 
 impl Config {
-    /// The first 8 bytes of a SHA-256 over heartbeat pair, sites, nodes and resources.
+    /// Returns the first 8 bytes of a SHA-256 over heartbeat pair, sites, nodes and resources.
     pub fn digest(&self) -> [u8; 8] {
         let mut hash = Hash(Sha256::new());
         // Writing to a hash cannot fail.
@@ -23,7 +22,7 @@ impl Config {
         digest
     }
 
-    /// One line a thing. Values hold no white space, so that no two configurations give the same text.
+    /// Writes one line for each item. Values hold no white space, so that no two configurations give the same text.
     fn write_canonical(&self, out: &mut impl Write) -> fmt::Result {
         writeln!(out, "ping {} {}", self.ping_interval.as_nanos(), self.max_ping_count)?;
         for site in &self.sites {

@@ -1,17 +1,17 @@
-//! A view of one XML element, with the few questions a reader of a configuration asks.
+//! A view of one XML element, with the operations that a reader of a configuration needs.
 //!
-//! Each question notes what is wrong and answers with what is there, so that reading goes on and one run
-//! finds everything. Nothing here knows what the elements mean: `global` and `cluster` say that.
+//! Each operation notes problems and returns the values that are there, so that reading goes on and one run finds
+//! everything. Nothing here knows what the elements mean: `global` and `cluster` do.
 
-use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use roxmltree::Node;
 
-use super::problem::Notes;
+use super::add_new;
+use super::problem::{Notes, shorten};
 use super::value::Wanted;
 
-/// Longest part of a wrong value that a message repeats, in characters: enough to find it again.
+/// Longest part of a wrong value that a message repeats, in characters: enough to find it in the file.
 const SHOWN_MAX: usize = 60;
 
 #[derive(Clone, Copy)]
@@ -37,24 +37,24 @@ impl<'a> Element<'a> {
         self.children().filter(move |child| child.name() == name)
     }
 
-    /// The first child of this name, with no opinion on whether it should be there.
+    /// Returns the first child of this name, without a check whether it should be there.
     pub(super) fn find(self, name: &str) -> Option<Element<'a>> {
         self.named(name).next()
     }
 
     /// Notes an error at the element itself.
     pub(super) fn error(self, message: impl Into<String>) {
-        self.notes.error(self.node.range().start, message.into());
+        self.notes.error(self.node.range().start, || message.into());
     }
 
-    /// Notes an error at the element's value, which cannot stand for the reason given.
+    /// Notes an error at the element's value, with the reason.
     pub(super) fn refuse(self, why: &str) {
-        self.notes.error(self.value_at(), self.judgement(why));
+        self.notes.error(self.value_at(), || self.judgement(why));
     }
 
-    /// Warns of the element's value for the reason given.
+    /// Notes a warning at the element's value, with the reason.
     pub(super) fn doubt(self, why: &str) {
-        self.notes.warning(self.value_at(), self.judgement(why));
+        self.notes.warning(self.value_at(), || self.judgement(why));
     }
 
     fn judgement(self, why: &str) -> String {
@@ -65,31 +65,32 @@ impl<'a> Element<'a> {
         format!("<{}> is {shown:?}{more}: {why}", self.name())
     }
 
-    /// Warns of whatever is in this element besides the children named.
+    /// Warns of everything in this element besides the children named.
     pub(super) fn holds_only(self, known: &[&str]) {
         for child in self.children().filter(|child| !known.contains(&child.name())) {
-            let name = child.name();
-            let hint = match nearest(name, known) {
-                Some(near) => format!("did you mean <{near}>?"),
-                None => format!("it is ignored; <{}> holds {}", self.name(), list(known)),
-            };
-            self.notes.warning(child.node.range().start, format!("unknown element <{name}>, {hint}"));
+            self.notes.warning(child.node.range().start, || {
+                let name = child.name();
+                let hint = match nearest(name, known) {
+                    Some(near) => format!("did you mean <{near}>?"),
+                    None => format!("it is ignored; <{}> holds {}", self.name(), list(known)),
+                };
+                format!("unknown element <{}>, {hint}", shown(name))
+            });
         }
         for attribute in self.node.attributes() {
-            let message = format!(
-                "unknown attribute {} of <{}>, it is ignored: values are elements here",
-                attribute.name(),
-                self.name()
-            );
-            self.notes.warning(attribute.range().start, message);
+            self.notes.warning(attribute.range().start, || {
+                let (name, of) = (shown(attribute.name()), self.name());
+                format!("unknown attribute {name} of <{of}>, it is ignored: values are elements here")
+            });
         }
         if !known.is_empty() && !self.value().is_empty() {
-            let message = format!("text in <{}>, it is ignored: here only elements count", self.name());
-            self.notes.warning(self.value_at(), message);
+            self.notes.warning(self.value_at(), || {
+                format!("text in <{}>, it is ignored: here only elements count", self.name())
+            });
         }
     }
 
-    /// The one child of this name, if there is any.
+    /// Returns the one child of this name, if there is any.
     pub(super) fn optional(self, name: &str) -> Option<Element<'a>> {
         for again in self.named(name).skip(1) {
             again.error(format!("<{name}> is given twice in <{}>: keep one", self.name()));
@@ -97,7 +98,7 @@ impl<'a> Element<'a> {
         self.find(name)
     }
 
-    /// The one child of this name, which must be there.
+    /// Returns the one child of this name, which must be there.
     pub(super) fn required(self, name: &str) -> Option<Element<'a>> {
         let child = self.optional(name);
         if child.is_none() {
@@ -106,7 +107,7 @@ impl<'a> Element<'a> {
         child
     }
 
-    /// The children of this name, whose number must be in the range.
+    /// Returns the children of this name, whose number must be in the range; those beyond its end are not read.
     pub(super) fn list(
         self,
         name: &'a str,
@@ -120,26 +121,36 @@ impl<'a> Element<'a> {
             let found = self.named(name).count();
             over.error(format!("<{}> has {found} <{name}>: {most} is the most there can be", self.name()));
         }
-        self.named(name)
+        self.named(name).take(most)
     }
 
-    /// This element's value.
+    /// Returns this element's value.
     pub(super) fn read<T>(self, parse: impl Fn(&str) -> Result<T, Wanted>) -> Option<T> {
+        parse(&self.checked_value()?).map_err(|wanted| self.refuse_for(&wanted)).ok()
+    }
+
+    /// Returns the value of an element that holds nothing else; reports one that is empty. Apart from `read`, which
+    /// there is once for every type.
+    fn checked_value(self) -> Option<String> {
         self.holds_only(&[]);
         let value = self.value();
         if value.is_empty() {
             self.error(format!("<{}> is empty: write a value", self.name()));
             return None;
         }
-        parse(&value).map_err(|wanted| self.refuse(&format!("it must be {wanted}"))).ok()
+        Some(value)
     }
 
-    /// The value of the child of this name, which must be there.
+    fn refuse_for(self, wanted: &str) {
+        self.refuse(&format!("it must be {wanted}"));
+    }
+
+    /// Returns the value of the child of this name, which must be there.
     pub(super) fn get<T>(self, name: &str, parse: impl Fn(&str) -> Result<T, Wanted>) -> Option<T> {
         self.required(name)?.read(parse)
     }
 
-    /// The value of the child of this name, or what stands for an absent one.
+    /// Returns the value of the child of this name, or the default if there is none.
     pub(super) fn get_or<T>(
         self,
         name: &str,
@@ -149,42 +160,47 @@ impl<'a> Element<'a> {
         self.optional(name).map_or(Some(absent), |child| child.read(parse))
     }
 
-    /// This element's value, which must not have been seen before.
+    /// Returns this element's value, which must not have been seen before.
     pub(super) fn read_unique<T: Copy + Ord>(
         self,
         parse: impl Fn(&str) -> Result<T, Wanted>,
-        seen: &mut BTreeSet<T>,
+        seen: &mut Vec<T>,
         owner: &str,
     ) -> Option<T> {
         let value = self.read(parse)?;
-        if !seen.insert(value) {
-            self.refuse(&format!("{owner} has it already; give each its own"));
+        if !add_new(seen, value) {
+            self.refuse_again(owner);
         }
         Some(value)
     }
 
-    /// The value of the child of this name, which must be there and must not have been seen before.
+    /// Returns the value of the child of this name, which must be there and must not have been seen before.
     pub(super) fn get_unique<T: Copy + Ord>(
         self,
         name: &str,
         parse: impl Fn(&str) -> Result<T, Wanted>,
-        seen: &mut BTreeSet<T>,
+        seen: &mut Vec<T>,
         owner: &str,
     ) -> Option<T> {
         self.required(name)?.read_unique(parse, seen, owner)
+    }
+
+    /// Refuses a value that another element has.
+    pub(super) fn refuse_again(self, owner: &str) {
+        self.refuse(&format!("{owner} has it already; give each its own"));
     }
 
     fn texts(self) -> impl Iterator<Item = Node<'a, 'a>> {
         self.node.children().filter(Node::is_text)
     }
 
-    /// The text of the element, without white space.
+    /// Returns the text of the element, without white space.
     fn value(self) -> String {
         let texts = self.texts().filter_map(|text| text.text());
         texts.flat_map(str::chars).filter(|c| !c.is_whitespace()).collect()
     }
 
-    /// Where the first visible character of the text stands.
+    /// Returns the offset of the first visible character of the text.
     fn value_at(self) -> usize {
         let visible = |text: Node<'_, '_>| {
             let range = text.range();
@@ -195,12 +211,20 @@ impl<'a> Element<'a> {
     }
 }
 
-/// The known name that the one found is most likely a slip for. At this likeness `ip` finds `ipaddr`, and
-/// words that only share a few letters find nothing.
+/// Returns the known name of which the given one is most likely a misspelling. At this likeness `ip` finds `ipaddr`,
+/// and words that only share a few letters find nothing.
 fn nearest<'n>(name: &str, known: &[&'n str]) -> Option<&'n str> {
+    if name.len() > SHOWN_MAX {
+        return None;
+    }
     let likeness = |known: &'n str| (strsim::jaro_winkler(&name.to_ascii_lowercase(), known), known);
     let close = known.iter().map(|known| likeness(known)).filter(|(likeness, _)| *likeness >= 0.8);
     close.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, known)| known)
+}
+
+/// Returns the part of a name that a message repeats.
+fn shown(name: &str) -> String {
+    shorten(name.to_owned(), SHOWN_MAX)
 }
 
 fn list(names: &[&str]) -> String {

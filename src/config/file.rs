@@ -1,29 +1,40 @@
-//! The whole file: from bytes to text to XML to a [`Config`], or to everything that is wrong with it.
+//! The whole file: from bytes to text to XML to a [`Config`], or to all its problems.
 //!
-//! [`parse`] is pure but for the resolver it is given, [`Config::read`] adds the files and the system's resolver.
+//! [`parse`] is pure but for the resolver it gets, [`Config::read`] adds the files and the system's resolver.
 //! Older files without sites are recognised here and refused with directions, before their parts are judged.
 
+use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::net::{IpAddr, ToSocketAddrs};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use roxmltree::{Document, ParsingOptions};
 use rustix::fs::OFlags;
 
 use super::cluster::Cluster;
 use super::element::Element;
+use super::keys::KeyFile;
 use super::model::Config;
-use super::problem::{ConfigError, Notes, Problem, Severity};
-use super::{global, value};
+use super::problem::{ConfigError, Notes, Problem, Severity, shorten};
+use super::{FILE_MAX, global, limits, value};
 
 pub use value::Resolver;
+use value::stand_in;
 
-/// Longest configuration file in bytes: the largest cluster with every comment kept needs a tenth of it.
-pub const FILE_MAX: u64 = 1 << 20;
+/// Most XML elements and texts: as many as the longest file has without white space if it is filled with runsites.
+const NODES_MAX: u32 = 200_000;
+/// Longest name in bytes that name servers know.
+const NAME_MAX: usize = 253;
+/// Longest time for the look-ups of one file before the last one begins, if a name server answers for none of
+/// several.
+const LOOKUPS_LIMIT: Duration = Duration::from_secs(60);
+/// Longest part in bytes of the XML parser's message, which may repeat a name of any length.
+const SAID_MAX: usize = 300;
 
-/// A configuration that stands, and what the operator should still look at.
+/// A checked configuration, and warnings for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {
     /// The configuration.
@@ -32,47 +43,85 @@ pub struct Loaded {
     pub warnings: Vec<Problem>,
 }
 
-/// What becomes of a key file that is named.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum KeyFile {
-    /// Its keys are needed.
-    Read,
-    /// It is looked at. What only the daemon's user can know of it is no error.
-    Checked,
-    Unseen,
-}
-
 impl Config {
-    /// Reads a file, from the point of view of the node with this host name, with the key file it names. Blocks
-    /// while names are resolved.
+    /// Reads a file, as the node with this host name, with the key file it names. Blocks while names are resolved.
     pub fn read(path: &Path, hostname: &str) -> Result<Loaded, ConfigError> {
         Self::load(path, hostname, KeyFile::Read)
     }
 
-    /// Checks a file like [`Config::read`], but not necessarily as the daemon's user: what cannot be seen of the
-    /// key file is a warning, and the configuration has no keys then.
+    /// Checks a file like [`Config::read`], but not necessarily as the daemon's user: a key file that cannot be read
+    /// is a warning, and the configuration has no keys then.
     pub fn check(path: &Path, hostname: &str) -> Result<Loaded, ConfigError> {
         Self::load(path, hostname, KeyFile::Checked)
     }
 
+    /// Checks a file like [`Config::check`] for a program that calls no peer: each name without an address gets a
+    /// [`stand_in`] of its own.
+    pub fn check_without_peers(path: &Path, hostname: &str) -> Result<Loaded, ConfigError> {
+        let until = Instant::now() + LOOKUPS_LIMIT;
+        let unknown = RefCell::new(Vec::<String>::new());
+        let resolve = |name: &str| {
+            Ok(system_resolver(name, until).unwrap_or_else(|_| {
+                let mut unknown = unknown.borrow_mut();
+                let number = unknown.iter().position(|before| before == name).unwrap_or(unknown.len());
+                if number == unknown.len() {
+                    unknown.push(name.into());
+                }
+                vec![stand_in(u16::try_from(number).unwrap_or(u16::MAX))]
+            }))
+        };
+        Self::judge(path, &bytes_of(path, KeyFile::Checked)?, hostname, &resolve, KeyFile::Checked)
+    }
+
     fn load(path: &Path, hostname: &str, key_file: KeyFile) -> Result<Loaded, ConfigError> {
-        let file = path.to_owned();
-        let mut bytes = Vec::new();
-        let read = open(path, key_file).and_then(|open| open.take(FILE_MAX + 1).read_to_end(&mut bytes));
-        match read {
-            Err(error) => return Err(ConfigError::Unreadable { file, error }),
-            Ok(len) if len as u64 > FILE_MAX => return Err(ConfigError::TooLong { file }),
-            Ok(_) => {}
-        }
-        let loaded = match std::str::from_utf8(&bytes) {
-            Ok(text) => parse_with(text, hostname, &system_resolver, key_file),
+        let until = Instant::now() + LOOKUPS_LIMIT;
+        let resolve = |name: &str| system_resolver(name, until);
+        Self::judge(path, &bytes_of(path, key_file)?, hostname, &resolve, key_file)
+    }
+
+    /// Returns the bytes of a file as [`Config::read`] would read it.
+    pub fn read_bytes(path: &Path) -> Result<Vec<u8>, ConfigError> {
+        bytes_of(path, KeyFile::Read)
+    }
+
+    /// Does the same as [`Config::read`] with a file's bytes and the given resolver. `path` is for messages.
+    pub fn from_bytes(
+        path: &Path,
+        bytes: &[u8],
+        hostname: &str,
+        resolve: &Resolver<'_>,
+    ) -> Result<Loaded, ConfigError> {
+        Self::judge(path, bytes, hostname, resolve, KeyFile::Read)
+    }
+
+    fn judge(
+        path: &Path,
+        bytes: &[u8],
+        hostname: &str,
+        resolve: &Resolver<'_>,
+        key_file: KeyFile,
+    ) -> Result<Loaded, ConfigError> {
+        let loaded = match std::str::from_utf8(bytes) {
+            Ok(text) => parse_with(text, hostname, resolve, key_file),
             Err(error) => Err(not_utf8(bytes.get(..error.valid_up_to()).unwrap_or_default())),
         };
-        loaded.map_err(|problems| ConfigError::Refused { file, problems })
+        loaded.map_err(|problems| ConfigError::Refused { file: path.to_owned(), problems })
     }
 }
 
-/// Opens a configuration file. A check may read a pipe; a daemon, whom others may ask for a plan, never waits for one.
+fn bytes_of(path: &Path, key_file: KeyFile) -> Result<Vec<u8>, ConfigError> {
+    let file = path.to_owned();
+    let mut bytes = Vec::new();
+    let read = open(path, key_file).and_then(|open| open.take(FILE_MAX + 1).read_to_end(&mut bytes));
+    match read {
+        Err(error) => Err(ConfigError::Unreadable { file, error }),
+        Ok(len) if len as u64 > FILE_MAX => Err(ConfigError::TooLong { file }),
+        Ok(_) => Ok(bytes),
+    }
+}
+
+/// Opens a configuration file. A check may read a pipe; a daemon, which reads any file for a plan, never waits for
+/// one.
 fn open(path: &Path, key_file: KeyFile) -> io::Result<File> {
     if key_file == KeyFile::Checked {
         return File::open(path);
@@ -85,19 +134,25 @@ fn open(path: &Path, key_file: KeyFile) -> io::Result<File> {
     }
 }
 
-fn system_resolver(name: &str) -> io::Result<Vec<IpAddr>> {
+fn system_resolver(name: &str, until: Instant) -> io::Result<Vec<IpAddr>> {
+    if name.len() > NAME_MAX {
+        return Err(io::Error::other("no name is so long"));
+    }
+    if Instant::now() >= until {
+        return Err(io::Error::other("not looked up: the names before took too long"));
+    }
     Ok((name, 0).to_socket_addrs()?.map(|addr| addr.ip()).collect())
 }
 
 fn not_utf8(good: &[u8]) -> Vec<Problem> {
     let text = String::from_utf8_lossy(good);
     let notes = Notes::new(&text);
-    notes.error(text.len(), "these bytes are not UTF-8: save the file as UTF-8".to_owned());
+    notes.error(text.len(), || "these bytes are not UTF-8: save the file as UTF-8".to_owned());
     notes.into_problems()
 }
 
-/// Reads a configuration from its text, from the point of view of the node with this host name. The error
-/// holds everything found, warnings too, in the order of the text. A key file is not looked at.
+/// Reads a configuration from its text, as the node with this host name. The error contains all problems, warnings
+/// too, in the order of the text. A key file is not read.
 pub fn parse(text: &str, hostname: &str, resolve: &Resolver<'_>) -> Result<Loaded, Vec<Problem>> {
     parse_with(text, hostname, resolve, KeyFile::Unseen)
 }
@@ -108,8 +163,12 @@ fn parse_with(
     resolve: &Resolver<'_>,
     key_file: KeyFile,
 ) -> Result<Loaded, Vec<Problem>> {
-    let options = ParsingOptions { allow_dtd: false, ..ParsingOptions::default() };
+    let options = ParsingOptions { allow_dtd: false, nodes_limit: NODES_MAX, ..ParsingOptions::default() };
     let notes = Notes::new(text);
+    if let Some(excess) = limits::excess(text) {
+        notes.error(excess.at, || excess.what);
+        return Err(notes.into_problems());
+    }
     let config = match Document::parse_with_options(text, options) {
         Ok(document) => {
             let root = document.root_element();
@@ -152,6 +211,7 @@ fn read_root(root: Element<'_>, hostname: &str, resolve: &Resolver<'_>, key_file
         max_packet: global.max_packet,
         slow_timeout: global.slow_timeout,
         peer_addr: global.peer_addr,
+        kernel_user: global.kernel_user,
         keys: global.keys,
         metrics: global.metrics,
         node,
@@ -166,7 +226,7 @@ const OLDER_FORM: &str = "this file has the older form, without sites. Put <node
      <runsites><runsite>...</runsite></runsites>, beside the site's <id>, <ip>, <port>, <protocol>, <disk> and \
      <bwr_disk>, and list in it the ids alone: <id>0</id> for each <runnode>";
 
-/// The element that tells an older file: nodes, or a resource's nodes, without sites.
+/// Returns the element that shows an older file: nodes, or a resource's nodes, without sites.
 fn older_form(root: Element<'_>) -> Option<Element<'_>> {
     if root.find("sites").is_some() {
         return None;
@@ -179,14 +239,15 @@ fn older_form(root: Element<'_>) -> Option<Element<'_>> {
     nodes.or_else(run_nodes)
 }
 
-/// What the XML parser has to say. Its own text carries the place, which would stand there twice.
+/// Returns the XML parser's error as a problem. The parser's own text contains the position, which would be there
+/// twice.
 fn syntax_problem(text: &str, error: &roxmltree::Error) -> Problem {
     use roxmltree::Error as Xml;
     let pos = error.pos();
-    let said = error.to_string().replace(&format!(" at {pos}"), "");
+    let said = shorten(error.to_string().replace(&format!(" at {pos}"), ""), SAID_MAX);
     let at = |at: usize, message: String| {
         let notes = Notes::new(text);
-        notes.error(at, message);
+        notes.error(at, || message);
         notes.into_problems().pop()
     };
     let placed = match error {
@@ -194,6 +255,9 @@ fn syntax_problem(text: &str, error: &roxmltree::Error) -> Problem {
             text.find("<!DOCTYPE").unwrap_or_default(),
             "a document type (<!DOCTYPE ...>) is not allowed here: delete it".to_owned(),
         ),
+        Xml::NodesLimitReached => {
+            at(0, format!("more than {NODES_MAX} XML elements and texts: no configuration has so many"))
+        }
         Xml::NoRootNode => at(0, "no XML element in it: a configuration is <hadm>...</hadm>".to_owned()),
         Xml::UnclosedRootNode | Xml::UnexpectedEndOfStream => {
             at(text.len(), format!("not well-formed XML, the text ends early: {said}"))

@@ -1,17 +1,17 @@
-//! `/hadm/global`: what concerns the local daemon, and the heartbeat pair.
+//! `/hadm/global`: the settings of the local daemon, and the heartbeat pair.
 //!
-//! Reads, and checks what can be checked without the rest of the file. Called by `file`.
+//! Reads, and checks everything that needs no other part of the file. Called by `file`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::element::Element;
-use super::file::KeyFile;
-use super::model::PeerAddr;
+use super::keys::{KeyError, KeyFile, Keys};
+use super::model::{KernelUser, PeerAddr};
 use super::value::{Resolver, absolute, address, choice, place, port, seconds, whole};
-use crate::keys::{KeyError, Keys};
 
-const KNOWN: [&str; 11] = [
+/// The elements of `global`, both spellings of the heartbeat's among them.
+pub const GLOBAL_ELEMENTS: [&str; 12] = [
     "serverip",
     "serverport",
     "kmodport",
@@ -21,6 +21,7 @@ const KNOWN: [&str; 11] = [
     "maxpacket",
     "slowtimeout",
     "peeraddr",
+    "kerneluser",
     "authkey",
     "metrics",
 ];
@@ -36,20 +37,22 @@ pub(super) struct Global {
     pub(super) max_packet: u32,
     pub(super) slow_timeout: Duration,
     pub(super) peer_addr: PeerAddr,
+    pub(super) kernel_user: KernelUser,
     pub(super) keys: Option<Keys>,
     pub(super) metrics: Option<SocketAddr>,
 }
 
 pub(super) fn read(global: Element<'_>, resolve: &Resolver<'_>, key_file: KeyFile) -> Option<Global> {
-    global.holds_only(&KNOWN);
+    global.holds_only(&GLOBAL_ELEMENTS);
     let ip = global.get("serverip", address(resolve));
     let server_port = global.get("serverport", port);
     let kmod_port = global.get_or("kmodport", 0, port);
     let heartbeat = heartbeat(global);
     let max_packet = global.get_or("maxpacket", MAX_PACKET, whole(1 << 10..=1 << 30));
-    let slow_timeout = global.get_or("slowtimeout", SLOW_TIMEOUT, seconds(0.1..=3600.0));
+    let slow_timeout = global.get_or("slowtimeout", SLOW_TIMEOUT, seconds("0.1", "3600"));
     let words = [("strict", PeerAddr::Strict), ("any", PeerAddr::Any)];
     let peer_addr = global.get_or("peeraddr", PeerAddr::default(), choice(words, "strict or any"));
+    let kernel_user = global.get_or("kerneluser", KernelUser::default(), kernel_user);
     let keys = global.optional("authkey").map_or(Some(None), |el| keys(el, key_file));
     let metrics = global.get_or("metrics", None, |value| place(value).map(Some));
 
@@ -62,12 +65,23 @@ pub(super) fn read(global: Element<'_>, resolve: &Resolver<'_>, key_file: KeyFil
         max_packet: max_packet?,
         slow_timeout: slow_timeout?,
         peer_addr: peer_addr?,
+        kernel_user: kernel_user?,
         keys: keys?,
         metrics: metrics?,
     })
 }
 
-/// The keys in the file that is named, as far as it is to be looked at.
+/// Parses a user: a number, a name that this machine knows, or all.
+fn kernel_user(value: &str) -> Result<KernelUser, String> {
+    let wanted = "any, the number of a user, or a name that is in /etc/passwd";
+    if value == "any" {
+        return Ok(KernelUser::Any);
+    }
+    let uid = value.parse().ok().or_else(|| crate::sys::user_id(value));
+    uid.map(KernelUser::Also).ok_or_else(|| wanted.into())
+}
+
+/// Reads the keys of the named file, as far as `key_file` wants it.
 fn keys(el: Element<'_>, key_file: KeyFile) -> Option<Option<Keys>> {
     let path = el.read(absolute)?;
     if cfg!(not(feature = "authkey")) {
@@ -90,7 +104,7 @@ fn keys(el: Element<'_>, key_file: KeyFile) -> Option<Option<Keys>> {
     }
 }
 
-/// Whether the daemon, as another user, may see it otherwise.
+/// Returns true if the daemon, as another user, may be able to read it.
 fn is_hidden(error: &KeyError) -> bool {
     match error {
         KeyError::Unreadable(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
@@ -99,7 +113,7 @@ fn is_hidden(error: &KeyError) -> bool {
     }
 }
 
-/// The heartbeat pair. `pingtimeout` stands in both spellings, for different things: its companion tells which.
+/// Reads the heartbeat pair. `pingtimeout` has two meanings: the element beside it shows which.
 fn heartbeat(global: Element<'_>) -> Option<(Duration, u32)> {
     const RIGHT: &str = "write <pingtimeout> (seconds between pings) and <maxpingcount> (unanswered pings that end \
                          a connection), or in the old spelling <ping> (seconds between pings) and <pingtimeout> \
@@ -116,7 +130,7 @@ fn heartbeat(global: Element<'_>) -> Option<(Duration, u32)> {
             return None;
         }
     };
-    let interval = global.get(interval, seconds(0.01..=3600.0));
+    let interval = global.get(interval, seconds("0.01", "3600"));
     let count = global.get(count, whole(1..=1_000_000));
     Some((interval?, count?))
 }

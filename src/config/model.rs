@@ -1,16 +1,19 @@
-//! What a configuration says, after every check: ids are in range and unique, addresses are addresses.
+//! The content of a configuration after every check: ids are in range and unique, addresses are addresses.
+//!
+//! Plain values; knows no XML. Used by the daemon and the tools.
 
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::keys::Keys;
+use crate::config::keys::Keys;
+use crate::config::mirror::Mirror;
 use crate::wire::{Compression, NodeId, ResourceId, SiteId};
 
 /// A checked configuration, seen from the local node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where the kernel module connects (`serverip`, `serverport`).
+    /// The address at which the kernel module connects (`serverip`, `serverport`).
     pub server: SocketAddr,
     /// The kernel module's own command port, 0 where the file has none. The daemon only keeps it.
     pub kmod_port: u16,
@@ -20,13 +23,15 @@ pub struct Config {
     pub max_ping_count: u32,
     /// Longest payload of a packet in bytes (`maxpacket`, default 16 MiB).
     pub max_packet: u32,
-    /// How long a peer's full data queue may hold up the others (`slowtimeout`, default 10 s).
+    /// Longest time that a peer may hold up the others in any ten times that time (`slowtimeout`, default 10 s).
     pub slow_timeout: Duration,
-    /// Whether a caller must come from its configured address (`peeraddr`).
+    /// The rule whether a caller must come from its configured address (`peeraddr`).
     pub peer_addr: PeerAddr,
+    /// The users that may attach as the kernel module (`kerneluser`).
+    pub kernel_user: KernelUser,
     /// The keys for encrypted links (`authkey`); `None`: links are not encrypted.
     pub keys: Option<Keys>,
-    /// Where metrics can be scraped over HTTP (`metrics`).
+    /// The address at which metrics can be scraped over HTTP (`metrics`).
     pub metrics: Option<SocketAddr>,
     /// The local node's id.
     pub node: NodeId,
@@ -48,12 +53,24 @@ pub enum PeerAddr {
     Any,
 }
 
+/// Element `kerneluser`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KernelUser {
+    /// Root, which owns the kernel's own sockets, and the daemon's own user.
+    #[default]
+    Own,
+    /// This user, too.
+    Also(u32),
+    /// Every user, and every machine that reaches the port.
+    Any,
+}
+
 /// Element `site`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
     /// Its id.
     pub id: SiteId,
-    /// How its nodes see their disks.
+    /// The way in which its nodes see their disks.
     pub mode: Mode,
     /// Its nodes, by id.
     pub nodes: Vec<Node>,
@@ -75,7 +92,7 @@ pub struct Node {
     pub id: NodeId,
     /// The machine's whole host name.
     pub hostname: String,
-    /// Where it listens for nodes with larger ids.
+    /// The address at which it listens for nodes with larger ids.
     pub addr: SocketAddr,
 }
 
@@ -86,7 +103,7 @@ pub struct Resource {
     pub id: ResourceId,
     /// Its name.
     pub name: String,
-    /// Where it runs, by site id.
+    /// Its runsites, by site id.
     pub runsites: Vec<RunSite>,
 }
 
@@ -97,14 +114,16 @@ pub struct RunSite {
     pub site: SiteId,
     /// The floating address and port at which that site's log owner listens for other sites.
     pub addr: SocketAddr,
-    /// When a write counts as done.
+    /// The moment at which a write counts as done.
     pub protocol: Protocol,
-    /// How data between here and other sites is to be compressed, where they want the same (`compress`).
+    /// The compression of data between here and other sites, used where they want the same (`compress`).
     pub compress: Option<Compression>,
     /// The mirrored disk.
     pub disk: String,
     /// The disk of the write-record buffer.
     pub bwr_disk: String,
+    /// The settings of `hadm-nbd` there.
+    pub mirror: Mirror,
     /// Nodes of that site that may run the resource.
     pub run_nodes: Vec<NodeId>,
 }
@@ -119,29 +138,29 @@ pub enum Protocol {
 }
 
 impl Config {
-    /// The local site.
+    /// Returns the local site.
     pub fn local_site(&self) -> Option<&Site> {
         self.sites.iter().find(|site| site.id == self.site)
     }
 
-    /// The nodes of the local site, the local node among them.
+    /// Returns the nodes of the local site, the local node among them.
     pub fn local_nodes(&self) -> &[Node] {
         self.local_site().map_or(&[], |site| &site.nodes)
     }
 
-    /// The local node.
+    /// Returns the local node.
     pub fn local_node(&self) -> Option<&Node> {
         self.local_nodes().iter().find(|node| node.id == self.node)
     }
 
-    /// The local node's own address.
+    /// Returns the local node's own address.
     pub fn local_ip(&self) -> Option<IpAddr> {
         self.local_node().map(|node| node.addr.ip())
     }
 }
 
 impl Resource {
-    /// The resource's runsite at this site.
+    /// Returns the resource's runsite at this site.
     pub fn runsite(&self, site: SiteId) -> Option<&RunSite> {
         self.runsites.iter().find(|runsite| runsite.site == site)
     }

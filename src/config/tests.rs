@@ -1,7 +1,9 @@
-//! One slip at a time in a valid file: what is said, and at which line and column.
+//! One mistake at a time in a valid file: the message, its line and its column.
 //!
 //! Each row replaces a piece of tests/data/config/valid.xml and lists everything that
-//! must be found, and nothing else. Used by nobody else.
+//! must be found, and nothing else.
+
+mod mirror;
 
 use std::io;
 use std::net::IpAddr;
@@ -29,7 +31,7 @@ fn lines(problems: &[Problem]) -> Vec<String> {
     problems.iter().map(Problem::to_string).collect()
 }
 
-/// The valid file with one piece, which stands in it once, replaced.
+/// Returns the valid file with one piece, which is in it once, replaced.
 fn edited(from: &str, to: &str) -> String {
     assert_eq!(VALID.matches(from).count(), 1, "{from:?} does not stand once in the valid file");
     VALID.replace(from, to)
@@ -53,7 +55,7 @@ fn warned(from: &str, to: &str, expected: &[&str]) {
     assert_eq!(loaded.config, load(VALID).unwrap().config);
 }
 
-/// The key file is not looked at here. A build without encryption must not run without it unnoticed.
+/// The key file is not read here. A build without encryption must not run without it unnoticed.
 #[test]
 fn a_key_file_is_named_by_its_whole_path() {
     let authkey = |path| edited("<maxpingcount>", &format!("<authkey>{path}</authkey>\n    <maxpingcount>"));

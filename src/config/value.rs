@@ -1,7 +1,7 @@
-//! What may stand in an element: from the characters, freed of white space, to a value.
+//! The values of elements: from characters without white space to a value.
 //!
-//! Each function here gives a parser, which on failure says what would be right, to follow "it must be".
-//! They know nothing of XML; `element` calls them.
+//! Each function here returns a parser, which on failure returns the remedy, to follow "it must be". They know
+//! nothing of XML; `element` calls them.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -12,14 +12,25 @@ use std::time::Duration;
 /// Turns a host name into its addresses, as the system's resolver does.
 pub type Resolver<'a> = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + 'a;
 
-/// What would be right, to follow "it must be".
+/// Returns the placeholder address of a name that no name server has answered for yet. Nothing is ever sent there:
+/// 100::/64 is the discard prefix of RFC 6666.
+pub fn stand_in(number: u16) -> IpAddr {
+    IpAddr::from([0x100, 0, 0, 0, 0, 0, 1, number])
+}
+
+/// Returns true if the address is a [`stand_in`].
+pub fn is_stand_in(addr: IpAddr) -> bool {
+    matches!(addr, IpAddr::V6(addr) if addr.segments().starts_with(&[0x100, 0, 0, 0, 0, 0, 1]))
+}
+
+/// The remedy, to follow "it must be".
 pub(super) type Wanted = String;
 
 pub(super) fn text(value: &str) -> Result<String, Wanted> {
     Ok(value.to_owned())
 }
 
-/// The path of a file. A daemon's working directory is nothing to rely on.
+/// Parses the path of a file. It has to be absolute, since the daemon's working directory is not fixed.
 pub(super) fn absolute(value: &str) -> Result<PathBuf, Wanted> {
     match value.starts_with('/') {
         true => Ok(value.into()),
@@ -39,7 +50,7 @@ pub(super) fn port(value: &str) -> Result<u16, Wanted> {
     value.parse().map(std::num::NonZeroU16::get).map_err(wanted)
 }
 
-/// A numeric address and a port.
+/// Parses a numeric address and a port.
 pub(super) fn place(value: &str) -> Result<SocketAddr, Wanted> {
     let place = value.parse().ok().filter(|place: &SocketAddr| place.port() > 0);
     place.ok_or_else(|| "an address and a port, such as 127.0.0.1:9464 or [::1]:9464".to_owned())
@@ -50,18 +61,24 @@ pub(super) fn id<I: TryFrom<u32>>(last: u8) -> impl Fn(&str) -> Result<I, Wanted
     move |value| value.parse().ok().and_then(|n: u32| I::try_from(n).ok()).ok_or_else(wanted)
 }
 
-/// Seconds, with or without a fraction.
-pub(super) fn seconds(range: RangeInclusive<f64>) -> impl Fn(&str) -> Result<Duration, Wanted> {
+/// Parses seconds, with or without a fraction. The ends of the range are given in the same way.
+pub(super) fn seconds(least: &'static str, most: &'static str) -> impl Fn(&str) -> Result<Duration, Wanted> {
     move |value| {
-        let plain = value.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-        match value.parse() {
-            Ok(n) if plain && range.contains(&n) => Ok(Duration::from_secs_f64(n)),
-            _ => Err(format!("seconds from {} to {}, such as 1 or 0.2", range.start(), range.end())),
-        }
+        let time = decimal(value).filter(|time| (decimal(least)..=decimal(most)).contains(&Some(*time)));
+        time.ok_or_else(|| format!("seconds from {least} to {most}, such as 1 or 0.2"))
     }
 }
 
-/// One of a few words. The words are given as they are compared: without white space.
+/// Returns a time that is written in seconds with or without a fraction; digits below the nanosecond are ignored.
+/// Not by way of a floating-point number: to read one takes 16 KiB of code.
+fn decimal(value: &str) -> Option<Duration> {
+    let (whole, fraction) = value.split_once('.').unwrap_or((value, ""));
+    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    let nanos = format!("{fraction:0<9.9}").parse().ok().filter(|_| digits(whole) && digits(fraction))?;
+    Some(Duration::new(format!("0{whole}").parse().ok()?, nanos))
+}
+
+/// Parses one of a few words. The words are given as they are compared: without white space.
 pub(super) fn choice<T: Copy, const N: usize>(
     words: [(&'static str, T); N],
     wanted: &'static str,
@@ -72,13 +89,13 @@ pub(super) fn choice<T: Copy, const N: usize>(
     }
 }
 
-/// An address, or a name that has one. An IPv4 address goes before others, since C daemons know no other.
+/// Parses an address, or a name that has one. An IPv4 address has precedence, since C daemons know no other.
 pub(super) fn address(resolve: &Resolver<'_>) -> impl Fn(&str) -> Result<IpAddr, Wanted> {
     move |value| {
         if let Ok(ip) = value.parse::<IpAddr>() {
             return Ok(ip.to_canonical());
         }
-        // Resolvers take "10.1" and "010.0.0.1" for other addresses than the reader of the file does.
+        // Resolvers read "10.1" and "010.0.0.1" as other addresses than people do.
         let last = value.rsplit('.').next().unwrap_or_default();
         if last.bytes().all(|b| b.is_ascii_digit()) || last.starts_with("0x") || value.contains(':') {
             return Err("an address, such as 192.0.2.1".to_owned());

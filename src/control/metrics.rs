@@ -1,14 +1,24 @@
 //! The status as Prometheus text exposition, version 0.0.4.
-#![allow(clippy::indexing_slicing, reason = "a JSON value gives null for what it has not")]
+//!
+//! Pure; it names no metric that the manual does not. Used by the daemon's metrics server.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use serde_json::Value;
+use super::words::decimal;
+use super::{ByCause, Compressed, PacketCounts, PeerState, PeerStatus, Pings, Status, Transition};
+use crate::wire::PeerKey;
 
 /// One family of metrics: name, type, help.
 type Family = (&'static str, &'static str, &'static str);
 
 const UP: Family = ("hadm_up", "gauge", "Whether the daemon answers.");
+const BUILD: Family = ("hadm_build_info", "gauge", "Always 1; the label is the daemon's version.");
+const OWNER: Family = (
+    "hadm_log_owner",
+    "gauge",
+    "Whether this node owns the resource's log for its site, of resources with other sites and those it owns.",
+);
 const KERNEL: Family = ("hadm_kernel_attached", "gauge", "Whether a kernel module is attached.");
 const UPTIME: Family = ("hadm_uptime_seconds", "gauge", "Seconds since the daemon's start.");
 const STALLS: Family =
@@ -17,6 +27,17 @@ const STRAYS: Family =
     ("hadm_strays_total", "counter", "Packets of the kernel module that went nowhere, by cause.");
 const REFUSED: Family = ("hadm_refused_total", "counter", "Calls that were turned away, by cause.");
 const CONNECTED: Family = ("hadm_peer_connected", "gauge", "Whether the peer is connected.");
+const WANTED: Family = (
+    "hadm_peer_wanted",
+    "gauge",
+    "Whether the peer is to be connected: not if the operator says so, or another node owns the log.",
+);
+const STATE: Family = ("hadm_peer_state", "gauge", "1 for the state of the peer, 0 for the others.");
+const SAME: Family = (
+    "hadm_peer_same_configuration",
+    "gauge",
+    "Whether the connected peer's configuration is the same, where it can be compared.",
+);
 const SESSIONS: Family = ("hadm_peer_sessions_total", "counter", "Sessions begun with the peer.");
 const ATTEMPTS: Family = ("hadm_peer_attempts_total", "counter", "Calls made to the peer.");
 const ENCRYPTED: Family = ("hadm_peer_encrypted", "gauge", "Whether the peer's links are encrypted.");
@@ -25,6 +46,11 @@ const VIOLATIONS: Family =
 const UNANSWERED: Family =
     ("hadm_peer_unanswered_pings", "gauge", "Pings to the peer that were not answered.");
 const RTT: Family = ("hadm_peer_rtt_seconds", "gauge", "Time from the last ping to its answer.");
+const PINGS: Family =
+    ("hadm_peer_ping_seconds", "histogram", "Time from the last ping to each answer of the peer.");
+/// The bounds of [`super::PING_BOUNDS_US`] in seconds, as text: writing such numbers exactly takes much code.
+const PING_BOUNDS: [&str; super::PING_BOUNDS_US.len() + 1] =
+    ["0.0001", "0.0003", "0.001", "0.003", "0.01", "0.03", "0.1", "0.3", "1", "+Inf"];
 const TRANSITIONS: Family =
     ("hadm_peer_transitions_total", "counter", "Changes of the peer's state, by what it became and why.");
 const LAST: Family = (
@@ -65,16 +91,24 @@ const DROPPED: Family = ("hadm_packets_dropped_total", "counter", "Packets dropp
 struct Text(String);
 
 impl Text {
-    /// A family with its samples; one without samples is left out.
-    fn family(&mut self, (name, kind, help): Family, samples: impl IntoIterator<Item = (String, f64)>) {
-        let mut samples = samples.into_iter().peekable();
+    /// Adds a family with its samples; one without samples is left out.
+    fn family(&mut self, family: Family, samples: impl IntoIterator<Item = (String, f64)>) {
+        self.write(family, &mut samples.into_iter());
+    }
+
+    fn write(&mut self, (name, kind, help): Family, samples: &mut dyn Iterator<Item = (String, f64)>) {
+        let mut samples = samples.peekable();
         if samples.peek().is_none() {
             return;
         }
         // Writing to a string does not fail.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
         for (labels, value) in samples {
+            // Times have microseconds; all else are whole numbers.
+            let value = decimal(value, 6);
+            let value = value.trim_end_matches('0').trim_end_matches('.');
             let _ = match labels.as_str() {
+                suffix if suffix.starts_with('_') => writeln!(self.0, "{name}{suffix} {value}"),
                 "" => writeln!(self.0, "{name} {value}"),
                 labels => writeln!(self.0, "{name}{{{labels}}} {value}"),
             };
@@ -82,128 +116,175 @@ impl Text {
     }
 }
 
-/// A label with its value; what would end the value is escaped.
+/// Returns a label with its value, escaped.
 fn label(name: &str, value: &str) -> String {
     let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     format!("{name}=\"{value}\"")
 }
 
-fn number(value: &Value) -> f64 {
-    value.as_f64().unwrap_or_else(|| f64::from(value.as_bool().unwrap_or_default()))
+/// Returns each cause as a label, with its count.
+fn causes(counters: &ByCause) -> impl Iterator<Item = (String, f64)> {
+    counters.iter().map(|(cause, n)| (label("cause", cause), *n as f64))
 }
 
-/// Each cause of an object of counters, as a label.
-fn causes(counters: &Value) -> Vec<(String, f64)> {
-    let counters = counters.as_object().into_iter().flatten();
-    counters.map(|(cause, n)| (label("cause", cause), number(n))).collect()
-}
-
-/// The fields that are words, as labels.
-fn words(value: &Value, fields: &[&str]) -> String {
-    let some = fields.iter().filter_map(|field| Some(label(field, value[*field].as_str()?)));
+/// Returns the labels of a last transition.
+fn transition_labels(last: &Transition) -> String {
+    let details = &last.details;
+    let name = details.error.as_ref().and_then(|error| error.name.as_deref());
+    let labels = [
+        Some(("from", last.from.word())),
+        Some(("to", last.to.word())),
+        Some(("kind", last.kind.word())),
+        details.link.map(|class| ("link", class.name())),
+        name.map(|name| ("errno_name", name)),
+        details.by.map(|by| ("by", by.word())),
+    ];
+    let some = labels.into_iter().flatten().map(|(name, value)| label(name, value));
     some.collect::<Vec<_>>().join(",")
 }
 
-/// The text for a status as [`super::Request::Status`] gives it.
-pub fn render(status: &Value) -> String {
-    let mut text = Text(String::new());
-    let alone = |value: &Value| [(String::new(), number(value))];
-    text.family(UP, [(String::new(), 1.0)]);
-    text.family(KERNEL, alone(&status["kernel"]["attached"]));
-    text.family(UPTIME, alone(&status["uptime_s"]));
-    text.family(STALLS, alone(&status["stalls"]));
-    text.family(STRAYS, causes(&status["strays"]));
-    text.family(REFUSED, causes(&status["refused"]));
-    let peers: Vec<(String, &Value)> = status["peers"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|peer| (label("peer", peer["peer"].as_str().unwrap_or_default()), peer))
-        .collect();
-    let encrypted = peers.iter().map(|(name, peer)| (name.clone(), f64::from(peer["key"].is_string())));
-    text.family(ENCRYPTED, encrypted);
-    for (family, field) in [
-        (CONNECTED, "connected"),
-        (SESSIONS, "sessions"),
-        (VIOLATIONS, "violations"),
-        (ATTEMPTS, "attempts"),
-        (UNANSWERED, "unanswered"),
-    ] {
-        text.family(family, peers.iter().map(|(name, peer)| (name.clone(), number(&peer[field]))));
+/// The samples of a histogram, each with the end of its name.
+fn histogram(name: &str, pings: Option<&Pings>) -> Vec<(String, f64)> {
+    let Some(pings) = pings else { return Vec::new() };
+    let mut samples = Vec::new();
+    let mut sum = 0.0;
+    for (bound, count) in PING_BOUNDS.iter().zip(&pings.counts) {
+        sum += *count as f64;
+        samples.push((format!("_bucket{{{name},le=\"{bound}\"}}"), sum));
     }
-    let rtts = peers.iter().filter(|(_, peer)| peer["rtt_us"].is_u64());
-    text.family(RTT, rtts.map(|(name, peer)| (name.clone(), number(&peer["rtt_us"]) / 1e6)));
+    samples.push((format!("_sum{{{name}}}"), pings.sum_us as f64 / 1e6));
+    samples.push((format!("_count{{{name}}}"), sum));
+    samples
+}
+
+/// Returns the text for a status.
+pub fn render(status: &Status) -> String {
+    let mut text = Text(String::new());
+    let running = status.running.as_deref();
+    let flag = |value: bool| f64::from(u8::from(value));
+    let alone = |value: f64| [(String::new(), value)];
+    text.family(UP, alone(1.0));
+    text.family(BUILD, [(label("version", &status.version), 1.0)]);
+    text.family(KERNEL, alone(flag(running.is_some_and(|running| running.kernel.attached))));
+    text.family(UPTIME, alone(status.uptime_s));
+    text.family(STALLS, alone(running.map_or(0, |running| running.stalls) as f64));
+    text.family(STRAYS, running.into_iter().flat_map(|running| causes(&running.strays)));
+    text.family(REFUSED, running.into_iter().flat_map(|running| causes(&running.refused)));
+    let owners = running.into_iter().flat_map(|running| {
+        let of_peers = status.peers.iter().filter_map(|peer| match peer.peer {
+            PeerKey::Site(resource, _) => Some(resource),
+            PeerKey::Node(_) => None,
+        });
+        let resources: BTreeSet<_> = of_peers.chain(running.owned.iter().copied()).collect();
+        let id = |name: &str, id: u8| label(name, &id.to_string());
+        resources.into_iter().map(move |resource| {
+            let labels = [id("resource", resource.get()), id("site", running.site.get())].join(",");
+            (labels, flag(running.owned.contains(&resource)))
+        })
+    });
+    text.family(OWNER, owners);
+    let peers: Vec<(String, &PeerStatus)> =
+        status.peers.iter().map(|peer| (label("peer", &peer.peer.to_string()), peer)).collect();
+    let each =
+        |value: fn(&PeerStatus) -> f64| peers.iter().map(move |(name, peer)| (name.clone(), value(peer)));
+    let some = |value: fn(&PeerStatus) -> Option<f64>| {
+        peers.iter().filter_map(move |(name, peer)| Some((name.clone(), value(peer)?)))
+    };
+    text.family(ENCRYPTED, each(|peer| f64::from(peer.key.is_some())));
+    text.family(SAME, some(|peer| peer.same_config.map(f64::from)));
+    text.family(WANTED, each(|peer| f64::from(peer.state != PeerState::Off)));
+    let states = peers.iter().flat_map(|(name, peer)| {
+        PeerState::ALL.iter().map(move |state| {
+            ([name.clone(), label("state", state.word())].join(","), f64::from(*state == peer.state))
+        })
+    });
+    text.family(STATE, states);
+    text.family(CONNECTED, each(|peer| f64::from(peer.connected)));
+    text.family(SESSIONS, each(|peer| peer.sessions as f64));
+    text.family(VIOLATIONS, each(|peer| peer.violations as f64));
+    text.family(ATTEMPTS, each(|peer| peer.attempts as f64));
+    text.family(UNANSWERED, each(|peer| peer.unanswered.into()));
+    text.family(RTT, some(|peer| Some(peer.rtt_us? as f64 / 1e6)));
+    text.family(PINGS, peers.iter().flat_map(|(name, peer)| histogram(name, peer.pings.as_ref())));
     let transitions = peers.iter().flat_map(|(name, peer)| {
-        let all = peer["transitions"].as_array().into_iter().flatten();
-        all.map(move |by| (format!("{name},{}", words(by, &["to", "kind"])), number(&by["count"])))
+        peer.transitions.iter().map(move |by| {
+            let labels = [name.clone(), label("to", by.to.word()), label("kind", by.kind.word())];
+            (labels.join(","), by.count as f64)
+        })
     });
     text.family(TRANSITIONS, transitions);
-    let last = peers.iter().filter(|(_, peer)| peer["last_transition"].is_object()).map(|(name, peer)| {
-        let last = &peer["last_transition"];
-        let labels = words(last, &["from", "to", "kind", "link", "errno_name", "by"]);
-        (format!("{name},{labels}"), number(&last["unix_s"]))
+    let last = peers.iter().filter_map(|(name, peer)| {
+        let last = peer.last_transition.as_ref()?;
+        Some((format!("{name},{}", transition_labels(last)), last.unix_s))
     });
     text.family(LAST, last);
-    for (family, field, unit) in
-        [(LAST_AGE, "age_s", 1.0), (LAST_RTT, "rtt_us", 1e6), (LAST_QUEUED, "queued_bytes", 1.0)]
-    {
-        let ends = peers.iter().filter(|(_, peer)| peer["last_end"][field].is_number());
-        text.family(family, ends.map(|(name, peer)| (name.clone(), number(&peer["last_end"][field]) / unit)));
-    }
-    let mut rows = Vec::new();
+    text.family(LAST_AGE, some(|peer| peer.last_end.as_ref()?.details.age_s));
+    text.family(LAST_RTT, some(|peer| Some(peer.last_end.as_ref()?.details.session?.rtt_us? as f64 / 1e6)));
+    text.family(LAST_QUEUED, some(|peer| Some(peer.last_end.as_ref()?.details.session?.queued_bytes as f64)));
+    let mut rows: Vec<(String, &PacketCounts)> = Vec::new();
     for (name, peer) in &peers {
-        for (stream, books) in peer["books"].as_object().into_iter().flatten() {
-            let (class, direction) = stream.split_once('_').unwrap_or((stream, ""));
-            let labels = [name.clone(), label("class", class), label("direction", direction)].join(",");
-            rows.push((labels, books));
+        for (stream, counters) in &peer.counters.0 {
+            let direction = label("direction", stream.direction());
+            let labels = [name.clone(), label("class", stream.class.name()), direction].join(",");
+            rows.push((labels, counters));
         }
     }
-    for (family, field) in [
-        (RECEIVED, "received"),
-        (RECEIVED_BYTES, "received_bytes"),
-        (FORWARDED, "forwarded"),
-        (FORWARDED_BYTES, "forwarded_bytes"),
-        (QUEUED, "queued"),
-        (QUEUED_BYTES, "queued_bytes"),
-    ] {
-        text.family(family, rows.iter().map(|(labels, books)| (labels.clone(), number(&books[field]))));
-    }
-    let dropped = rows.iter().flat_map(|(labels, books)| {
-        causes(&books["dropped"]).into_iter().map(move |(cause, n)| (format!("{labels},{cause}"), n))
+    let count = |value: fn(&PacketCounts) -> u64| {
+        rows.iter().map(move |(labels, counters)| (labels.clone(), value(counters) as f64))
+    };
+    text.family(RECEIVED, count(|counters| counters.received));
+    text.family(RECEIVED_BYTES, count(|counters| counters.received_bytes));
+    text.family(FORWARDED, count(|counters| counters.forwarded));
+    text.family(FORWARDED_BYTES, count(|counters| counters.forwarded_bytes));
+    text.family(QUEUED, count(|counters| counters.queued));
+    text.family(QUEUED_BYTES, count(|counters| counters.queued_bytes));
+    let dropped = rows.iter().flat_map(|(labels, counters)| {
+        causes(&counters.dropped).map(move |(cause, n)| (format!("{labels},{cause}"), n))
     });
     text.family(DROPPED, dropped);
-    for (family, field) in [(SQUEEZED, "plain_bytes"), (SQUEEZED_WIRE, "wire_bytes")] {
-        let samples =
-            peers.iter().filter(|(_, peer)| peer["compress"].is_object()).flat_map(|(name, peer)| {
-                ["in", "out"].map(|direction| {
-                    let labels = [name.clone(), label("direction", direction)].join(",");
-                    (labels, number(&peer["compress"][direction][field]))
+    let compressed = |value: fn(&Compressed) -> u64| {
+        peers.iter().filter_map(|(name, peer)| Some((name, peer.compress.as_ref()?))).flat_map(
+            move |(name, compress)| {
+                compress.directions().map(|(direction, done)| {
+                    ([name.clone(), label("direction", direction)].join(","), value(done) as f64)
                 })
-            });
-        text.family(family, samples);
-    }
+            },
+        )
+    };
+    text.family(SQUEEZED, compressed(|done| done.plain_bytes));
+    text.family(SQUEEZED_WIRE, compressed(|done| done.wire_bytes));
     text.0
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use crate::control::samples;
 
     #[test]
     fn samples_follow_help_and_type() {
-        let status = json!({
-            "uptime_s": 1.5, "stalls": 0, "kernel": {"attached": true},
-            "strays": {"own bit": 2}, "refused": {},
-            "peers": [{
-                "peer": "node 1", "connected": true, "sessions": 1, "attempts": 2, "unanswered": 0,
-                "rtt_us": 250,
-                "compress": {"used": "lz4", "out": {"plain_bytes": 90, "wire_bytes": 30}, "in": {}},
-                "books": {"data_out": {"received": 5, "forwarded": 4, "queued": 1, "dropped": {"not connected": 0}}},
-            }],
-        });
+        let mut status = samples::status();
+        status.peers[0].same_config = Some(false);
+        let mut site = samples::peer();
+        (site.peer, site.state) = ("6:1".parse().unwrap(), PeerState::Off);
+        status.peers.push(site);
+        status.running.as_mut().unwrap().owned = vec![5.try_into().unwrap()];
         let text = render(&status);
         for line in [
+            "hadm_build_info{version=\"1\"} 1",
+            "hadm_log_owner{resource=\"5\",site=\"7\"} 1",
+            "hadm_log_owner{resource=\"6\",site=\"7\"} 0",
+            "hadm_peer_wanted{peer=\"node 1\"} 1",
+            "hadm_peer_wanted{peer=\"site 1 of resource 6\"} 0",
+            "hadm_peer_state{peer=\"node 1\",state=\"waiting\"} 1",
+            "hadm_peer_state{peer=\"node 1\",state=\"connected\"} 0",
+            "hadm_peer_same_configuration{peer=\"node 1\"} 0",
+            "hadm_peer_ping_seconds_bucket{peer=\"node 1\",le=\"0.0001\"} 0",
+            "hadm_peer_ping_seconds_bucket{peer=\"node 1\",le=\"0.003\"} 4",
+            "hadm_peer_ping_seconds_bucket{peer=\"node 1\",le=\"1\"} 4",
+            "hadm_peer_ping_seconds_bucket{peer=\"node 1\",le=\"+Inf\"} 5",
+            "hadm_peer_ping_seconds_sum{peer=\"node 1\"} 2.0025",
+            "hadm_peer_ping_seconds_count{peer=\"node 1\"} 5",
             "hadm_kernel_attached 1",
             "hadm_strays_total{cause=\"own bit\"} 2",
             "hadm_peer_rtt_seconds{peer=\"node 1\"} 0.00025",
@@ -216,6 +297,12 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }
         assert!(!text.contains("hadm_refused_total"));
+    }
+
+    #[test]
+    fn the_bounds_of_pings_are_those_that_are_counted() {
+        let seconds = super::super::PING_BOUNDS_US.map(|us| (us as f64 / 1e6).to_string());
+        assert_eq!(seconds.as_slice(), &PING_BOUNDS[..seconds.len()]);
     }
 
     #[test]

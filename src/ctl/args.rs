@@ -1,16 +1,18 @@
 //! The command line of `hadmctl`.
+//!
+//! Reads it and does nothing itself. Called by the binary.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::control::SOCKET;
-use crate::core::PeerKey;
-use crate::wire::PacketType;
+use super::{bundle, disk, web};
+use crate::wire::{PacketType, PeerKey};
 
-/// What `--help` prints.
+/// The text of `--help`.
 pub const USAGE: &str = "\
-Usage: hadmctl [--control FILE] COMMAND
+Usage: hadmctl [--control FILE] [--timeout SECS] COMMAND
 
 Asks and steers a running hadmd.
 
@@ -19,7 +21,7 @@ Commands:
   events [--json]            what is connected now, then a line for each change as it happens
   doctor [PEER] [--json]     examine a peer, or this node and every peer: what is wrong, and what helps
   mesh [--json]              who sees whom, as the peers tell it; what only one side sees is marked
-  why PEER [--json]          the last 32 transitions of a peer: when, what, why, who
+  why PEER [--json]          the last 32 transitions of a peer: when, what, why, who; why RES, doctor RES: those of disk
   trace [--peer PEER] [--type N] [--json]
                              packet headers as they are read
   metrics                    Prometheus text
@@ -32,29 +34,78 @@ Commands:
                              check a configuration file; needs no daemon
   keygen [--rotate] FILE     make a key file for encrypted links; --rotate: put a fresh key before
                              the newest one in it; needs no daemon
+  web [--listen ADDR:PORT] [--allow-host NAME]... [--disk-control FILE]
+                             serve a page to look at with a browser, until interrupted
+  bundle [FILE] [--config FILE] [--disk-control FILE]
+                             one archive for a support request, without keys; FILE - is standard output
+  convert FILE               write a configuration of the older form in the newer one to standard output;
+                             needs no daemon
+  disk COMMAND               asks and steers a running hadm-nbd; see below
   version                    versions of this program and of the daemon
 
-PEER is N for node N, or R:S for site S of resource R.
+Disk commands:
+  status [RES] [--json] [--watch]
+                             role, disk and other sites of each mirrored disk
+  metrics                    Prometheus text
+  why RES [--json]           the last 32 events of a mirrored disk: when, what, why
+  doctor [RES] [--json]      examine disks, metadata and the other sites: what is wrong, and what helps
+  primary RES [--force]      serve the disk here; --force: though newer data may be elsewhere
+  secondary RES              serve it here no more
+  connect RES [SITE]         mirror with the site again, or with all, after disconnect
+  disconnect RES [SITE]      keep apart from the site, or from all, until connect or a restart
+  verify RES [SITE]          compare this primary's disk with the site's while both are in use
+  resync RES [SITE] [--full] copy to the site that is not primary what is marked; --full: all that differs
+  pause RES [SITE]           stop resyncs, until resume or a restart
+  plan RES [SITE] [--json]   the consequences of a connect; changes nothing
+  discard RES                give up this secondary's changes when the sites meet next
+  resume RES [SITE]          let resyncs go on, and writes that wait for a lost site
+  grow RES                   says how a mirrored disk is made larger
+
+PEER is N for node N, or R:S for site S of resource R. RES is a resource's name or id, SITE a site's id.
 
 Options:
-      --control FILE         the daemon's control socket [default: /run/hadm/hadmd.sock]
+      --control FILE         the daemon's control socket [default: /run/hadm/hadmd.sock];
+                             for disk, that of hadm-nbd [default: /run/hadm/hadm-nbd.sock]
+      --timeout SECS         how long the daemon may take to answer [default: 5]; a stream that has begun
+                             may be silent for longer
+      --listen ADDR:PORT     web: where browsers connect [default: 127.0.0.1:9465]
+      --allow-host NAME      web: a name by which browsers may call it, beside its address and localhost
+      --disk-control FILE    web, bundle: the control socket of hadm-nbd
+      --config FILE          bundle: the configuration [default: /etc/hadm/hadm.xml]
       --version              print the version
   -h, --help                 print this help
 
-Exit status: 0 done, 1 the daemon cannot be reached or refuses, or doctor finds something wrong, 2 usage or
-configuration.
+Exit status: 0 done, 1 the daemon cannot be reached or refuses, or doctor finds something wrong, 2 usage (also a
+peer that is not configured) or configuration, 4 the daemon is there and does not answer.
 ";
 
-/// A command line that says what to do.
+/// A healthy daemon answers in milliseconds, one on an overloaded machine in a second or two.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Parses seconds, with or without a fraction.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("--timeout: {text:?} is no number of seconds from 0.1 to 86400");
+    let number: f64 = text.parse().map_err(|_| wrong())?;
+    if (0.1..=86400.0).contains(&number) { Ok(Duration::from_secs_f64(number)) } else { Err(wrong()) }
+}
+
+/// Returns true if it can be no peer, but the name of a resource.
+fn is_name(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_alphabetic() || first == '_')
+}
+
+/// A parsed command line.
 #[derive(Debug)]
 pub struct Options {
-    /// The daemon's control socket.
-    pub control: PathBuf,
-    /// What to do.
+    /// The control socket; `None`: the default one.
+    pub control: Option<PathBuf>,
+    /// Longest time for the daemon to answer.
+    pub timeout: Duration,
+    /// The command.
     pub command: Command,
 }
 
-/// What to do.
+/// A command.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the usage text says what each is")]
 pub enum Command {
@@ -73,12 +124,27 @@ pub enum Command {
     Check(PathBuf, String),
     Keygen { file: PathBuf, rotate: bool },
     Version,
+    Web(web::Settings),
+    Bundle(bundle::Settings),
+    Convert(PathBuf),
+    Disk(disk::Command),
 }
 
-/// What a command line comes to.
+impl Command {
+    /// Returns the peer that the command names, if it names one: the daemon has to know it.
+    pub fn peer(&self) -> Option<PeerKey> {
+        match self {
+            Command::Doctor { peer, .. } | Command::Trace { peer, .. } => *peer,
+            Command::Why { peer, .. } | Command::Connect(peer) | Command::Disconnect(peer) => Some(*peer),
+            _ => None,
+        }
+    }
+}
+
+/// The result of reading a command line.
 #[derive(Debug)]
 pub enum Parsed {
-    /// Do this.
+    /// Carry this out.
     Run(Options),
     /// Print this.
     Print(String),
@@ -87,21 +153,36 @@ pub enum Parsed {
 /// Reads a command line.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The fault in it.
 pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
     use lexopt::prelude::*;
-    let mut control = PathBuf::from(SOCKET);
+    let (mut control, mut force, mut full) = (None, false, false);
+    let mut timeout = TIMEOUT;
     let mut rotate = false;
     let (mut json, mut watch, mut peer, mut kind, mut hostname) = (false, false, None, None, None);
+    let (mut listen, mut names, mut disks, mut config) = (None, Vec::new(), None, None::<PathBuf>);
     let mut words = Vec::new();
     while let Some(arg) = args.next()? {
         match arg {
-            Long("control") => control = args.value()?.into(),
+            Long("control") => control = Some(args.value()?.into()),
+            Long("force") => force = true,
+            Long("full") => full = true,
+            Long("timeout") => timeout = seconds(&args.value()?.string()?)?,
             Long("json") => json = true,
             Long("watch") => watch = true,
             Long("peer") => peer = Some(args.value()?.parse::<PeerKey>()?),
             Long("type") => kind = Some(PacketType(args.value()?.parse()?)),
             Long("rotate") => rotate = true,
+            Long("listen") => {
+                listen = Some(args.value()?.parse_with(|text| {
+                    text.parse().map_err(|_| {
+                        format!("--listen: {text:?} is no ADDR:PORT as 127.0.0.1:9465 or [::1]:9465")
+                    })
+                })?)
+            }
+            Long("allow-host") => names.push(args.value()?.string()?),
+            Long("config") => config = Some(args.value()?.into()),
+            Long("disk-control") => disks = Some(args.value()?.into()),
             Long("hostname") => hostname = Some(args.value()?.string()?),
             Long("version") => {
                 return Ok(Parsed::Print(format!("hadmctl {}\n", env!("CARGO_PKG_VERSION"))));
@@ -112,13 +193,25 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
         }
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    if let ["disk", rest @ ..] = &words[..] {
+        let alien = peer.is_some() || kind.is_some() || hostname.is_some() || rotate;
+        let alien = alien || listen.is_some() || !names.is_empty() || disks.is_some() || config.is_some();
+        let command = disk::parse(rest, disk::Given { json, watch, force, full, alien })?;
+        return Ok(Parsed::Run(Options { control, timeout, command: Command::Disk(command) }));
+    }
     let given = [
+        (force, "--force", &["disk primary"][..]),
+        (full, "--full", &["disk resync"]),
         (json, "--json", &["status", "events", "doctor", "mesh", "why", "trace", "plan"][..]),
         (watch, "--watch", &["status"]),
         (peer.is_some(), "--peer", &["trace"]),
         (kind.is_some(), "--type", &["trace"]),
         (hostname.is_some(), "--hostname", &["check"]),
         (rotate, "--rotate", &["keygen"]),
+        (listen.is_some(), "--listen", &["web"]),
+        (!names.is_empty(), "--allow-host", &["web"]),
+        (disks.is_some(), "--disk-control", &["web", "bundle"]),
+        (config.is_some(), "--config", &["bundle"]),
     ];
     if let Some((_, option, at)) = given
         .into_iter()
@@ -130,9 +223,20 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
         ["status"] => Command::Status { json, watch },
         ["events"] => Command::Events { json },
         ["doctor"] => Command::Doctor { peer: None, json },
-        ["doctor", peer] => Command::Doctor { peer: Some(peer.parse()?), json },
+        ["doctor", peer] => match peer.parse() {
+            Ok(peer) => Command::Doctor { peer: Some(peer), json },
+            Err(_) if is_name(peer) => {
+                Command::Disk(disk::Command::Doctor { resource: Some(peer.to_owned()), json })
+            }
+            Err(error) => return Err(error.into()),
+        },
         ["mesh"] => Command::Mesh { json },
-        ["why", peer] => Command::Why { peer: peer.parse()?, json },
+        ["why", peer] => match peer.parse() {
+            Ok(peer) => Command::Why { peer, json },
+            // Not the id of anything: the name of a resource, which hadm-nbd knows.
+            Err(_) if is_name(peer) => Command::Disk(disk::Command::Why { resource: peer.to_owned(), json }),
+            Err(error) => return Err(error.into()),
+        },
         ["trace"] => Command::Trace { peer, kind, json },
         ["metrics"] => Command::Metrics,
         ["connect", peer] => Command::Connect(peer.parse()?),
@@ -148,25 +252,40 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
         }
         ["keygen", file] => Command::Keygen { file: file.into(), rotate },
         ["plan", file] => {
-            // The daemon reads it, and it runs elsewhere.
+            // The daemon reads it, and has another working directory.
             let file = std::path::absolute(file).map_err(|error| format!("plan: {error}"))?;
             Command::Plan { file, json }
         }
         ["reload"] => Command::Reload,
         ["version"] => Command::Version,
+        ["bundle"] | ["bundle", _] => {
+            let file = words.get(1).map(PathBuf::from);
+            let config = config.unwrap_or_else(|| bundle::CONFIG.into());
+            Command::Bundle(bundle::Settings { file, config, disks })
+        }
+        ["convert", file] => Command::Convert(file.into()),
+        ["web"] => {
+            let listen =
+                listen.map_or_else(|| web::LISTEN.parse().map_err(|_| web::LISTEN.to_owned()), Ok)?;
+            Command::Web(web::Settings { listen, names, disks })
+        }
         [] => return Err("a command is missing".into()),
         [command @ ("why" | "connect" | "disconnect"), ..] => {
             return Err(format!("{command} takes one PEER").into());
         }
         ["doctor", ..] => return Err("doctor takes one PEER, or none".into()),
         ["loglevel", ..] => return Err("loglevel takes one LEVEL".into()),
-        [command @ ("check" | "plan" | "keygen"), ..] => {
+        ["bundle", ..] => return Err("bundle takes one FILE, or none".into()),
+        [command @ ("check" | "plan" | "keygen" | "convert"), ..] => {
             return Err(format!("{command} takes one FILE").into());
         }
-        [command @ ("status" | "events" | "mesh" | "trace" | "metrics" | "reload" | "version"), ..] => {
+        [
+            command @ ("status" | "events" | "mesh" | "trace" | "metrics" | "reload" | "version" | "web"),
+            ..,
+        ] => {
             return Err(format!("{command} takes no arguments").into());
         }
         [command, ..] => return Err(format!("unknown command {command:?}").into()),
     };
-    Ok(Parsed::Run(Options { control, command }))
+    Ok(Parsed::Run(Options { control, timeout, command }))
 }

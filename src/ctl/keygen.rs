@@ -1,7 +1,7 @@
 //! `hadmctl keygen`: makes a key file, or puts a fresh key into one. Needs no daemon.
 //!
-//! What is there is never damaged: a new file does not replace one, and a changed one takes its place whole. No
-//! key is printed, only what it is known by.
+//! An existing file is never damaged: a new file does not replace one, and a changed one takes its place as a whole.
+//! No key is printed, only its id.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use crate::keys::{KEY_LEN, Key, Keys};
+use crate::config::keys::{KEY_LEN, Key, Keys};
 
-/// Makes a key file with a fresh key, and says so.
+/// Makes a key file with a fresh key; returns a sentence about it.
 ///
 /// # Errors
 /// A sentence for the operator, such as that there is a file already.
@@ -31,12 +31,12 @@ pub fn make(path: &Path) -> Result<String, String> {
     ))
 }
 
-/// Puts a fresh key before the newest one of a key file; one that was behind it goes.
+/// Puts a fresh key before the newest one of a key file, and removes an older one behind that.
 ///
 /// # Errors
-/// A sentence for the operator; the file is as it was then.
+/// A sentence for the operator; the file is unchanged then.
 pub fn rotate(path: &Path) -> Result<String, String> {
-    // A link to the file stays one: what it leads to is replaced.
+    // A link to the file stays one: the file behind it is replaced.
     let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let place = path.display();
     let keys = Keys::read_to_change(path).map_err(|error| format!("{place}: {error}"))?;
@@ -65,7 +65,7 @@ pub fn rotate(path: &Path) -> Result<String, String> {
     ))
 }
 
-/// Writes a file that nobody but its owner may read, and leaves none behind if it cannot.
+/// Writes a file that only its owner may read, and leaves none behind on a failure.
 fn write(path: &Path, keys: &[&Key], owner: Option<(u32, u32)>) -> io::Result<()> {
     const HEAD: &str = "# Keys of the cluster's encrypted links, the newest first: the same on every node. Who reads \
                         them belongs to the cluster.\n";
@@ -84,7 +84,7 @@ fn write(path: &Path, keys: &[&Key], owner: Option<(u32, u32)>) -> io::Result<()
     fill().inspect_err(|_| drop(fs::remove_file(path)))
 }
 
-/// What is in a folder is on the disk when the folder is.
+/// Syncs the folder, without which a new name in it may be lost.
 fn sync_folder(file: &Path) -> io::Result<()> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()

@@ -1,21 +1,14 @@
 //! Answers of the daemon as text for people.
-#![allow(clippy::indexing_slicing, reason = "a JSON value gives null for what it has not")]
+//!
+//! Formats and decides nothing. Called by the commands.
 
 use std::fmt::Write;
 
-use serde_json::Value;
+use crate::control::{
+    ByCause, Compress, Event, PeerFate, PeerState, PeerStatus, Plan, SeenHeader, Status, Transition,
+};
 
-use crate::control::particulars;
-
-pub(super) fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
-}
-
-pub(super) fn number(value: &Value) -> u64 {
-    value.as_u64().unwrap_or_default()
-}
-
-/// Seconds as people say them.
+/// Formats seconds for people.
 pub(super) fn span(seconds: f64) -> String {
     let whole = seconds as u64;
     match whole {
@@ -27,7 +20,7 @@ pub(super) fn span(seconds: f64) -> String {
 }
 
 /// Bytes in units of 1000.
-fn size(bytes: f64) -> String {
+pub(super) fn size(bytes: f64) -> String {
     let units = ["B", "kB", "MB", "GB", "TB", "PB"];
     let (mut rest, mut unit) = (bytes, 0);
     while rest >= 1000.0 && unit + 1 < units.len() {
@@ -42,206 +35,205 @@ pub(super) fn coloured(word: &str, code: &str, colour: bool) -> String {
     if colour { format!("\x1b[{code}m{word}\x1b[0m") } else { word.into() }
 }
 
-/// One screen about the daemon and its peers; with an earlier status, also what moved since then.
-pub(super) fn status(status: &Value, before: Option<&Value>, colour: bool) -> String {
-    let mut out = String::new();
-    let mut line = |text: String| {
-        let _ = writeln!(out, "{text}");
-    };
-    line(format!(
-        "hadmd {}  node {} ({}) of site {}  up {}  configuration {}",
-        text(&status["version"]),
-        status["node"],
-        text(&status["hostname"]),
-        status["site"],
-        span(status["uptime_s"].as_f64().unwrap_or_default()),
-        text(&status["configuration"]),
-    ));
-    let keys: Vec<&str> = status["keys"].as_array().into_iter().flatten().map(text).collect();
-    if !keys.is_empty() {
-        line(format!("encrypts with key {}", keys.join(", else ")));
+/// Returns the causes with a count that is not 0, each with its count.
+fn causes(list: &ByCause) -> Vec<String> {
+    list.iter().filter(|(_, n)| **n > 0).map(|(cause, n)| format!("{cause} {n}")).collect()
+}
+
+/// All about the daemon and its peers.
+pub(super) fn status(status: &Status, colour: bool) -> String {
+    let mut lines = daemon_lines(status, colour);
+    for peer in status.peers.iter().filter(|_| status.running.is_some()) {
+        lines.push(String::new());
+        peer_lines(peer, colour, &mut |text| lines.push(text));
     }
-    let kernel = match status["kernel"]["since_s"].as_f64() {
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// The state of the daemon itself.
+pub(super) fn daemon_lines(status: &Status, colour: bool) -> Vec<String> {
+    let waiting = status.waiting.iter().map(|wait| coloured(&format!("waiting: {wait}"), "33", colour));
+    let Some(running) = &status.running else {
+        let mut lines = vec![format!("hadmd {}  not started yet", status.version)];
+        lines.extend(waiting);
+        return lines;
+    };
+    let mut lines = vec![format!(
+        "hadmd {}  node {} ({}) of {}  up {}  configuration {}",
+        status.version,
+        running.node.get(),
+        running.hostname.as_deref().unwrap_or_default(),
+        running.site,
+        span(status.uptime_s),
+        running.configuration,
+    )];
+    if !running.keys.is_empty() {
+        lines.push(format!("encrypts with key {}", running.keys.join(", else ")));
+    }
+    let kernel = match running.kernel.since_s {
         Some(since) => coloured(&format!("attached for {}", span(since)), "32", colour),
         None => coloured("not attached", "31", colour),
     };
-    line(format!("kernel module {kernel}  at {}", text(&status["server"])));
-    for (what, list) in [("went nowhere", &status["strays"]), ("refused calls", &status["refused"])] {
-        let some = list.as_object().into_iter().flatten().filter(|(_, n)| number(n) > 0);
-        let some: Vec<String> = some.map(|(cause, n)| format!("{cause} {n}")).collect();
+    lines.push(format!("kernel module {kernel}  at {}", running.server));
+    lines.extend(waiting);
+    for (what, list) in [("went nowhere", &running.strays), ("refused calls", &running.refused)] {
+        let some = causes(list);
         if !some.is_empty() {
-            line(format!("{what}: {}", some.join(", ")));
+            lines.push(format!("{what}: {}", some.join(", ")));
         }
     }
-    if number(&status["stalls"]) > 0 {
-        line(format!("heartbeat verdicts suspended: {}", status["stalls"]));
+    if running.stalls > 0 {
+        lines.push(format!("heartbeat verdicts suspended: {}", running.stalls));
     }
-    for peer in status["peers"].as_array().into_iter().flatten() {
-        let earlier = before.and_then(|before| {
-            before["peers"].as_array()?.iter().find(|earlier| earlier["peer"] == peer["peer"])
-        });
-        line(String::new());
-        peer_lines(peer, earlier, colour, &mut line);
-    }
-    out
+    lines
 }
 
-fn peer_lines(peer: &Value, earlier: Option<&Value>, colour: bool, line: &mut impl FnMut(String)) {
-    let state = text(&peer["state"]);
-    let code = match state {
-        "connected" => "32",
-        "off" => "2",
+/// The colour of a state.
+pub(super) fn state_code(state: PeerState) -> &'static str {
+    match state {
+        PeerState::Connected => "32",
+        PeerState::Off => "2",
         _ => "31",
-    };
-    let age = peer["age_s"].as_f64().map(|age| format!(" for {}", span(age))).unwrap_or_default();
+    }
+}
+
+fn peer_lines(peer: &PeerStatus, colour: bool, line: &mut impl FnMut(String)) {
+    let code = state_code(peer.state);
+    let age = peer.age_s.map(|age| format!(" for {}", span(age))).unwrap_or_default();
     let mut head = format!(
         "{:<22} {}{age}  {} ({})",
-        text(&peer["peer"]),
-        coloured(state, code, colour),
-        text(&peer["address"]),
-        text(&peer["role"]),
+        peer.peer.to_string(),
+        coloured(peer.state.word(), code, colour),
+        peer.address.map(|address| address.to_string()).unwrap_or_default(),
+        peer.role,
     );
-    if peer["connected"] == true {
-        head += &match peer["version"].as_str() {
+    if peer.connected {
+        head += &match &peer.version {
             Some(version) => format!("  hadmd {version}"),
             None => "  no hello extension".into(),
         };
-        if let Some((cipher, key)) = peer["cipher"].as_str().zip(peer["key"].as_str()) {
+        if let Some((cipher, key)) = peer.cipher.as_ref().zip(peer.key.as_ref()) {
             let _ = write!(head, "  encrypted ({cipher}, key {key})");
         }
-        if peer["same_config"] == false {
+        if peer.same_config == Some(false) {
             head += &coloured("  other configuration", "33", colour);
         }
     }
-    if peer["held"] == true {
+    if peer.held {
         head += "  disconnected by the operator";
     }
-    if let Some(next) = peer["next_attempt_s"].as_f64() {
+    if let Some(next) = peer.next_attempt_s {
         let _ = write!(head, "  next call in {}", span(next));
     }
     line(head);
-    let rtt = peer["rtt_us"].as_u64().map_or("-".into(), |rtt| format!("{rtt} us"));
+    let rtt = peer.rtt_us.map_or("-".into(), |rtt| format!("{rtt} us"));
     line(format!(
         "  rtt {rtt}  unanswered pings {}  sessions {}  calls {}",
-        peer["unanswered"], peer["sessions"], peer["attempts"]
+        peer.unanswered, peer.sessions, peer.attempts
     ));
-    if let Some(error) = peer["last_error"].as_str() {
+    if let Some(error) = &peer.last_error {
         line(format!("  last error: {error}"));
     }
-    if let Some(compress) = compress(peer) {
-        line(compress);
+    if let Some(compress) = &peer.compress {
+        line(compress_line(compress, peer.connected));
     }
-    for (stream, books) in peer["books"].as_object().into_iter().flatten() {
-        if number(&books["received"]) == 0 {
+    for (stream, counts) in &peer.counters.0 {
+        if counts.received == 0 {
             continue;
         }
-        let dropped: Vec<String> = books["dropped"]
-            .as_object()
-            .into_iter()
-            .flatten()
-            .filter(|(_, n)| number(n) > 0)
-            .map(|(cause, n)| format!("{cause} {n}"))
-            .collect();
+        let dropped = causes(&counts.dropped);
         let dropped = if dropped.is_empty() { "0".into() } else { dropped.join(", ") };
-        let moved = |field: &str| {
-            let then = &earlier?["books"][stream.as_str()][field];
-            number(&books[field]).checked_sub(number(then))
-        };
-        let rate =
-            moved("forwarded_bytes").zip(moved("forwarded")).map_or(String::new(), |(bytes, packets)| {
-                format!("  now {}/s {packets} packets/s", size(bytes as f64))
-            });
         line(format!(
-            "  {:<8} {:>10} packets {:>9} forwarded  {:>6} packets {:>9} queued  dropped {dropped}{rate}",
-            stream.replace('_', " "),
-            number(&books["forwarded"]),
-            size(number(&books["forwarded_bytes"]) as f64),
-            number(&books["queued"]),
-            size(number(&books["queued_bytes"]) as f64),
+            "  {:<8} {:>10} packets {:>9} forwarded  {:>6} packets {:>9} queued  dropped {dropped}",
+            format!("{} {}", stream.class, stream.direction()),
+            counts.forwarded,
+            size(counts.forwarded_bytes as f64),
+            counts.queued,
+            size(counts.queued_bytes as f64),
         ));
     }
 }
 
-/// What is compressed between two sites, and how much it gains.
-fn compress(peer: &Value) -> Option<String> {
-    let compress = peer["compress"].as_object()?;
-    let mut out = match compress["used"].as_str() {
-        Some(method) => format!("  compress {method}"),
-        None if peer["connected"] != true => "  compress not connected".into(),
-        None if compress["wanted"].is_null() => "  compress not wanted here any more".into(),
+/// Returns the compression between two sites, and its gain.
+fn compress_line(compress: &Compress, connected: bool) -> String {
+    let mut out = match compress.used {
+        Some(method) => format!("  compress {}", method.name()),
+        None if !connected => "  compress not connected".into(),
+        None if compress.wanted.is_none() => "  compress not wanted here any more".into(),
         None => "  compress not wanted by the other side".into(),
     };
-    for direction in ["in", "out"] {
-        let bytes = |field: &str| compress[direction][field].as_f64().unwrap_or_default();
-        let (plain, wire) = (bytes("plain_bytes"), bytes("wire_bytes"));
+    for (direction, done) in compress.directions() {
+        let (plain, wire) = (done.plain_bytes as f64, done.wire_bytes as f64);
         if wire > 0.0 {
             let _ = write!(out, "  {direction} {} as {} ({:.2})", size(plain), size(wire), plain / wire);
         }
     }
-    Some(out)
+    out
 }
 
-/// What a reload does, or would do.
-pub(super) fn plan(plan: &Value) -> String {
+/// Returns the changes that a reload makes, or would make.
+pub(super) fn plan(plan: &Plan) -> String {
     let mut out = String::new();
-    for (what, list) in [("needs a restart", &plan["refused"]), ("setting", &plan["settings"])] {
-        for entry in list.as_array().into_iter().flatten() {
-            let _ = writeln!(out, "{what}: {}", text(entry));
+    for warning in &plan.warnings.0 {
+        let _ = writeln!(out, "{warning}");
+    }
+    for (what, list) in [("needs a restart", &plan.refused), ("setting", &plan.settings)] {
+        for entry in list {
+            let _ = writeln!(out, "{what}: {entry}");
         }
     }
-    for peer in plan["peers"].as_array().into_iter().flatten() {
-        let _ = writeln!(out, "{}: {}", text(&peer["peer"]), text(&peer["fate"]));
+    for PeerFate { peer, fate } in &plan.peers {
+        let _ = writeln!(out, "{}: {fate}", peer.0);
     }
     out
 }
 
-/// What is connected, as the lines that an event stream begins with.
-pub(super) fn snapshot(status: &Value) -> String {
+/// Returns the connections, as the lines that an event stream begins with.
+pub(super) fn snapshot(status: &Status) -> String {
     let mut out = String::new();
-    let attached = if status["kernel"]["attached"] == true { "attached" } else { "detached" };
-    let _ = writeln!(out, "now: kernel module {attached}");
-    for peer in status["peers"].as_array().into_iter().flatten() {
-        let _ = writeln!(out, "now: {} {}", text(&peer["peer"]), text(&peer["state"]));
+    let attached = status.running.as_ref().is_some_and(|running| running.kernel.attached);
+    let _ = writeln!(out, "now: kernel module {}", if attached { "attached" } else { "detached" });
+    for peer in &status.peers {
+        let _ = writeln!(out, "now: {} {}", peer.peer, peer.state);
     }
     out
 }
 
-/// One change.
-pub(super) fn event(event: &Value) -> String {
-    match event["peer"].as_str() {
-        Some(_) => transition(event),
-        None => format!("{} {}: {}", text(&event["time"]), text(&event["to"]), text(&event["cause"])),
+/// Returns one line of a stream.
+pub(super) fn event(event: &Event) -> String {
+    match event {
+        Event::Peer(one) => transition(one),
+        Event::Daemon(change) => format!("{} {}: {}", change.time, change.to, change.cause),
+        Event::Header(seen) => header(seen),
     }
 }
 
-/// One transition of a peer.
-pub(super) fn transition(transition: &Value) -> String {
-    format!(
-        "{} {} {} -> {}: {}{}",
-        text(&transition["time"]),
-        text(&transition["peer"]),
-        text(&transition["from"]),
-        text(&transition["to"]),
-        text(&transition["cause"]),
-        transition.as_object().map(particulars).unwrap_or_default(),
-    )
+/// Returns transitions of a peer, a line each.
+pub(super) fn transitions(transitions: &[Transition]) -> String {
+    transitions.iter().map(|one| transition(one) + "\n").collect()
 }
 
-/// One packet header.
-pub(super) fn header(event: &Value) -> String {
-    let to: Vec<String> = event["node_to"].as_array().into_iter().flatten().map(Value::to_string).collect();
+/// Returns one transition of a peer.
+fn transition(transition: &Transition) -> String {
+    let Transition { time, peer, from, to, cause, details, .. } = transition;
+    format!("{time} {peer} {from} -> {to}: {cause}{details}")
+}
+
+/// Returns one packet header.
+fn header(seen: &SeenHeader) -> String {
+    let to: Vec<String> = seen.node_to.iter().map(u8::to_string).collect();
     let mut out = format!(
         "{} {}: {} dev {} from {} to {{{}}} len {}",
-        text(&event["time"]),
-        text(&event["link"]),
-        text(&event["name"]),
-        event["dev_id"],
-        event["node_from"],
+        seen.time,
+        seen.link,
+        seen.name,
+        seen.dev_id,
+        seen.node_from,
         to.join(","),
-        event["len"],
+        seen.len,
     );
-    if number(&event["left_out"]) > 0 {
-        let _ = write!(out, " ({} headers before this one left out)", event["left_out"]);
+    if seen.left_out > 0 {
+        let _ = write!(out, " ({} headers before this one left out)", seen.left_out);
     }
     out
 }

@@ -1,131 +1,131 @@
-//! The answers to `doctor` and `mesh` as text for people. The verdicts are the daemon's: here they are only laid
-//! out.
-#![allow(clippy::indexing_slicing, reason = "a JSON value gives null for what it has not")]
+//! The answers to `doctor` and `mesh` as text for people.
+//!
+//! The verdicts are the daemon's: here they are only formatted. Called by the commands.
 
 use std::fmt::Write;
 
-use serde_json::Value;
+use super::show::{coloured, span};
+use crate::control::{Examination, ExaminedPeer, Known, Mesh, MeshRow, MeshTable, OneSided};
 
-use super::show::{coloured, number, span, text};
-
-/// What was found out about this node and its peers.
-pub(super) fn doctor(found: &Value, colour: bool) -> String {
+/// Returns the results for this node and its peers.
+pub(super) fn doctor(found: &Examination, colour: bool) -> String {
     let mut out = String::new();
-    let list = |field: &str| found[field].as_array().into_iter().flatten();
-    for (name, finding) in
-        list("checks").map(|check| ("check", check)).chain(list("peers").map(|peer| ("peer", peer)))
-    {
-        let (word, code) = if finding["well"] == true { ("well ", "32") } else { ("WRONG", "31") };
-        let _ = write!(out, "{} {:<22} ", coloured(word, code, colour), text(&finding[name]));
-        let _ = match finding["verdict"].as_str() {
-            Some(verdict) => writeln!(out, "{verdict}: {}", text(&finding["says"])),
-            None => writeln!(out, "{}", text(&finding["says"])),
-        };
-        if let Some(advice) = finding["advice"].as_str() {
-            // Only of a peer that is not there does it matter how the call went.
-            for step in finding["call"]["steps"].as_array().into_iter().flatten() {
-                if finding["connected"] == false {
-                    let _ = writeln!(out, "        {}", text(step));
-                }
-            }
+    let head = |well: bool, name: &str| {
+        let (word, code) = if well { ("well ", "32") } else { ("WRONG", "31") };
+        format!("{} {name:<22}", coloured(word, code, colour))
+    };
+    for check in &found.checks {
+        let _ = writeln!(out, "{} {}", head(check.well, check.check.word()), check.says);
+        if let Some(advice) = &check.advice {
             let _ = writeln!(out, "        -> {advice}");
         }
+    }
+    for ExaminedPeer { peer, found } in &found.peers {
+        let _ =
+            writeln!(out, "{} {}: {}", head(found.well, &peer.peer.to_string()), found.verdict, found.says);
+        let Some(advice) = &found.advice else { continue };
+        // The steps of the call matter only for a peer that is not connected.
+        for step in peer.call.iter().filter(|_| !peer.connected).flat_map(|call| &call.steps) {
+            let _ = writeln!(out, "        {step}");
+        }
+        let _ = writeln!(out, "        -> {advice}");
     }
     out
 }
 
-/// Who sees whom, a table for the nodes and one for each resource.
-pub(super) fn mesh(mesh: &Value) -> String {
+/// Returns the connections as each side sees them, a table for the nodes and one for each resource.
+pub(super) fn mesh(mesh: &Mesh) -> String {
     let mut out = String::new();
-    for table in mesh["meshes"].as_array().into_iter().flatten() {
-        let word = text(&table["scope"]);
-        let _ = match word {
-            "node" => writeln!(out, "nodes of site {}, seen from node {}", mesh["site"], mesh["node"]),
-            _ => writeln!(
+    for table in &mesh.meshes {
+        let _ = match &table.resource {
+            None => writeln!(out, "nodes of {}, seen from {}", mesh.site, mesh.node),
+            Some(resource) => writeln!(
                 out,
-                "\nsites of resource {} ({}){}",
-                table["resource"],
-                text(&table["name"]),
-                if table["owned"] == true { "" } else { ", whose log this node does not own" }
+                "\nsites of {} ({}){}",
+                resource.resource,
+                resource.name,
+                if resource.owned { "" } else { ", whose log this node does not own" }
             ),
         };
-        rows(table, word, &mut out);
+        rows(table, &mut out);
     }
     out += "\n+ sees, . does not see, ! sees and is not seen, ? not known\n";
     out
 }
 
-fn rows(table: &Value, word: &str, out: &mut String) {
-    let rows: Vec<&Value> = table["rows"].as_array().into_iter().flatten().collect();
-    let one_sided: Vec<&Value> = table["one_sided"].as_array().into_iter().flatten().collect();
-    let name = |row: &Value| format!("{word} {} ({})", row["id"], text(&row["name"]));
+fn rows(table: &MeshTable, out: &mut String) {
+    let MeshTable { rows, one_sided, .. } = table;
+    let name = |row: &MeshRow| format!("{} {} ({})", table.scope(), row.id, row.name);
     let wide = rows.iter().map(|row| name(row).chars().count()).max().unwrap_or_default();
     let _ = write!(out, "{:wide$}", "");
-    for row in &rows {
-        let _ = write!(out, " {:>2}", number(&row["id"]));
+    for row in rows {
+        let _ = write!(out, " {:>2}", row.id);
     }
     let _ = writeln!(out, "  view");
-    for row in &rows {
+    for row in rows {
         let _ = write!(out, "{:wide$}", name(row));
-        for column in &rows {
-            let sign = match row["sees"].as_array() {
-                _ if row["id"] == column["id"] => '-',
+        for column in rows {
+            let unseen = |pair: &OneSided| pair.sees == row.id && pair.unseen_by == column.id;
+            let sign = match &row.sees {
+                _ if row.id == column.id => '-',
                 None => '?',
-                Some(_)
-                    if one_sided
-                        .iter()
-                        .any(|pair| pair["sees"] == row["id"] && pair["unseen_by"] == column["id"]) =>
-                {
-                    '!'
-                }
-                Some(sees) => {
-                    if sees.contains(&column["id"]) {
-                        '+'
-                    } else {
-                        '.'
-                    }
-                }
+                Some(_) if one_sided.iter().any(unseen) => '!',
+                Some(sees) if sees.contains(&column.id) => '+',
+                Some(_) => '.',
             };
             let _ = write!(out, " {sign:>2}");
         }
         let _ = writeln!(out, "  {}", origin(row));
     }
     for pair in one_sided {
-        let lasts = span(pair["for_s"].as_f64().unwrap_or_default());
-        let _ = writeln!(out, "{} (for {lasts})", text(&pair["text"]));
+        let _ = writeln!(out, "{} (for {})", pair.text, span(pair.for_s));
     }
 }
 
-/// Where a row comes from, and how old it is.
-fn origin(row: &Value) -> String {
-    let why = text(&row["why"]);
-    match text(&row["known"]) {
-        "here" => "this node's own".into(),
-        "told" => format!("{} old", span(row["age_s"].as_f64().unwrap_or_default())),
-        "unknown" => why.into(),
-        known => format!("{known}: {} old, {why}", span(row["age_s"].as_f64().unwrap_or_default())),
+/// Returns the origin of a row, and its age.
+fn origin(row: &MeshRow) -> String {
+    let why = row.why.as_deref().unwrap_or_default();
+    let age = span(row.age_s.unwrap_or_default());
+    match row.known {
+        Known::Here => "this node's own".into(),
+        Known::Told => format!("{age} old"),
+        Known::Unknown => why.into(),
+        Known::Stale | Known::Gone => format!("{}: {age} old, {why}", row.known),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn a_mesh_is_an_aligned_table_with_what_is_one_sided_in_words() {
-        let row = |id, known, sees: Option<Vec<u8>>, why: Option<&str>| json!({"id": id, "name": format!("n{id}"), "known": known, "sees": sees, "why": why, "age_s": 0.5});
-        let shown = mesh(&json!({"node": 0, "site": 7, "meshes": [{
-            "scope": "node",
-            "rows": [
-                row(0, "here", Some(vec![1, 10]), None),
-                row(1, "told", Some(vec![0]), None),
-                row(3, "unknown", None, Some("not connected with this node")),
-                row(10, "stale", Some(vec![0, 1]), Some("it tells nothing any more")),
+        let row = |id: u8, known, sees: Option<Vec<u8>>, why: Option<&str>| MeshRow {
+            id,
+            name: format!("n{id}"),
+            known,
+            sees,
+            why: why.map(Into::into),
+            age_s: Some(0.5),
+            unchanged_s: None,
+        };
+        let table = MeshTable {
+            resource: None,
+            rows: vec![
+                row(0, Known::Here, Some(vec![1, 10]), None),
+                row(1, Known::Told, Some(vec![0]), None),
+                row(3, Known::Unknown, None, Some("not connected with this node")),
+                row(10, Known::Stale, Some(vec![0, 1]), Some("it tells nothing any more")),
             ],
-            "one_sided": [{"sees": 10, "unseen_by": 1, "for_s": 2.0,
-                "text": "node 10 sees node 1, node 1 does not see node 10"}],
-        }]}));
+            one_sided: vec![OneSided {
+                sees: 10,
+                unseen_by: 1,
+                for_s: 2.0,
+                text: "node 10 sees node 1, node 1 does not see node 10".into(),
+            }],
+        };
+        let (node, site) = (0.try_into().unwrap(), 7.try_into().unwrap());
+        let shown = mesh(&Mesh { node, site, meshes: vec![table] });
         let expected = "\
 nodes of site 7, seen from node 0
                0  1  3 10  view

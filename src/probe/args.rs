@@ -1,6 +1,6 @@
 //! The command line of `hadm-probe`.
 //!
-//! Turns arguments into [`Options`] or into a sentence that says what is wrong with them; it must never touch
+//! Turns arguments into [`Options`] or into a sentence that names their fault; it must never touch
 //! the network or the file system. Used by the binary, and by every command for its own part of the options.
 
 use std::ffi::OsString;
@@ -12,54 +12,54 @@ use lexopt::{Arg, Parser, ValueExt};
 
 use crate::wire::{MAX_IDS, Mask, ResourceId, Scope};
 
-use super::peer::Group;
+use crate::attach::Group;
 
-/// What the probe is asked to do.
+/// The server, the output format and the command that the command line asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// Where the daemon listens for its kernel module.
+    /// The address on which the daemon listens for its kernel module.
     pub server: SocketAddr,
-    /// Results as JSON instead of text.
+    /// True if results are printed as JSON instead of text.
     pub json: bool,
-    /// What to do.
+    /// The command with its options.
     pub command: Command,
 }
 
 /// The commands.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
-    /// Print the connection state as it changes.
+    /// Prints the connection state as it changes.
     State,
-    /// Send a file.
+    /// Sends a file.
     Send(SendFile),
-    /// Receive a file.
+    /// Receives a file.
     Recv {
-        /// Where the file goes.
+        /// The path of the received file.
         output: PathBuf,
-        /// Only transfers of this resource.
+        /// The resource whose transfers are received.
         dev: ResourceId,
     },
-    /// Answer `latency` and `throughput` of others.
+    /// Answers the `latency` and `throughput` of other probes.
     Echo,
-    /// Round-trip times to one node or site.
+    /// Measures round-trip times to one node or site.
     Latency(Measure),
-    /// Packets and bytes per second to some nodes or sites.
+    /// Measures packets and bytes per second to some nodes or sites.
     Throughput(Measure),
 }
 
-/// Whom packets are for.
+/// The nodes or sites that packets are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Whether the ids are nodes or sites.
+    /// The kind of the ids: nodes or sites.
     pub scope: Scope,
     /// The ids; never empty.
     pub ids: Mask,
-    /// The resource the packets name; with [`Scope::Site`], the one whose sites these are.
+    /// The resource that the packets name; with [`Scope::Site`], the resource whose sites the ids are.
     pub dev: ResourceId,
 }
 
 impl Target {
-    /// Whose ids these are.
+    /// Returns the group of the ids.
     pub(super) fn group(&self) -> Group {
         Group::of(self.scope, self.dev)
     }
@@ -70,32 +70,32 @@ impl Target {
 pub struct SendFile {
     /// The receivers.
     pub to: Target,
-    /// How long to wait for the receivers; `None` = for ever.
+    /// Longest wait for the receivers; `None` = for ever.
     pub timeout: Option<Duration>,
-    /// What to send.
+    /// The file to send.
     pub file: PathBuf,
 }
 
 /// The options of `latency` and `throughput`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measure {
-    /// Whom to measure; for `latency` exactly one.
+    /// The nodes or sites to measure; for `latency` exactly one.
     pub to: Target,
-    /// How long to wait for them; `None` = for ever.
+    /// Longest wait for them; `None` = for ever.
     pub timeout: Option<Duration>,
     /// Payload bytes of each packet, 1..=[`SIZE_MAX`].
     pub size: usize,
-    /// How long to measure.
+    /// The duration of the measurement.
     pub time: Duration,
 }
 
-/// Largest `--size` in bytes: what a daemon takes when `maxpacket` is not configured.
+/// Largest `--size` in bytes: the longest payload that a daemon takes unless `maxpacket` is configured.
 pub const SIZE_MAX: usize = 16 << 20;
 
 /// Longest `--secs` and `--timeout` in seconds: a year.
 const SECONDS_MAX: f64 = 365.0 * 86_400.0;
 
-/// What the command line comes down to.
+/// A parsed command line: a command, or a text to print.
 #[derive(Debug, PartialEq)]
 pub enum Parsed {
     /// A command to carry out.
@@ -161,7 +161,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, String>
     given.options().map(Parsed::Run)
 }
 
-/// An argument that outlives the parser's borrow.
+/// An argument, owned, so that it outlives the parser's borrow.
 enum Word {
     Option(String),
     Value(OsString),
@@ -177,7 +177,7 @@ impl From<Arg<'_>> for Word {
     }
 }
 
-/// What was on the command line, before it is known to make sense together.
+/// The values on the command line, not yet checked against one another.
 #[derive(Default)]
 struct Given {
     server: Option<SocketAddr>,
@@ -304,7 +304,7 @@ fn text(value: OsString) -> Result<String, String> {
     value.string().map_err(|e| e.to_string())
 }
 
-/// `0,2` as a set; `None` when empty or when something is no id.
+/// Reads `0,2` as a set; `None` if it is empty or a part is no id.
 fn ids(list: &str) -> Option<Mask> {
     let mut mask = Mask(0);
     for id in list.split(',') {

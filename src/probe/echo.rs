@@ -1,4 +1,4 @@
-//! `hadm-probe echo`: answers requests, and counts floods.
+//! `hadm-probe echo`: answers requests, and counts the packets of floods.
 //!
 //! One thread reads and answers, so that nothing is handed over in a measured round trip. It must never
 //! block in a write: while the daemon takes nothing, answers wait in an outbox and reading goes on, up to a
@@ -14,17 +14,16 @@ use rustix::net::{SendFlags, send};
 use serde_json::json;
 
 use super::flow::Flow;
-use super::frame::Message;
+use super::frame::{Label, Message};
 use super::link::Link;
-use super::peer::{Group, Peer};
-use super::reader::{Packet, PacketReader};
 use super::watch::Watch;
 use super::{Failure, print, say};
+use crate::attach::{Group, Packet, PacketReader, Peer};
 
 /// Unsent answers in bytes at which reading rests.
 const OUTBOX_LIMIT: usize = 64 << 20;
 
-/// Answers until a signal comes; that is success.
+/// Answers until a signal comes; a signal is a success.
 pub fn run(server: SocketAddr, json: bool) -> Result<(), Failure> {
     let link = Link::attach(server)?;
     let (watch, own) = Watch::start(&link, Group::Nodes, |_| ())?;
@@ -78,7 +77,7 @@ impl Echo {
         let mut packets = PacketReader::new(link);
         loop {
             while packets.is_ready()? && self.outbox.len() < OUTBOX_LIMIT {
-                self.take(&packets.next()?);
+                self.take(&packets.next_packet()?);
             }
             self.outbox.flush(link)?;
             if self.outbox.len() == 0 {
@@ -98,13 +97,13 @@ impl Echo {
     }
 
     fn take(&mut self, packet: &Packet<'_>) {
-        let Some((label, message)) = packet.message() else { return };
+        let Some((label, message)) = Label::of(packet) else { return };
         let sender = label.sender();
         let Some(own) = self.watch.own(sender.group) else { return };
         let flow = self.flows.get_mut(&sender).filter(|flow| flow.transfer == label.transfer);
         let answer = match (message, flow) {
             (Message::Flood(filler), Some(flow)) => {
-                // The byte that says what it is counts as payload too.
+                // The byte that names the message counts as payload too.
                 flow.count(label.seq, filler.len() + 1);
                 self.packets += 1;
                 self.bytes += filler.len() as u64 + 1;
@@ -132,7 +131,7 @@ impl Echo {
     }
 }
 
-/// Answers that the daemon has not taken.
+/// Answers that the daemon has not taken yet.
 #[derive(Default)]
 struct Outbox {
     bytes: Vec<u8>,
@@ -144,7 +143,7 @@ impl Outbox {
         self.bytes.len() - self.sent
     }
 
-    /// Writes what can be written at once.
+    /// Writes as much as the socket takes at once.
     fn flush(&mut self, link: &TcpStream) -> io::Result<()> {
         while let Some(rest) = self.bytes.get(self.sent..).filter(|rest| !rest.is_empty()) {
             match send(link, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map_err(io::Error::from) {

@@ -1,6 +1,6 @@
-//! Counts the numbered packets of a flood: what came, what did not, what came out of turn.
+//! Counts the numbered packets of a flood: received, missing and out of order.
 //!
-//! Counting must stay cheap, it is done for every packet. Used by `echo`.
+//! Counting must stay cheap: it is done for every packet. Used by `echo`.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use super::frame::Receipt;
 
 /// One flood from one node.
 pub struct Flow {
-    /// Id of the transfer.
+    /// The id of the transfer.
     pub transfer: u64,
     next: u64,
     packets: u64,
@@ -21,7 +21,7 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// A flood of which nothing has come; its packets are numbered from 1.
+    /// Returns a flood without packets; its packets are numbered from 1.
     pub fn new(transfer: u64) -> Flow {
         Flow {
             transfer,
@@ -36,7 +36,7 @@ impl Flow {
         }
     }
 
-    /// Counts packet `seq` with so many payload bytes.
+    /// Counts packet `seq` with this many payload bytes.
     pub fn count(&mut self, seq: u64, bytes: usize) {
         if self.started.is_none() {
             self.started = Some(Instant::now());
@@ -61,7 +61,7 @@ impl Flow {
         }
     }
 
-    /// The receipt, when `sent` packets were sent in all.
+    /// Returns the receipt; `sent` is the number of packets that were sent in all.
     pub fn end(mut self, sent: u64) -> Receipt {
         let nanos = self.started.map_or(0, |t| u64::try_from(t.elapsed().as_nanos()).unwrap_or(u64::MAX));
         let due = sent.saturating_add(1);

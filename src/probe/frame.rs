@@ -1,43 +1,41 @@
-//! What a probe puts into packets, and how it tells its own packets from others.
+//! The payloads of a probe's packets, and the mark by which it tells its own packets from others.
 //!
 //! A probe's packets are [`ASK`] packets and the [`ANSWER`] packets to them, on the data link. Each of the
-//! two has a type for nodes and one for sites, and an answer goes the way that the ask came. They carry
+//! two has a type for nodes and one for sites, and an answer goes back to the node or site that asked. They carry
 //! [`MARK`] where the kernel module has its md5, the id of the transfer as `uuid`, and a number as `bwr_seq`
-//! that counts up within the transfer from 0, the offer. The payload begins with one byte that says what it
-//! is; all integers are little-endian:
+//! that counts up within the transfer from 0, the offer. The payload begins with one byte that names the message;
+//! all integers are little-endian:
 //!
 //! | byte | message | then |
 //! |---|---|---|
-//! | 1 | Offer: may I send a file? | size u64, name |
-//! | 2 | FloodOffer: may I flood you? | |
-//! | 3 | Accept: go on, to an offer of either kind | |
+//! | 1 | Offer: permission to send a file is asked for | size u64, name |
+//! | 2 | FloodOffer: permission to send a flood is asked for | |
+//! | 3 | Accept, the answer to an offer of either kind | |
 //! | 4 | Chunk of a file | bytes |
 //! | 5 | End of a file | chunks u64, SHA-256 of the whole file |
-//! | 6 | Receipt: how it went | packets u64, bytes u64, nanoseconds u64, missing u64, fault (text, empty = all well) |
-//! | 7 | Done: the receipt has come, you may leave | |
+//! | 6 | Receipt: the result | packets u64, bytes u64, nanoseconds u64, missing u64, fault (text, empty = none) |
+//! | 7 | Done: the receipt has come, the receiver may detach | |
 //! | 8, 9 | Request, and the Reply to it | filler |
 //! | 10 | Flood | filler |
 //! | 11 | FloodEnd | packets u64 |
 //!
-//! Nothing here knows sockets. Packets without the mark or with a malformed payload are no messages.
+//! Nothing here uses sockets. Packets without the mark or with a malformed payload are no messages.
 
-use std::ops::Range;
+use crate::wire::{Device, HEADER_LEN, Header, MAX_IDS, Mask, MirrorFields, PacketType, ResourceId, Scope};
 
-use crate::wire::{HEADER_LEN, Header, MAX_IDS, Mask, PacketType, ResourceId, Scope};
+use crate::attach::{Group, Packet, Peer};
 
-use super::peer::{Group, Peer};
-
-/// A purpose of packets, as the types of those that go to nodes and of those that go to sites.
+/// The packet types of one purpose: one type to nodes, one to sites.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
     node: PacketType,
     site: PacketType,
 }
 
-/// Packets that ask for something or carry something.
+/// The types of packets that ask for something or carry something.
 pub const ASK: Kind = Kind { node: PacketType::ND_SBIO, site: PacketType::SD_DATA };
 
-/// Packets that answer.
+/// The types of packets that answer.
 pub const ANSWER: Kind = Kind { node: PacketType::ND_SBIO_ACK, site: PacketType::SD_DATA_ACK };
 
 impl Kind {
@@ -49,45 +47,41 @@ impl Kind {
     }
 }
 
-/// What a probe's packets have in the header's md5 field: name and version of this framing.
+/// The header's md5 field in a probe's packets: name and version of this framing.
 pub const MARK: [u8; 16] = *b"hadm-probe/1\0\0\0\0";
 
-/// Longest name carried in an offer, in bytes.
+/// Longest name in an offer, in bytes.
 const NAME_MAX: usize = 255;
-
-const UUID_AT: Range<usize> = 16..24;
-const SEQ_AT: Range<usize> = 24..32;
-const MARK_AT: Range<usize> = 58..74;
 
 /// The header fields that a probe sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Label {
-    /// Whether it goes between nodes or between sites.
+    /// The address space of the ids: nodes or sites.
     pub scope: Scope,
     /// The sending node or site, 0..=31.
     pub from: u8,
-    /// The nodes or sites it is for.
+    /// The receiving nodes or sites.
     pub to: Mask,
-    /// The resource; between sites, the one whose sites they are.
+    /// The resource; between sites, the resource whose sites the ids are.
     pub dev: ResourceId,
-    /// Id of the transfer, random.
+    /// The id of the transfer, random.
     pub transfer: u64,
-    /// Number of the packet in its transfer.
+    /// The number of the packet in its transfer.
     pub seq: u64,
 }
 
-/// How a transfer went, as its receiver saw it.
+/// The result of a transfer, as its receiver saw it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Receipt {
-    /// Packets with payload that came.
+    /// Received packets with payload.
     pub packets: u64,
-    /// Payload bytes in them.
+    /// Payload bytes in those packets.
     pub bytes: u64,
-    /// Nanoseconds from the first of them to the end.
+    /// Nanoseconds from the first of those packets to the end.
     pub nanos: u64,
-    /// Packets that did not come.
+    /// Packets that did not arrive.
     pub missing: u64,
-    /// What was wrong; empty when nothing was.
+    /// The fault that the receiver found; empty if none.
     pub fault: String,
 }
 
@@ -98,7 +92,7 @@ pub enum Message<'a> {
     Offer {
         /// Bytes in the file.
         size: u64,
-        /// Its name, for the user's eyes only.
+        /// Name of the file, for display only.
         name: String,
     },
     /// Numbered packets are to be sent.
@@ -109,32 +103,32 @@ pub enum Message<'a> {
     Chunk(&'a [u8]),
     /// All chunks have been sent.
     End {
-        /// How many there were.
+        /// Number of chunks.
         chunks: u64,
         /// Digest of the whole file.
         sha256: [u8; 32],
     },
-    /// How the transfer went.
+    /// The result of the transfer.
     Receipt(Receipt),
     /// The receipt has come.
     Done,
-    /// To be answered with a [`Message::Reply`] of the same filler.
+    /// A request to be answered with a [`Message::Reply`] of the same filler.
     Request(&'a [u8]),
-    /// The answer.
+    /// The answer to a request.
     Reply(&'a [u8]),
     /// A packet to be counted.
     Flood(&'a [u8]),
     /// The flood is over.
     FloodEnd {
-        /// How many packets there were.
+        /// Number of packets of the flood.
         packets: u64,
     },
 }
 
-/// First payload byte of a [`Message::Chunk`], for who writes chunks in place.
+/// First payload byte of a [`Message::Chunk`], for the writer that builds chunks in place.
 pub const CHUNK: u8 = 4;
 
-/// First payload byte of a [`Message::Flood`], for who writes floods in place.
+/// First payload byte of a [`Message::Flood`], for the writer that builds floods in place.
 pub const FLOOD: u8 = 10;
 
 impl Message<'_> {
@@ -167,7 +161,7 @@ impl Message<'_> {
         out.extend_from_slice(rest);
     }
 
-    /// Reads a payload; `None` when it is none of the messages.
+    /// Reads a payload; `None` if it is none of the messages.
     fn decode(payload: &[u8]) -> Option<Message<'_>> {
         let (kind, mut rest) = payload.split_first()?;
         let mut number = || -> Option<u64> {
@@ -200,34 +194,34 @@ impl Message<'_> {
 }
 
 impl Label {
-    /// Whose ids its ids are.
+    /// Returns the group of the ids in this label.
     pub fn group(&self) -> Group {
         Group::of(self.scope, self.dev)
     }
 
-    /// Who has sent it.
+    /// Returns the node or site that sent the packet.
     pub fn sender(&self) -> Peer {
         Peer { group: self.group(), id: self.from }
     }
 
-    /// The label of the answer; `own` is the answering end, in the same group.
+    /// Returns the label of the answer; `own` is the answering end's id, in the same group.
     pub fn back(self, own: u8) -> Label {
         Label { from: own, to: Mask::of(self.from), ..self }
     }
 
-    /// The header of a packet with `len` bytes of payload.
+    /// Returns the header of a packet with `len` bytes of payload.
     pub fn header(&self, kind: Kind, len: u32) -> [u8; HEADER_LEN] {
         let header = Header {
             len,
-            dev_id: self.dev.get(),
+            device: Device::One(self.dev),
             node_from: self.from.into(),
             node_to: self.to,
             ..Header::new(kind.packet_type(self.scope))
         };
         let mut bytes = header.encode();
-        bytes[UUID_AT].copy_from_slice(&self.transfer.to_le_bytes());
-        bytes[SEQ_AT].copy_from_slice(&self.seq.to_le_bytes());
-        bytes[MARK_AT].copy_from_slice(&MARK);
+        let fields =
+            MirrorFields { uuid: self.transfer, seq: self.seq, digest: MARK, ..MirrorFields::default() };
+        fields.write(&mut bytes);
         bytes
     }
 
@@ -243,34 +237,31 @@ impl Label {
         }
     }
 
-    /// Reads what a probe has written; `None` for the packets of others.
-    pub fn read<'a>(
+    /// Reads a packet that a probe has written; `None` for every other packet.
+    pub fn of<'a>(packet: &Packet<'a>) -> Option<(Label, Message<'a>)> {
+        Label::read(&packet.header, packet.head, packet.payload)
+    }
+
+    fn read<'a>(
         header: &Header,
         bytes: &[u8; HEADER_LEN],
         payload: &'a [u8],
     ) -> Option<(Label, Message<'a>)> {
-        if bytes[MARK_AT] != MARK {
+        let fields = MirrorFields::decode(bytes);
+        if fields.digest != MARK {
             return None;
         }
-        let number = |at: Range<usize>| bytes.get(at)?.try_into().map(u64::from_le_bytes).ok();
         let (_, scope) = header.kind.relayed()?;
         let label = Label {
             scope,
             from: u8::try_from(header.node_from).ok().filter(|id| *id < MAX_IDS)?,
             to: header.node_to,
-            dev: ResourceId::try_from(u32::from(header.dev_id)).ok()?,
-            transfer: number(UUID_AT)?,
-            seq: number(SEQ_AT)?,
+            dev: header.device.resource()?,
+            transfer: fields.uuid,
+            seq: fields.seq,
         };
         let message = Message::decode(payload)?;
         (message.kind().packet_type(scope) == header.kind).then_some((label, message))
-    }
-}
-
-/// Writes another number into a packet that is encoded already.
-pub fn renumber(packet: &mut [u8], seq: u64) {
-    if let Some(place) = packet.get_mut(SEQ_AT) {
-        place.copy_from_slice(&seq.to_le_bytes());
     }
 }
 
@@ -324,7 +315,7 @@ mod tests {
             prop_assert_eq!(header.kind.relayed(), Some((Class::Data, scope)));
             prop_assert_eq!(Label::read(&header, &head, payload), Some((label, message.clone())));
 
-            renumber(&mut packet, other);
+            MirrorFields::renumber(&mut packet, other);
             let (header, head, payload) = parts(&packet);
             prop_assert_eq!(Label::read(&header, &head, payload), Some((Label { seq: other, ..label }, message)));
         }
@@ -347,7 +338,7 @@ mod tests {
         assert!(read(header).is_some());
         assert_eq!(read(Header { kind: ASK.site, ..header }), None, "an answer in a packet that asks");
         assert_eq!(read(Header { node_from: 32, ..header }), None, "no such site");
-        assert_eq!(read(Header { dev_id: 255, ..header }), None, "sites of no resource");
+        assert_eq!(read(Header { device: Device::All, ..header }), None, "sites of no resource");
         let mut unmarked = head;
         unmarked[58] = 0;
         assert_eq!(Label::read(&header, &unmarked, payload), None);

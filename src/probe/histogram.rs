@@ -8,7 +8,7 @@ use std::time::Duration;
 const BITS: u32 = 7;
 const STEP: u64 = 1 << BITS;
 
-/// Counts of durations by their size.
+/// Counts of durations by size.
 pub struct Histogram {
     counts: Vec<u64>,
     total: u64,
@@ -16,7 +16,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// An empty one.
+    /// Returns an empty histogram.
     pub fn new() -> Self {
         Histogram { counts: vec![0; slot(u64::MAX) + 1], total: 0, max: 0 }
     }
@@ -31,18 +31,18 @@ impl Histogram {
         self.max = self.max.max(nanos);
     }
 
-    /// How many were counted.
+    /// Returns the number of durations counted.
     pub fn count(&self) -> u64 {
         self.total
     }
 
-    /// The longest, in microseconds.
+    /// Returns the longest duration, in microseconds.
     pub fn max(&self) -> f64 {
         micros(self.max)
     }
 
-    /// The shortest time that at least `share` (0..=1) of all do not exceed, in microseconds, rounded up to
-    /// the table's precision; 0 when nothing was counted.
+    /// Returns the shortest time that at least `share` (0..=1) of all durations do not exceed, in microseconds,
+    /// rounded up to the table's precision; 0 when nothing was counted.
     pub fn percentile(&self, share: f64) -> f64 {
         let rank = ((self.total as f64 * share).ceil() as u64).clamp(1, self.total.max(1));
         let mut below = 0;
@@ -58,13 +58,13 @@ fn micros(nanos: u64) -> f64 {
     nanos as f64 / 1e3
 }
 
-/// Where a value is counted: exact below 256, then 128 slots for each power of two.
+/// Returns the slot of a value: exact below 256, then 128 slots for each power of two.
 fn slot(value: u64) -> usize {
     let shift = (u64::BITS - value.leading_zeros()).saturating_sub(BITS + 1);
     (u64::from(shift) * STEP + (value >> shift)) as usize
 }
 
-/// The largest value that is counted in a slot.
+/// Returns the largest value that is counted in a slot.
 fn largest(slot: usize) -> u64 {
     let slot = slot as u64;
     let shift = (slot / STEP).saturating_sub(1);

@@ -1,8 +1,9 @@
-//! `hadm-probe latency`: one request at a time to one node or site, and how long each answer takes.
+//! `hadm-probe latency`: sends one request at a time to one node or site, and measures the time of each answer.
 //!
 //! The calling thread writes and reads the data link itself: nothing is handed to another thread between a
 //! request and its answer.
 
+use crate::wire::MirrorFields;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -10,21 +11,21 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::args::{Measure, Target};
-use super::frame::{Label, Message, renumber};
+use super::frame::{Label, Message};
 use super::histogram::Histogram;
 use super::link::Link;
-use super::peer::Peer;
-use super::reader::PacketReader;
 use super::watch::Watch;
 use super::{Failure, deadline, print, say};
+use crate::attach::PacketReader;
+use crate::attach::Peer;
 
-/// How often the first request is repeated: it is lost where no `echo` is attached yet.
+/// Pause before the first request is repeated: it is lost while no `echo` is attached at the peer.
 const FIRST_REPEAT: Duration = Duration::from_secs(1);
 
-/// How long an answer may take once the peer has answered.
+/// Longest time for an answer once the peer has answered a request.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
-/// Measures and prints.
+/// Measures the round trips and prints the result.
 pub fn run(server: SocketAddr, json: bool, options: &Measure) -> Result<(), Failure> {
     let Target { scope, dev, ids } = options.to;
     let peer = Peer { group: options.to.group(), id: ids.0.trailing_zeros() as u8 };
@@ -53,7 +54,7 @@ pub fn run(server: SocketAddr, json: bool, options: &Measure) -> Result<(), Fail
             return fail(format!("no answer from {peer} for {waited} s: does `hadm-probe echo` run there?"));
         }
     }
-    // Not before: its daemon reconnects when `echo` attaches where requests were lost.
+    // Not before: the daemon of the peer reconnects when `echo` attaches where requests were lost.
     if watch.require(peer, limit)?.is_none() {
         return fail(missing);
     }
@@ -76,7 +77,7 @@ pub fn run(server: SocketAddr, json: bool, options: &Measure) -> Result<(), Fail
     ))
 }
 
-/// Round trips for `limit`; also gives how long it was in the end.
+/// Makes round trips for `limit`; also returns the time that they took in the end.
 fn measure(round: &mut Round<'_>, limit: Duration) -> Result<(Histogram, Duration), Failure> {
     let mut times = Histogram::new();
     let started = Instant::now();
@@ -105,19 +106,19 @@ struct Round<'a> {
 }
 
 impl Round<'_> {
-    /// How long an answer may take from now on.
+    /// Sets the longest time that an answer may take from now on.
     fn limit(&self, limit: Duration) -> Result<(), Failure> {
         self.link.data().set_read_timeout(Some(limit)).map_err(|e| self.link.lost(&e))
     }
 
-    /// One request and its answer; `false` when that takes too long.
+    /// Sends one request and waits for its answer; returns false if the answer takes too long.
     fn trip(&mut self) -> Result<bool, Failure> {
         self.label.seq += 1;
-        renumber(&mut self.packet, self.label.seq);
+        MirrorFields::renumber(&mut self.packet, self.label.seq);
         self.link.send(&self.packet)?;
         let Label { transfer, seq, .. } = self.label;
         loop {
-            match self.packets.next().map(|packet| packet.message()) {
+            match self.packets.next_packet().map(|packet| Label::of(&packet)) {
                 Ok(Some((label, Message::Reply(_)))) if (label.transfer, label.seq) == (transfer, seq) => {
                     return Ok(true);
                 }

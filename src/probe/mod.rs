@@ -1,15 +1,14 @@
-//! `hadm-probe`: the kernel module played from user space, to commission a cluster before the module is there.
+//! `hadm-probe`: the kernel module's part played from user space, to commission a cluster before the module exists.
 //!
-//! A probe attaches to its daemon exactly as the kernel module does and knows nothing of the daemon but the
-//! bytes on its two links. It must never be imported by a room of the daemon. Only `src/bin/hadm-probe.rs`
+//! A probe attaches to its daemon exactly as the kernel module does and depends on nothing of the daemon but the
+//! bytes on its two links. It must never be imported by a module of the daemon. Only `src/bin/hadm-probe.rs`
 //! uses it.
 //!
 //! - [`args`]: the command line.
-//! - `peer`, `frame`, `reader`, `link`: nodes and sites, the payloads of the probe, packets out of a stream,
-//!   the pair of links.
-//! - `watch`, `talk`: who is connected; a conversation with several peers.
-//! - `state`, `send`, `recv`, `echo`, `latency`, `throughput`: one file a command.
-//! - `flow`, `histogram`, `partial`, `progress`: numbered packets, round-trip times, the file in the making,
+//! - `frame`, `link`: the payloads of the probe, and its pair of links.
+//! - `watch`, `talk`: the connected peers; a conversation with several peers.
+//! - `state`, `send`, `recv`, `echo`, `latency`, `throughput`: one file for each command.
+//! - `flow`, `histogram`, `partial`, `progress`: numbered packets, round-trip times, the file while it is received,
 //!   the bar on a terminal.
 
 pub mod args;
@@ -20,9 +19,7 @@ mod histogram;
 mod latency;
 mod link;
 mod partial;
-mod peer;
 mod progress;
-mod reader;
 mod recv;
 mod send;
 mod state;
@@ -39,7 +36,7 @@ use crate::wire::Mask;
 
 use self::args::{Command, Options};
 
-/// Why a command did not do what it was asked for.
+/// The reason for which a command ended without success.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// SIGINT or SIGTERM came first.
@@ -59,8 +56,8 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// Carries out one command; returns when it is done. Results go to stdout, remarks to stderr; the failure is
-/// left to the caller to print.
+/// Carries out one command; returns when it is done. Results go to stdout, remarks to stderr; the caller
+/// prints the failure.
 pub fn run(options: &Options) -> Result<(), Failure> {
     let Options { server, json, command } = options;
     match command {
@@ -73,12 +70,12 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     }
 }
 
-/// One remark or failure on stderr. That stderr is gone is no reason to stop.
+/// Prints one remark or failure on stderr. A closed stderr is no reason to stop.
 pub fn say(text: impl fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "hadm-probe: {text}");
 }
 
-/// One result line on stdout, at once.
+/// Prints one result line on stdout, at once.
 fn print(text: impl fmt::Display) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")
@@ -86,7 +83,7 @@ fn print(text: impl fmt::Display) -> Result<(), Failure> {
         .map_err(|e| Failure::Failed(format!("cannot write to standard output: {e}")))
 }
 
-/// A named thread; its end is not waited for unless the caller keeps the handle.
+/// Starts a named thread; nothing waits for its end unless the caller keeps the handle.
 fn spawn<T: Send + 'static>(
     name: &str,
     run: impl FnOnce() -> T + Send + 'static,
@@ -97,23 +94,23 @@ fn spawn<T: Send + 'static>(
         .map_err(|e| Failure::Failed(format!("cannot start the thread {name}: {e}")))
 }
 
-/// The ids of `all` that are not in `gone`.
+/// Returns the ids of `all` that are not in `gone`.
 fn without(all: Mask, gone: Mask) -> Mask {
     Mask(all.0 & !gone.0)
 }
 
-/// The moment `limit` from now; `None` is never.
+/// Returns the moment `limit` from now; `None` is never.
 fn deadline(limit: Option<Duration>) -> Option<Instant> {
     limit.and_then(|limit| Instant::now().checked_add(limit))
 }
 
-/// Something per second; 0 when no time passed.
+/// Returns the amount per second; 0 when no time passed.
 fn rate(amount: f64, time: Duration) -> f64 {
     let seconds = time.as_secs_f64();
     if seconds > 0.0 { amount / seconds } else { 0.0 }
 }
 
-/// Bytes in hexadecimal.
+/// Returns the bytes in hexadecimal.
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

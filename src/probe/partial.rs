@@ -1,6 +1,6 @@
-//! A file in the making: under a temporary name beside its target until it is known to be right.
+//! A file that is being received: under a temporary name beside its target until it is known to be complete.
 //!
-//! It must never leave anything behind that is half done: dropped without [`Partial::keep`], the temporary
+//! It must never leave a part of a file behind: dropped without [`Partial::keep`], the temporary
 //! file is removed and the target is as before. Used by `recv`.
 
 use std::fs::{self, File, OpenOptions};
@@ -15,14 +15,14 @@ pub struct Partial {
     kept: bool,
 }
 
-/// Says early what would make [`Partial::create`] or [`Partial::keep`] fail.
+/// Reports early a fault that would make [`Partial::create`] or [`Partial::keep`] fail.
 pub fn check(target: &Path) -> Result<(), String> {
     if target.is_dir() || target.file_name().is_none() {
         return Err(format!("{} is a directory: give -o the name of a file", target.display()));
     }
-    // What is renamed into its place would replace a device, a pipe or a link itself.
+    // The renamed file would replace a device, a pipe or a symbolic link itself.
     if fs::symlink_metadata(target).is_ok_and(|found| !found.is_file()) {
-        return Err(format!("{} is there and is no regular file: give -o another name", target.display()));
+        return Err(format!("{} is there and is not a regular file: give -o another name", target.display()));
     }
     let directory = directory(target);
     if directory.is_dir() {
@@ -51,7 +51,7 @@ impl Partial {
         self.file.write_all(bytes)
     }
 
-    /// Puts the file in the target's place, whole and on disk.
+    /// Renames the file to the target, complete and on disk.
     pub fn keep(mut self) -> io::Result<()> {
         self.file.sync_all()?;
         fs::rename(&self.temporary, &self.target)?;
@@ -74,7 +74,7 @@ impl Drop for Partial {
 mod tests {
     use super::*;
 
-    /// A file that is renamed into its place would replace a device or a link itself.
+    /// A file that is renamed to the target would replace a device or a link itself.
     #[test]
     fn only_regular_files_are_replaced() {
         assert!(check(Path::new("/dev/null")).is_err());

@@ -1,6 +1,6 @@
 //! The bar with rate and remaining time, on stderr and only when that is a terminal.
 //!
-//! Remarks that come while a bar stands go through it, so that neither overwrites the other. Used by `send`
+//! Remarks that come while the bar is shown go through it, so that neither overwrites the other. Used by `send`
 //! and `recv`.
 
 use std::fmt;
@@ -10,12 +10,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::say;
 
-/// A bar that removes itself when the last handle goes.
+/// A progress bar that removes itself when the last handle is dropped.
 #[derive(Clone)]
 pub struct Progress(ProgressBar);
 
 impl Progress {
-    /// A bar over `bytes` bytes.
+    /// Shows a bar for `bytes` bytes.
     pub fn new(what: String, bytes: u64) -> Progress {
         // Draws nothing when stderr is no terminal.
         let bar = ProgressBar::new(bytes).with_message(what);
@@ -25,17 +25,17 @@ impl Progress {
         if let Ok(style) = style {
             bar.set_style(style);
         }
-        // Goes on drawing while a write is held up.
+        // Goes on drawing while a write is blocked.
         bar.enable_steady_tick(Duration::from_millis(200));
         Progress(bar)
     }
 
-    /// So many bytes more are through.
+    /// Adds this many bytes to the bar.
     pub fn add(&self, bytes: u64) {
         self.0.inc(bytes);
     }
 
-    /// A remark above the bar.
+    /// Prints a remark above the bar.
     pub fn note(&self, text: impl fmt::Display) {
         self.0.suspend(|| say(text));
     }

@@ -1,8 +1,8 @@
 //! `hadm-probe recv`: waits for one transfer and writes its file.
 //!
 //! The file must never appear under its name unless every packet came in order and the digest of the whole
-//! is right; whatever else happens, nothing is left behind. All data packets are read, hashed and written on
-//! the calling thread; the thread of [`Watch`] breaks its read when the sender goes.
+//! is right; in every other case nothing is left behind. All data packets are read, hashed and written on
+//! the calling thread; the thread of [`Watch`] ends its blocking read when the sender goes.
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -16,19 +16,19 @@ use crate::wire::ResourceId;
 use super::frame::{Label, Message, Receipt};
 use super::link::Link;
 use super::partial::{self, Partial};
-use super::peer::Group;
 use super::progress::Progress;
-use super::reader::{Packet, PacketReader};
 use super::watch::Watch;
 use super::{Failure, hex, print, rate, say};
+use crate::attach::Group;
+use crate::attach::{Packet, PacketReader};
 
-/// How long after its offer a peer may take to show as connected: over one repetition of the state.
+/// Longest time from a peer's offer until it is reported as connected: over one repetition of the state.
 const CONNECTED_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long to stay for the sender to confirm the receipt. To detach earlier might cost it the receipt.
+/// Longest wait for the sender to confirm the receipt. To detach earlier might lose the receipt.
 const DONE_LIMIT: Duration = Duration::from_secs(5);
 
-/// Receives one file into `output`; fails unless it is whole.
+/// Receives one file into `output`; fails unless the file is complete.
 pub fn run(server: SocketAddr, json: bool, output: &Path, dev: ResourceId) -> Result<(), Failure> {
     partial::check(output).map_err(Failure::Failed)?;
     let link = Link::attach(server)?;
@@ -65,11 +65,11 @@ pub fn run(server: SocketAddr, json: bool, output: &Path, dev: ResourceId) -> Re
     }
 }
 
-/// Why a transfer ended before its file was whole.
+/// The reason for which a transfer ended before its file was complete.
 enum Broken {
-    /// The link is gone; there is nobody to tell.
+    /// The link is gone; nothing can be sent to the sender.
     Link(Failure),
-    /// The sender is to be told this.
+    /// The fault that is sent to the sender.
     Fault(String),
 }
 
@@ -84,16 +84,16 @@ struct Session<'a> {
     link: &'a Link,
     own: u8,
     packets: PacketReader<&'a TcpStream>,
-    /// The transfer whose packets were ignored last, so that one remark stands for all of them.
+    /// The transfer whose packets were ignored last, so that one remark covers all of them.
     ignored: Option<u64>,
 }
 
 impl Session<'_> {
-    /// Waits for an offer of a file from a peer that stays.
+    /// Waits for an offer of a file from a peer that stays connected.
     fn offer(&mut self, watch: &Watch, dev: ResourceId) -> Result<(Label, u64, String), Failure> {
         loop {
-            let packet = self.packets.next().map_err(|e| self.link.lost(&e))?;
-            match packet.message() {
+            let packet = self.packets.next_packet().map_err(|e| self.link.lost(&e))?;
+            match Label::of(&packet) {
                 Some((label, Message::Offer { size, name })) if label.dev == dev => {
                     let deadline = Some(Instant::now() + CONNECTED_LIMIT);
                     if let Some(own) = watch.require(label.sender(), deadline)? {
@@ -107,16 +107,15 @@ impl Session<'_> {
         }
     }
 
-    /// Takes the offer, and all packets of the transfer up to its end.
+    /// Accepts the offer, and takes all packets of the transfer up to its end.
     fn receive(&mut self, offer: Label, size: u64, output: &Path, bar: &Progress) -> Result<Whole, Broken> {
         let partial =
             Partial::create(output).map_err(|e| format!("cannot write {}: {e}", output.display()))?;
         let mut incoming = Incoming::new(partial, size);
         self.answer(offer, &Message::Accept).map_err(Broken::Link)?;
         loop {
-            let packet = self.packets.next().map_err(|e| Broken::Link(self.link.lost(&e)))?;
-            let ours = packet
-                .message()
+            let packet = self.packets.next_packet().map_err(|e| Broken::Link(self.link.lost(&e)))?;
+            let ours = Label::of(&packet)
                 .filter(|(label, _)| (label.sender(), label.transfer) == (offer.sender(), offer.transfer));
             match ours {
                 Some((label, Message::Chunk(bytes))) => {
@@ -126,7 +125,7 @@ impl Session<'_> {
                 Some((label, Message::End { chunks, sha256 })) => {
                     return Ok(incoming.end(label.seq, chunks, sha256)?);
                 }
-                // The sender repeats its offer until it knows of every answer.
+                // The sender repeats its offer until every answer has come.
                 Some((_, Message::Offer { .. })) if incoming.next == 1 => {
                     self.answer(offer, &Message::Accept).map_err(Broken::Link)?;
                 }
@@ -142,7 +141,7 @@ impl Session<'_> {
         self.link.send(&packet)
     }
 
-    /// Sends the receipt and stays until the sender has it or is gone. Whether it has changes nothing here.
+    /// Sends the receipt and stays until the sender confirms it or is gone. Both outcomes are the same here.
     fn settle(&mut self, offer: Label, receipt: &Receipt) {
         let deadline = Instant::now() + DONE_LIMIT;
         if self.answer(offer, &Message::Receipt(receipt.clone())).is_err() {
@@ -153,7 +152,7 @@ impl Session<'_> {
             if left.is_zero() || self.link.data().set_read_timeout(Some(left)).is_err() {
                 return;
             }
-            match self.packets.next().map(|packet| packet.message()) {
+            match self.packets.next_packet().map(|packet| Label::of(&packet)) {
                 Ok(Some((label, Message::Done))) if label.transfer == offer.transfer => return,
                 Ok(_) => {}
                 Err(_) => return,
@@ -162,9 +161,9 @@ impl Session<'_> {
     }
 }
 
-/// Passes over a packet that is not for this transfer, with one remark for all that follow of its kind.
+/// Ignores a packet that is not for this transfer, with one remark for all that follow of the same transfer.
 fn ignore(last: &mut Option<u64>, packet: &Packet<'_>, note: impl Fn(String)) {
-    let (id, text) = match packet.message() {
+    let (id, text) = match Label::of(packet) {
         Some((label, _)) => {
             (label.transfer, format!("ignored packets of another probe at {}, {}", label.sender(), label.dev))
         }
@@ -175,18 +174,18 @@ fn ignore(last: &mut Option<u64>, packet: &Packet<'_>, note: impl Fn(String)) {
     }
 }
 
-/// A file that is coming in.
+/// A file that is being received.
 struct Incoming {
     partial: Partial,
     size: u64,
     hash: Sha256,
-    /// Number of the next packet.
+    /// The number of the next packet.
     next: u64,
     bytes: u64,
     started: Option<Instant>,
 }
 
-/// A file that is in its place.
+/// A file that is complete and at its target.
 #[derive(Debug)]
 struct Whole {
     receipt: Receipt,
@@ -218,7 +217,7 @@ impl Incoming {
         self.partial.write(bytes).map_err(|e| format!("the receiver cannot write the file: {e}"))
     }
 
-    /// Puts the file in its place when it is whole.
+    /// Renames the file to its target if it is complete.
     fn end(self, seq: u64, chunks: u64, sha256: [u8; 32]) -> Result<Whole, String> {
         self.in_order(seq)?;
         let packets = self.next - 1;
@@ -241,14 +240,14 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
-    /// A directory of its own that goes with the test.
-    struct Room(PathBuf);
+    /// A directory of the test's own that is removed with the value.
+    struct Folder(PathBuf);
 
-    impl Room {
-        fn new() -> Room {
+    impl Folder {
+        fn new() -> Folder {
             let path = std::env::temp_dir().join(format!("hadm-probe-{:016x}", fastrand::u64(..)));
             fs::create_dir(&path).unwrap();
-            Room(path)
+            Folder(path)
         }
 
         fn incoming(&self, size: u64) -> Incoming {
@@ -261,7 +260,7 @@ mod tests {
         }
     }
 
-    impl Drop for Room {
+    impl Drop for Folder {
         fn drop(&mut self) {
             fs::remove_dir_all(&self.0).unwrap();
         }
@@ -273,30 +272,30 @@ mod tests {
 
     #[test]
     fn a_whole_file_replaces_the_old_one() {
-        let room = Room::new();
-        fs::write(room.0.join("file"), "old").unwrap();
-        let mut incoming = room.incoming(6);
+        let folder = Folder::new();
+        fs::write(folder.0.join("file"), "old").unwrap();
+        let mut incoming = folder.incoming(6);
         incoming.chunk(1, b"abcd").unwrap();
-        assert_eq!(fs::read(room.0.join("file")).unwrap(), b"old");
+        assert_eq!(fs::read(folder.0.join("file")).unwrap(), b"old");
         incoming.chunk(2, b"ef").unwrap();
         let whole = incoming.end(3, 2, digest(b"abcdef")).unwrap();
         assert_eq!((whole.receipt.packets, whole.receipt.bytes), (2, 6));
-        assert_eq!(fs::read(room.0.join("file")).unwrap(), b"abcdef");
-        assert_eq!(room.names(), ["file"]);
+        assert_eq!(fs::read(folder.0.join("file")).unwrap(), b"abcdef");
+        assert_eq!(folder.names(), ["file"]);
     }
 
     #[test]
     fn an_empty_file_is_a_file() {
-        let room = Room::new();
-        room.incoming(0).end(1, 0, digest(b"")).unwrap();
-        assert_eq!(fs::read(room.0.join("file")).unwrap(), b"");
+        let folder = Folder::new();
+        folder.incoming(0).end(1, 0, digest(b"")).unwrap();
+        assert_eq!(fs::read(folder.0.join("file")).unwrap(), b"");
     }
 
     #[test]
     fn anything_wrong_leaves_nothing() {
-        let room = Room::new();
+        let folder = Folder::new();
         let wrong = |seq, size, end, sha| {
-            let mut incoming = room.incoming(size);
+            let mut incoming = folder.incoming(size);
             incoming.chunk(1, b"abcd")?;
             incoming.chunk(seq, b"ef")?;
             incoming.end(end, 2, sha)
@@ -312,7 +311,7 @@ mod tests {
         ] {
             let fault = result.unwrap_err();
             assert!(fault.contains(part), "{fault}");
-            assert!(room.names().is_empty());
+            assert!(folder.names().is_empty());
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `hadm-probe send`: one file to several nodes or sites, in numbered chunks, with a receipt from each.
 //!
-//! A receiver that goes or fails in the middle must not keep the others from the file.
+//! A receiver that disconnects or fails in the middle must not keep the file from the others.
 
 use std::fs::File;
 use std::io::Read;
@@ -25,13 +25,13 @@ const CHUNK_SIZE: usize = 64 << 10;
 /// Packets in one write.
 const BATCH: usize = 4;
 
-/// What went out.
+/// The chunks that were sent.
 struct Sent {
     chunks: u64,
     sha256: [u8; 32],
 }
 
-/// Sends the file; fails unless every receiver has it whole.
+/// Sends the file; fails unless every receiver has all of it.
 pub fn run(server: SocketAddr, json: bool, options: &SendFile) -> Result<(), Failure> {
     let (file, size) = open(&options.file).map_err(Failure::Failed)?;
     let name = options.file.file_name().unwrap_or_default().to_string_lossy().into_owned();

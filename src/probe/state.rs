@@ -11,19 +11,20 @@ use serde_json::{Value, json};
 
 use crate::wire::Mask;
 
-use super::link::{ConnState, Link, States};
-use super::peer::Group;
-use super::reader::PacketReader;
+use super::link::Link;
 use super::{Failure, print, say, spawn, without};
+use crate::attach::Group;
+use crate::attach::PacketReader;
+use crate::attach::{ConnState, States};
 
-/// Prints until a signal comes (then it is done) or the daemon goes.
+/// Prints until a signal comes, which is a success, or until the daemon goes, which is a failure.
 pub fn run(server: SocketAddr, json: bool) -> Result<(), Failure> {
     let link = Link::attach(server)?;
     let drained = link.clone();
     spawn("data", move || {
         let mut packets = PacketReader::new(drained.data());
         loop {
-            if let Err(e) = packets.next() {
+            if let Err(e) = packets.next_packet() {
                 return drained.lost(&e);
             }
         }
@@ -44,7 +45,7 @@ pub fn run(server: SocketAddr, json: bool) -> Result<(), Failure> {
     if why == Failure::Interrupted { Ok(()) } else { Err(why) }
 }
 
-/// What became of one group.
+/// The change of one group.
 #[derive(Debug, PartialEq)]
 struct Change {
     group: Group,
@@ -54,8 +55,8 @@ struct Change {
     went: Mask,
 }
 
-/// All groups, if anything is different in one of them. The first states count as a change from nobody, even
-/// to nobody.
+/// Returns all groups, if anything is different in one of them. The first states count as a change from no peers,
+/// even if there are none now.
 fn changes(before: Option<&States>, now: &States) -> Vec<Change> {
     if before == Some(now) {
         return Vec::new();
@@ -102,7 +103,7 @@ fn to_json(changes: &[Change]) -> Value {
     line
 }
 
-/// UTC to the millisecond.
+/// Returns the time now, as UTC to the millisecond.
 fn now() -> String {
     humantime::format_rfc3339_millis(SystemTime::now()).to_string()
 }
@@ -112,7 +113,7 @@ mod tests {
     use super::*;
     use crate::wire::ResourceId;
 
-    /// Node 2 of site 0, and the sites of resource 3.
+    /// Returns the states of node 2 of site 0, and of the sites of resource 3.
     fn states(nodes: u32, sites: Option<u32>) -> States {
         let sites = sites.map(|up| (Group::Sites(ResourceId::try_from(3).unwrap()), (0, up)));
         let states = [(Group::Nodes, (2, nodes))].into_iter().chain(sites);

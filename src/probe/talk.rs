@@ -3,7 +3,7 @@
 //!
 //! The calling thread only waits for events (connection states, answers, the end of writing), so it goes on
 //! while the daemon takes nothing and the writer is blocked. It must never write while the writer may: two
-//! writers would mix their packets. A peer that goes ends its own part only. Used by `send` and `throughput`.
+//! writers would mix their packets. A peer that disconnects ends its own part only. Used by `send` and `throughput`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,12 +17,13 @@ use crate::wire::Mask;
 
 use super::args::Target;
 use super::frame::{Label, Message, Receipt};
-use super::link::{ConnState, Link};
-use super::reader::PacketReader;
+use super::link::Link;
 use super::watch::Watch;
 use super::{Failure, deadline, say, spawn, without};
+use crate::attach::ConnState;
+use crate::attach::PacketReader;
 
-/// Events that may wait; the threads that report them then wait as well.
+/// Most events in the queue; the threads that report more of them wait.
 const EVENTS: usize = 256;
 
 enum Event {
@@ -33,15 +34,15 @@ enum Event {
     Ended(Failure),
 }
 
-/// What is wanted of a conversation.
+/// The peers, the time limit and the offer of one conversation.
 pub struct Plan {
-    /// Whom to talk to.
+    /// The nodes or sites of the conversation.
     pub to: Target,
-    /// How long all of them may take to be connected and to accept; `None` = for ever.
+    /// Longest time for all of them to be connected and to accept; `None` = for ever.
     pub timeout: Option<Duration>,
-    /// How it begins.
+    /// The first message.
     pub offer: Message<'static>,
-    /// The command that has to run at the other ends.
+    /// The command that has to run at the peers.
     pub partner: &'static str,
 }
 
@@ -53,7 +54,7 @@ pub struct Talk {
     up: Mask,
 }
 
-/// What the writer needs: the link, and whom its packets are for at this moment.
+/// The writer's side of a conversation: the link, and the receivers of its packets at this moment.
 #[derive(Clone)]
 pub struct Outgoing {
     link: Link,
@@ -62,7 +63,7 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// The label of packet `seq`; `None` when nobody is left that it could be for.
+    /// Returns the label of packet `seq`; `None` if no receiver is left.
     pub fn label(&self, seq: u64) -> Option<Label> {
         let to = Mask(self.live.load(Ordering::Relaxed));
         (!to.is_empty()).then_some(Label { to, seq, ..self.label })
@@ -81,11 +82,11 @@ impl Outgoing {
     }
 }
 
-/// How a conversation ended.
+/// The result of a conversation.
 pub struct Outcome<W> {
-    /// What the writer made; `None` when every peer's part ended before it was through.
+    /// The writer's result; `None` when every peer's part ended before the writer was done.
     pub written: Option<W>,
-    /// Each peer's receipt, or why there is none.
+    /// Each peer's receipt, or the reason why there is none.
     pub receipts: BTreeMap<u8, Result<Receipt, String>>,
 }
 
@@ -113,7 +114,7 @@ impl Talk {
         Ok(talk)
     }
 
-    /// The next event, or `None` at the deadline (`None` = never).
+    /// Returns the next event, or `None` at the deadline (`None` = never).
     fn next(&self, deadline: Option<Instant>) -> Result<Option<Event>, Failure> {
         let event = match deadline {
             None => self.events.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -123,7 +124,7 @@ impl Talk {
             Ok(Event::Ended(why)) => Err(why),
             Ok(event) => Ok(Some(event)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
-            // Cannot be: `self` holds a sender.
+            // Impossible: `self` holds a sender.
             Err(RecvTimeoutError::Disconnected) => Err(Failure::Interrupted),
         }
     }
@@ -137,12 +138,12 @@ impl Talk {
             match self.next(deadline)? {
                 Some(Event::State(state)) => {
                     self.up = state.up;
-                    // Who went has forgotten the offer.
+                    // A peer that disconnected has lost the offer.
                     accepted = accepted & state.up;
                     let missing = without(to, state.up);
                     let asked = without(to, accepted);
                     if missing.is_empty() && !asked.is_empty() {
-                        // Again with every repeated state: an offer is lost where nobody was attached.
+                        // Again with every repeated state: an offer is lost while no program is attached at the peer.
                         self.out.message(asked, 0, &plan.offer)?;
                     } else if !missing.is_empty() && !told {
                         told = true;
@@ -162,7 +163,7 @@ impl Talk {
         Ok(())
     }
 
-    /// Why waiting was given up.
+    /// Returns a sentence with the reason why waiting was given up.
     fn silence(&self, plan: &Plan, accepted: Mask) -> String {
         let limit = plan.timeout.unwrap_or_default().as_secs_f64();
         let (to, group) = (plan.to.ids, plan.to.group());
@@ -180,8 +181,8 @@ impl Talk {
         self.out.link.end(Failure::Failed(why))
     }
 
-    /// Lets `write` write, and returns when every peer has sent its receipt or is gone. `note` is told at
-    /// once when a peer's part fails.
+    /// Runs `write`, and returns when every peer has sent its receipt or is gone. `note` is called at once when
+    /// a peer's part fails.
     pub fn run<W: Send + 'static>(
         self,
         write: impl FnOnce(&Outgoing) -> Result<W, Failure> + Send + 'static,
@@ -198,7 +199,7 @@ impl Talk {
         let mut receipts = BTreeMap::new();
         let mut waiting = Mask(self.out.live.load(Ordering::Relaxed));
         let mut thanked = Mask(0);
-        // A receipt may be faster than the news that writing is done.
+        // A receipt may arrive before the event that writing is done.
         while !waiting.is_empty() || (written.is_none() && receipts.values().any(Result::is_ok)) {
             match self.next(None)? {
                 Some(Event::Receipt(from, receipt)) if waiting.contains(from) => {
@@ -225,7 +226,7 @@ impl Talk {
                 _ => {}
             }
             self.out.live.store(waiting.0, Ordering::Relaxed);
-            // Only now is this thread alone on the link. A peer leaves when it knows its receipt has come.
+            // Only now is this thread alone on the link. A peer detaches after it knows that its receipt has come.
             let came: Mask = receipts.iter().filter(|r| r.1.is_ok()).fold(Mask(0), |m, r| m | Mask::of(*r.0));
             let thanks = without(came, thanked);
             if written.is_some() && !thanks.is_empty() {
@@ -237,13 +238,13 @@ impl Talk {
     }
 }
 
-/// A thread of its own for the data link: it is drained whatever the others do.
+/// Starts the thread of the data link, which is drained at all times.
 fn start_reader(link: &Link, ours: Label, report: &Sender<Event>) -> Result<(), Failure> {
     let (data, answers) = (link.clone(), report.clone());
     spawn("data", move || {
         let mut packets = PacketReader::new(data.data());
         loop {
-            let event = match packets.next().map(|packet| packet.message()) {
+            let event = match packets.next_packet().map(|packet| Label::of(&packet)) {
                 Ok(Some((label, message)))
                     if (label.group(), label.transfer) == (ours.group(), ours.transfer) =>
                 {

@@ -1,25 +1,25 @@
 //! `hadm-probe throughput`: numbered packets to `echo` at several nodes or sites, as fast as the daemon takes
 //! them.
 //!
-//! The probe must not be what limits the rate: packets are encoded once, and only their numbers are written
-//! anew before each large write. What counts is what the receivers say in their receipts.
+//! The probe must not limit the rate: packets are encoded once, and only their numbers are written
+//! anew before each large write. The result is taken from the receivers' receipts.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::wire::{HEADER_LEN, Mask};
+use crate::wire::{HEADER_LEN, Mask, MirrorFields};
 
 use super::args::Measure;
-use super::frame::{ASK, FLOOD, Message, Receipt, renumber};
+use super::frame::{ASK, FLOOD, Message, Receipt};
 use super::talk::{Outcome, Outgoing, Plan, Talk};
 use super::{Failure, print, rate, say};
 
 /// Least bytes in one write.
 const BATCH: usize = 256 << 10;
 
-/// Floods and prints; fails unless every packet reached every receiver in order.
+/// Floods and prints the result; fails unless every packet reached every receiver in order.
 pub fn run(server: SocketAddr, json: bool, options: &Measure) -> Result<(), Failure> {
     let plan = Plan {
         to: options.to,
@@ -33,7 +33,7 @@ pub fn run(server: SocketAddr, json: bool, options: &Measure) -> Result<(), Fail
     report(json, options, &outcome)
 }
 
-/// Writes packets for `time`, then the end; gives how many there were.
+/// Writes packets for `time`, then the end; returns their number.
 fn flood(out: &Outgoing, size: usize, time: Duration) -> Result<u64, Failure> {
     let packet = HEADER_LEN + size;
     let mut batch = vec![0; BATCH.div_ceil(packet) * packet];
@@ -53,7 +53,7 @@ fn flood(out: &Outgoing, size: usize, time: Duration) -> Result<u64, Failure> {
         }
         for packet in batch.chunks_exact_mut(packet) {
             sent += 1;
-            renumber(packet, sent);
+            MirrorFields::renumber(packet, sent);
         }
         out.send(&batch)?;
     }

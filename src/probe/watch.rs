@@ -1,23 +1,24 @@
-//! What is known of the connections, for a command whose own thread is busy on the data link.
+//! The connection states, for a command whose own thread is busy on the data link.
 //!
-//! A thread of its own drains the meta link. When a peer that the command cannot do without goes, that thread
-//! ends both links, so that the command's blocking read comes back. It must never wait for the command. Used
+//! A thread of its own drains the meta link. When a peer that the command needs disconnects, that thread
+//! ends both links, so that the command's blocking read returns. It must never wait for the command. Used
 //! by every command but `state`.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::link::{ConnState, Link, States};
-use super::peer::{Group, Peer};
+use super::link::Link;
 use super::{Failure, spawn};
+use crate::attach::{ConnState, States};
+use crate::attach::{Group, Peer};
 
-/// How long the first connection state may take: the daemon sends it as soon as it has attached someone.
+/// Longest time until the first connection state: the daemon sends it as soon as a program has attached.
 const FIRST_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long after it the state of a resource's sites may take.
+/// Longest time from the first state until the state of a resource's sites.
 const SITES_LIMIT: Duration = Duration::from_secs(1);
 
-/// The view of one probe.
+/// The connection states that one probe has received.
 pub struct Watch {
     link: Link,
     seen: Mutex<Seen>,
@@ -32,7 +33,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// Takes over new states; the result is the needed peer if it is gone.
+    /// Takes over new states; returns the needed peer if it is gone.
     fn update(&mut self, states: &States) -> Option<Peer> {
         self.states = states.clone();
         self.needed.filter(|peer| states.facing(*peer).is_none())
@@ -40,14 +41,14 @@ impl Seen {
 }
 
 impl Watch {
-    /// Starts the thread and waits for the first state of the group; also gives the own id in that group.
-    /// `told` is called with every state of the group, the first one included.
+    /// Starts the thread and waits for the first state of the group; also returns the own id in that group.
+    /// `report` is called with every state of the group, the first one included.
     ///
-    /// Fails when the daemon does not tell of the group: then it has no runsite of that resource.
+    /// Fails when the daemon sends no state of the group: then it has no runsite of that resource.
     pub fn start(
         link: &Link,
         group: Group,
-        mut told: impl FnMut(ConnState) + Send + 'static,
+        mut report: impl FnMut(ConnState) + Send + 'static,
     ) -> Result<(Arc<Watch>, u8), Failure> {
         let watch = Arc::new(Watch { link: link.clone(), seen: Mutex::default(), changed: Condvar::new() });
         let view = Arc::clone(&watch);
@@ -56,7 +57,7 @@ impl Watch {
                 let gone = view.seen().update(states);
                 view.changed.notify_all();
                 if let Some(state) = states.0.get(&group) {
-                    told(*state);
+                    report(*state);
                 }
                 match gone {
                     None => Ok(()),
@@ -71,7 +72,7 @@ impl Watch {
         Ok((watch, own))
     }
 
-    /// Waits for the first state of the group; gives the own id in it.
+    /// Waits for the first state of the group; returns the own id in it.
     fn first(&self, group: Group, limit: Duration) -> Result<u8, Failure> {
         let own = self.wait(Some(Instant::now() + limit), |seen| seen.states.own(group))?;
         own.ok_or_else(|| {
@@ -84,18 +85,18 @@ impl Watch {
         })
     }
 
-    /// The own id in the group, if the daemon has told of it.
+    /// Returns the own id in the group, if the daemon has sent a state of the group.
     pub fn own(&self, group: Group) -> Option<u8> {
         self.seen().states.own(group)
     }
 
-    /// Waits until the peer is connected; gives the own id in its group, or `None` when the deadline (`None`
+    /// Waits until the peer is connected; returns the own id in its group, or `None` when the deadline (`None`
     /// = never) passes first.
     pub fn connected(&self, peer: Peer, deadline: Option<Instant>) -> Result<Option<u8>, Failure> {
         self.wait(deadline, |seen| seen.states.facing(peer))
     }
 
-    /// Like [`Self::connected`], and from then on the loss of this peer ends both links.
+    /// Does the same as [`Self::connected`]; from then on the loss of this peer ends both links.
     pub fn require(&self, peer: Peer, deadline: Option<Instant>) -> Result<Option<u8>, Failure> {
         self.wait(deadline, |seen| {
             let own = seen.states.facing(peer)?;
@@ -108,7 +109,7 @@ impl Watch {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `found` gives something; `None` at the deadline.
+    /// Waits until `found` returns a value; `None` at the deadline.
     fn wait<T>(
         &self,
         deadline: Option<Instant>,
@@ -146,13 +147,13 @@ mod tests {
         let sites = Group::Sites(ResourceId::try_from(3).unwrap());
         let needed = Peer { group: sites, id: 2 };
         let mut seen = Seen { needed: Some(needed), ..Seen::default() };
-        let mut told = |nodes, up| {
+        let mut report = |nodes, up| {
             let state = |up| ConnState { own: 0, up: Mask(up) };
             seen.update(&States([(Group::Nodes, state(nodes)), (sites, state(up))].into()))
         };
-        assert_eq!(told(0b0100, 0b0110), None);
-        assert_eq!(told(0b0100, 0b0100), None, "another site went");
-        assert_eq!(told(0b0000, 0b0100), None, "a node went");
-        assert_eq!(told(0b0100, 0b0000), Some(needed));
+        assert_eq!(report(0b0100, 0b0110), None);
+        assert_eq!(report(0b0100, 0b0100), None, "another site went");
+        assert_eq!(report(0b0000, 0b0100), None, "a node went");
+        assert_eq!(report(0b0100, 0b0000), Some(needed));
     }
 }

@@ -1,6 +1,7 @@
-//! The record that two speakers of the hello extension exchange behind hello and ACK, caller first: a u16
-//! length, then entries of type (u8), length (u8) and value. Unknown types are skipped, so that either
-//! side may be newer.
+//! The extension record that two hadmd exchange behind hello and ACK, caller first: a u16 length, then entries of
+//! type (u8), length (u8) and value. Unknown types are skipped, so that either side may be newer.
+//!
+//! A pure function of bytes, hostile ones too. Used by the handshake.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,7 +9,7 @@ use std::net::IpAddr;
 /// Longest record that is accepted, in bytes behind the length field. A record as sent today has under 100.
 pub const EXTENSION_MAX: usize = 1024;
 
-/// Protocol versions this program speaks, first and last.
+/// Protocol versions of this program, first and last.
 const PROTOCOL: [u8; 2] = [1, 1];
 
 const T_PROTOCOL: u8 = 1;
@@ -21,8 +22,11 @@ const T_FEATURES: u8 = 7;
 
 /// Feature: takes packets HD_VIEW on the meta link.
 pub const FEATURE_VIEWS: u32 = 1;
+/// Feature: takes a packet HD_END, without payload, as the last one on either link. It says that the session ends
+/// because the sender's kernel module attached or detached; it ends at the daemon.
+pub const FEATURE_ENDS: u32 = 2;
 
-/// A way to compress what a link carries.
+/// A compression of a link's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
     /// LZ4 blocks.
@@ -30,7 +34,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// Its name, also in the configuration.
+    /// Returns its name, also in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Compression::Lz4 => "lz4",
@@ -44,26 +48,26 @@ impl Compression {
     }
 }
 
-/// What a peer tells about itself. Every entry may be missing.
+/// The facts that a peer sends about itself. Every entry may be missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extension {
     /// Software version, for people.
     pub version: Option<String>,
     /// Digest of the cluster-wide part of the configuration.
     pub digest: Option<[u8; 8]>,
-    /// A number the caller draws for each attempt and writes on both links, so that the acceptor never
-    /// pairs links of different attempts. The acceptor repeats it.
+    /// A number that the caller draws for each attempt and writes on both links, so that the acceptor never pairs
+    /// links of different attempts. The acceptor repeats it.
     pub epoch: Option<u64>,
-    /// The runsite's address where the hello has no room for it (IPv6).
+    /// The runsite's address where the hello cannot contain it (IPv6).
     pub addr: Option<IpAddr>,
-    /// What the sender takes beyond what C daemons do, bit by bit; unknown bits say nothing.
+    /// Packets that the sender takes beyond those of C daemons, bit by bit; unknown bits mean nothing.
     pub features: u32,
-    /// Wanted compression of what follows on this connection. The entry lists codes of one byte, of which unknown
-    /// ones are passed over; the connection is compressed if both sides want the same.
+    /// Wanted compression of the rest of this connection. The entry lists codes of one byte, of which unknown ones
+    /// are skipped; the connection is compressed if both sides want the same.
     pub compression: Option<Compression>,
 }
 
-/// Why a record is refused.
+/// The reason for which a record is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExtensionError {
     /// The record is longer than [`EXTENSION_MAX`].
@@ -72,7 +76,7 @@ pub enum ExtensionError {
     Truncated,
     /// A known entry has a length that its type cannot have.
     BadEntry(u8),
-    /// The peer speaks only versions of the extension that this program does not.
+    /// The peer knows only versions of the extension that this program does not.
     Protocol(u8, u8),
 }
 
@@ -96,7 +100,7 @@ impl fmt::Display for ExtensionError {
 impl std::error::Error for ExtensionError {}
 
 impl Extension {
-    /// The record with its length field.
+    /// Returns the record with its length field.
     pub fn encode(&self) -> Vec<u8> {
         let mut body = Vec::new();
         let mut entry = |kind: u8, value: &[u8]| {
@@ -126,7 +130,7 @@ impl Extension {
         [&(body.len() as u16).to_le_bytes(), body.as_slice()].concat()
     }
 
-    /// The number of bytes that follow a record's length field.
+    /// Returns the number of bytes that follow a record's length field.
     ///
     /// # Errors
     /// [`ExtensionError::TooLong`] over [`EXTENSION_MAX`].
@@ -156,7 +160,7 @@ impl Extension {
                     }
                 }
                 T_VERSION => {
-                    // It goes to logs and terminals: nothing but printable ASCII gets there.
+                    // It goes to logs and terminals: only printable ASCII gets there.
                     let text = value.iter().map(|&b| if b.is_ascii_graphic() { b as char } else { '?' });
                     record.version = Some(text.collect());
                 }

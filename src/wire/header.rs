@@ -1,8 +1,10 @@
 //! The 128-byte packet header.
+//!
+//! A pure function of bytes, hostile ones too. Used by every module that reads or writes packets.
 
 use std::fmt;
 
-use super::{Class, Mask, PacketType, Scope};
+use super::{Class, Device, Mask, PacketType, Scope};
 
 /// Bytes in a packet header.
 pub const HEADER_LEN: usize = 128;
@@ -10,27 +12,26 @@ pub const HEADER_LEN: usize = 128;
 /// First eight bytes of every packet outside the kernel module's handshake.
 pub const MAGIC: u64 = 0x3e95_3ac1_6a42_27b9;
 
-/// The fields of a header that a daemon reads or writes. What it only carries (uuid, sequence numbers,
-/// sectors, md5, state) stays in the bytes.
+/// The header fields that a daemon reads or writes. Those that it only carries are [`super::MirrorFields`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// [`MAGIC`], or 0 in the kernel module's two handshake packets.
     pub magic: u64,
     /// Payload bytes that follow the header.
     pub len: u32,
-    /// What the packet is; decides link class and address space.
+    /// The packet's type; decides link class and address space.
     pub kind: PacketType,
-    /// 0 = node link, 1 = site link. Says nothing reliable in packets from the kernel module.
+    /// 0 = node link, 1 = site link. Not reliable in packets from the kernel module.
     pub node_type: u8,
-    /// Resource, or 255 for all.
-    pub dev_id: u8,
+    /// The resource that the packet concerns.
+    pub device: Device,
     /// Id of the sending node or site.
     pub node_from: u32,
     /// The nodes or sites the packet is for.
     pub node_to: Mask,
 }
 
-/// Why a packet is refused.
+/// The reason for which a packet is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The first eight bytes are not [`MAGIC`].
@@ -44,7 +45,7 @@ pub enum Refusal {
         /// Longest payload allowed, in bytes.
         max: u32,
     },
-    /// Not what a packet HD_VIEW has to say.
+    /// The payload is not that of a packet HD_VIEW.
     View {
         /// Payload length found, in bytes.
         len: usize,
@@ -70,45 +71,52 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// `N` bytes of a header at a fixed place.
-fn field<const N: usize>(bytes: &[u8; HEADER_LEN], at: usize) -> [u8; N] {
+/// Returns `N` bytes of a header at a fixed offset.
+pub(super) fn field<const N: usize>(bytes: &[u8; HEADER_LEN], at: usize) -> [u8; N] {
     bytes.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; N])
 }
 
 impl Header {
-    /// A header with the magic set and every other field as given; what is not named is zero.
+    /// Returns a header with the magic and these fields; every other field is zero.
     pub const fn new(kind: PacketType) -> Self {
-        Header { magic: MAGIC, len: 0, kind, node_type: 0, dev_id: 0, node_from: 0, node_to: Mask(0) }
+        Header {
+            magic: MAGIC,
+            len: 0,
+            kind,
+            node_type: 0,
+            device: Device::FIRST,
+            node_from: 0,
+            node_to: Mask(0),
+        }
     }
 
-    /// Reads the fields. Every 128 bytes are a header of some kind: whether it is acceptable says
-    /// [`Header::check`].
+    /// Reads the fields. Every 128 bytes are a header of some kind: [`Header::check`] tells whether it is acceptable.
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Self {
         Header {
             magic: u64::from_le_bytes(field(bytes, 0)),
             len: u32::from_le_bytes(field(bytes, 8)),
             kind: PacketType(bytes[12]),
             node_type: bytes[13],
-            dev_id: bytes[14],
+            device: Device::from(bytes[14]),
             node_from: u32::from_le_bytes(field(bytes, 32)),
             node_to: Mask(u32::from_le_bytes(field(bytes, 36))),
         }
     }
 
-    /// The header as bytes; fields that are not in [`Header`] are zero.
+    /// Returns the header as bytes; fields that are not in [`Header`] are zero.
     pub fn encode(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         bytes[0..8].copy_from_slice(&self.magic.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.len.to_le_bytes());
         bytes[12] = self.kind.0;
         bytes[13] = self.node_type;
-        bytes[14] = self.dev_id;
+        bytes[14] = self.device.into();
         bytes[32..36].copy_from_slice(&self.node_from.to_le_bytes());
         bytes[36..40].copy_from_slice(&self.node_to.0.to_le_bytes());
         bytes
     }
 
-    /// Whether a packet with this header may be taken from a link, and where its type sends it.
+    /// Returns class and address space of the header's type, if a packet with it may be taken from a link.
     ///
     /// `max` is the longest payload in bytes. Magic is looked at first: without it the stream is out of
     /// step and no other field means anything.
@@ -128,7 +136,7 @@ impl fmt::Display for Header {
         write!(
             f,
             "{} dev {} from {} to {} len {}",
-            self.kind, self.dev_id, self.node_from, self.node_to, self.len
+            self.kind, self.device, self.node_from, self.node_to, self.len
         )
     }
 }
@@ -152,7 +160,7 @@ mod tests {
                 len: 0x0102_0304,
                 kind: PacketType::ND_SBIO,
                 node_type: 1,
-                dev_id: 7,
+                device: Device::from(7),
                 node_from: 2,
                 node_to: Mask(0x8000_0003)
             }

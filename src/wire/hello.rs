@@ -1,4 +1,6 @@
 //! The 35-byte hello that opens each TCP connection of a peer link, in both directions.
+//!
+//! A pure function of bytes, hostile ones too. Used by the handshake and the check of callers.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,21 +10,20 @@ use super::{Class, Scope};
 /// Bytes in a hello.
 pub const HELLO_LEN: usize = 35;
 
-/// Where the address text starts.
+/// Offset of the address text.
 const ADDR: usize = 3;
-/// Where the extension's mark stands: behind the longest IPv4 text and its NUL.
+/// Offset of the extension's mark: behind the longest IPv4 text and its NUL.
 const MARK_AT: usize = 19;
-/// Says that the sender speaks the extension. C daemons read the address as NUL-terminated text and never
-/// look here.
+/// Mark of a sender that uses the extension. C daemons read the address as NUL-terminated text and never look here.
 const MARK: &[u8; 4] = b"HDX1";
-/// Says that the sender speaks the extension, and encrypts: then the rest of the bytes is a [`Seal`].
+/// Mark of a sender that uses the extension, and encrypts: then the rest of the bytes is a [`KeyOffer`].
 const KEY_MARK: &[u8; 4] = b"HDK1";
-/// Where a [`Seal`] stands: ids of keys, cipher, realm, and two bytes that are 0.
+/// Offset of a [`KeyOffer`]: ids of keys, cipher, realm, and two bytes that are 0.
 const SEAL_AT: usize = MARK_AT + MARK.len();
 /// The most keys a node holds.
 pub const KEYS_MAX: usize = 2;
 
-/// What a key is known by: a part of its hash.
+/// The id of a key: a part of its hash.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KeyId(pub [u8; 4]);
 
@@ -32,18 +33,18 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// What a hello says of encryption.
+/// The offer of encryption in a hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seal {
-    /// A caller's keys, the newest first; in an ACK the one that is to be used. All zero: none.
+pub struct KeyOffer {
+    /// A caller's keys, newest first; in an ACK the chosen one. All zero: none.
     pub keys: [KeyId; KEYS_MAX],
-    /// A caller's best cipher; in an ACK the one that is to be used.
+    /// A caller's best cipher; in an ACK the chosen one.
     pub cipher: u8,
-    /// Where the id in the hello belongs: a node's site, or the resource that a site is linked for.
+    /// The space of the hello's id: a node's site, or the resource that a site is linked for.
     pub realm: u8,
 }
 
-/// What follows hello and ACK, if both sides say so.
+/// The content that follows hello and ACK, if both sides have the same mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark {
     /// Packets: a C daemon's.
@@ -51,7 +52,7 @@ pub enum Mark {
     /// A record each way, then packets.
     Extended,
     /// The same and all the rest encrypted.
-    Sealed(Seal),
+    Keyed(KeyOffer),
 }
 
 /// One side's hello, or the answer to it.
@@ -59,19 +60,19 @@ pub enum Mark {
 pub struct Hello {
     /// The sender's node id (node link) or site id (site link), unchecked.
     pub id: u8,
-    /// Which of the pair's two links this connection is to be.
+    /// The class of the link that this connection is to be.
     pub class: Class,
-    /// Whether this answers a hello.
+    /// True if this answers a hello.
     pub ack: bool,
     /// Node link or site link. C daemons leave it 0 in an ACK.
     pub scope: Scope,
     /// Site link: the address of the sender's runsite. `None` where the text is empty or no address.
     pub addr: Option<IpAddr>,
-    /// Whether the sender speaks the extension, and encrypts.
+    /// The sender's mark: extension and encryption.
     pub mark: Mark,
 }
 
-/// Why 35 bytes are not a hello.
+/// The reason why 35 bytes are not a hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HelloError {
     /// The hello type is over 3.
@@ -97,8 +98,8 @@ impl Hello {
     /// Reads a hello.
     ///
     /// # Errors
-    /// A hello type or node type out of its range. Unreadable address text is no error here: it is the
-    /// one who needs the address that misses it.
+    /// A hello type or node type out of its range. Unreadable address text is no error here: the caller that needs
+    /// the address reports it.
     pub fn decode(bytes: &[u8; HELLO_LEN]) -> Result<Self, HelloError> {
         let (class, ack) = match bytes[1] {
             0 => (Class::Data, false),
@@ -115,12 +116,12 @@ impl Hello {
         let text = &bytes[ADDR..];
         let text = text.split(|&b| b == 0).next().unwrap_or_default();
         let addr = std::str::from_utf8(text).ok().and_then(|text| text.trim().parse().ok());
-        // An address that is long enough to cover the mark leaves no room for it.
+        // An address that is long enough to cover the mark leaves no space for it.
         let mark = match &bytes[MARK_AT..] {
             _ if text.len() >= MARK_AT - ADDR => Mark::None,
             [mark @ .., _, _, _, _, _, _, _, _, _, _, _, _] if mark == MARK => Mark::Extended,
             [mark @ .., a, b, c, d, e, f, g, h, cipher, realm, _, _] if mark == KEY_MARK => {
-                Mark::Sealed(Seal {
+                Mark::Keyed(KeyOffer {
                     keys: [KeyId([*a, *b, *c, *d]), KeyId([*e, *f, *g, *h])],
                     cipher: *cipher,
                     realm: *realm,
@@ -131,8 +132,8 @@ impl Hello {
         Ok(Hello { id: bytes[0], class, ack, scope, addr, mark })
     }
 
-    /// The hello as bytes. With a mark an IPv6 address has no room: it is left out here and
-    /// goes into the extension's record.
+    /// Returns the hello as bytes. With a mark an IPv6 address does not fit: it is left out here and goes into the
+    /// extension's record.
     pub fn encode(&self) -> [u8; HELLO_LEN] {
         let mut bytes = [0; HELLO_LEN];
         bytes[0] = self.id;
@@ -157,7 +158,7 @@ impl Hello {
         match self.mark {
             Mark::None => {}
             Mark::Extended => put(&mut bytes[MARK_AT..], MARK),
-            Mark::Sealed(Seal { keys: [KeyId([a, b, c, d]), KeyId([e, f, g, h])], cipher, realm }) => {
+            Mark::Keyed(KeyOffer { keys: [KeyId([a, b, c, d]), KeyId([e, f, g, h])], cipher, realm }) => {
                 put(&mut bytes[MARK_AT..], KEY_MARK);
                 put(&mut bytes[SEAL_AT..], &[a, b, c, d, e, f, g, h, cipher, realm]);
             }
@@ -210,14 +211,14 @@ mod tests {
 
     #[test]
     fn a_seal_stands_behind_its_mark() {
-        let seal = Seal { keys: [KeyId([1, 2, 3, 4]), KeyId([0xa0, 6, 7, 8])], cipher: 9, realm: 10 };
+        let seal = KeyOffer { keys: [KeyId([1, 2, 3, 4]), KeyId([0xa0, 6, 7, 8])], cipher: 9, realm: 10 };
         let hello = Hello {
             id: 3,
             class: Class::Meta,
             ack: false,
             scope: Scope::Node,
             addr: Some("10.0.0.1".parse().unwrap()),
-            mark: Mark::Sealed(seal),
+            mark: Mark::Keyed(seal),
         };
         let bytes = hello.encode();
         assert_eq!(&bytes[3..19], b"10.0.0.1\0\0\0\0\0\0\0\0");
@@ -253,14 +254,14 @@ mod tests {
         fn hellos_come_back(id in any::<u8>(), meta in any::<bool>(), ack in any::<bool>(), site in any::<bool>(),
                             v4 in any::<u32>(), mark in 0usize..3, seal in any::<[u8; 10]>()) {
             let [a, b, c, d, e, f, g, h, cipher, realm] = seal;
-            let seal = Seal { keys: [KeyId([a, b, c, d]), KeyId([e, f, g, h])], cipher, realm };
+            let seal = KeyOffer { keys: [KeyId([a, b, c, d]), KeyId([e, f, g, h])], cipher, realm };
             let hello = Hello {
                 id,
                 class: if meta { Class::Meta } else { Class::Data },
                 ack,
                 scope: if site { Scope::Site } else { Scope::Node },
                 addr: Some(std::net::Ipv4Addr::from(v4).into()),
-                mark: [Mark::None, Mark::Extended, Mark::Sealed(seal)][mark],
+                mark: [Mark::None, Mark::Extended, Mark::Keyed(seal)][mark],
             };
             prop_assert_eq!(Hello::decode(&hello.encode()).unwrap(), hello);
         }

@@ -1,15 +1,17 @@
-//! Ids of nodes, sites and resources. Nodes and sites are numbered in different spaces: a node 1 and a
-//! site 1 are different things, so they are different types.
+//! Ids of nodes, sites and resources. Nodes and sites are numbered in different spaces: a node 1 and a site 1 are
+//! different things, so they are different types.
+//!
+//! Pure values. Used everywhere.
 
 use std::fmt;
 
-/// The number of node ids, and of site ids, that a packet's `node_to` mask has room for.
+/// The number of node ids, and of site ids, that fit into a packet's `node_to` mask.
 pub const MAX_IDS: u8 = 32;
 
-/// `dev_id` of a packet that concerns every resource.
-pub const ALL_DEVICES: u8 = 255;
+/// The byte for "every resource" on the wire.
+const ALL_DEVICES: u8 = 255;
 
-/// An id that does not fit its space.
+/// The error for an id that does not fit its space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdOutOfRange;
 
@@ -23,7 +25,7 @@ macro_rules! id {
             /// The largest valid id.
             pub const LAST: u8 = $last;
 
-            /// The id as a number.
+            /// Returns the id as a number.
             pub const fn get(self) -> u8 {
                 self.0
             }
@@ -61,27 +63,71 @@ id!(
     ResourceId, ALL_DEVICES - 1, "resource"
 );
 
+/// The resource that a packet concerns, or all of them. Every byte is one of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Device {
+    /// One resource.
+    One(ResourceId),
+    /// Every resource: 255 on the wire.
+    All,
+}
+
+impl Device {
+    /// Resource 0: the value of the byte where no sender has set it.
+    pub const FIRST: Device = Device::One(ResourceId(0));
+
+    /// Returns the resource, if it is one.
+    pub const fn resource(self) -> Option<ResourceId> {
+        match self {
+            Device::One(resource) => Some(resource),
+            Device::All => None,
+        }
+    }
+}
+
+impl From<u8> for Device {
+    fn from(byte: u8) -> Self {
+        if byte == ALL_DEVICES { Device::All } else { Device::One(ResourceId(byte)) }
+    }
+}
+
+impl From<Device> for u8 {
+    fn from(device: Device) -> u8 {
+        match device {
+            Device::One(resource) => resource.get(),
+            Device::All => ALL_DEVICES,
+        }
+    }
+}
+
+/// As on the wire: 0 to 255.
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        u8::from(*self).fmt(f)
+    }
+}
+
 /// A set of node ids or of site ids, as `node_to` carries it: bit i stands for id i.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Mask(pub u32);
 
 impl Mask {
-    /// The set with this one id. Ids of 32 and more give the empty set.
+    /// Returns the set with this one id. Ids of 32 and more give the empty set.
     pub const fn of(id: u8) -> Self {
         if id < MAX_IDS { Mask(1 << id) } else { Mask(0) }
     }
 
-    /// Whether the id is in the set.
+    /// Returns true if the id is in the set.
     pub const fn contains(self, id: u8) -> bool {
         self.0 & Self::of(id).0 != 0
     }
 
-    /// Whether the set has no id.
+    /// Returns true if the set has no id.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// The ids of the set, ascending.
+    /// Returns the ids of the set, ascending.
     pub fn ids(self) -> impl Iterator<Item = u8> {
         let mut rest = self.0;
         std::iter::from_fn(move || {
@@ -133,6 +179,11 @@ mod tests {
         assert_eq!(SiteId::try_from(256 + 1), Err(IdOutOfRange));
         assert_eq!(ResourceId::try_from(254).unwrap().get(), 254);
         assert_eq!(ResourceId::try_from(255), Err(IdOutOfRange));
+        assert_eq!(Device::from(255), Device::All);
+        for byte in 0..=255u8 {
+            assert_eq!(u8::from(Device::from(byte)), byte);
+            assert_eq!(Device::from(byte).resource().is_some(), byte != 255);
+        }
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! Packet types, and what a type decides: link class and address space.
+//! Packet types, with the link class and address space that follow from each.
+//!
+//! A table of constants, fixed by the protocol. Used by every module that reads or writes packets.
 
 use std::fmt;
 
-/// The two links of every pair: data packets travel apart from meta ("control") packets.
+/// The class of a link: in every pair, data packets travel apart from meta ("control") packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {
     /// Payload of the mirror: types 23..=38.
@@ -15,12 +17,12 @@ impl Class {
     /// Both classes, data first.
     pub const BOTH: [Class; 2] = [Class::Data, Class::Meta];
 
-    /// 0 for data, 1 for meta: the place in a pair.
+    /// Returns 0 for data, 1 for meta: the index in a pair.
     pub const fn index(self) -> usize {
         self as usize
     }
 
-    /// `data` or `meta`.
+    /// Returns `data` or `meta`.
     pub const fn name(self) -> &'static str {
         match self {
             Class::Data => "data",
@@ -35,7 +37,7 @@ impl fmt::Display for Class {
     }
 }
 
-/// Whose ids a packet's `node_to` and `node_from` are.
+/// The address space of a packet's `node_to` and `node_from`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
     /// Nodes of the local site.
@@ -54,7 +56,7 @@ macro_rules! types {
         impl PacketType {
             $(pub const $name: PacketType = PacketType($value);)*
 
-            /// The protocol's name of the type, if it has one.
+            /// Returns the protocol's name of the type, if it has one.
             pub const fn name(self) -> Option<&'static str> {
                 match self.0 {
                     $($value => Some(stringify!($name)),)*
@@ -103,11 +105,12 @@ types! {
     KERN_HANDSHAKE_M = 59,
     KERN_HANDSHAKE_M_ACK = 60,
     HD_VIEW = 200,
+    HD_END = 201,
 }
 
 impl PacketType {
-    /// Class and address space of a type that is relayed; `None` for every other type. The marks at the
-    /// ends of the ranges (13, 20, 35, 38) count as in range.
+    /// Returns class and address space of a type that is relayed; `None` for every other type. The marks at the ends
+    /// of the ranges (13, 20, 35, 38) count as in range.
     pub const fn relayed(self) -> Option<(Class, Scope)> {
         match self.0 {
             1..=12 => Some((Class::Meta, Scope::Site)),
@@ -118,23 +121,23 @@ impl PacketType {
         }
     }
 
-    /// Whether daemons alone originate this type: heartbeats and their answers, which end at the daemon,
-    /// and connection states, which would tell a kernel module what its own daemon did not see.
+    /// Returns true if only daemons send this type: heartbeats and their answers, which end at the daemon, and
+    /// connection states, with which a peer could report to a kernel module what its own daemon did not see.
     pub const fn is_daemons_own(self) -> bool {
         self.is_ping() || self.is_ping_ack() || self.is_conn_state()
     }
 
-    /// NC_CONN_STATE or SC_CONN_STATE.
+    /// Returns true for NC_CONN_STATE and SC_CONN_STATE.
     pub const fn is_conn_state(self) -> bool {
         matches!(self, Self::NC_CONN_STATE | Self::SC_CONN_STATE)
     }
 
-    /// NC_PING or SC_PING.
+    /// Returns true for NC_PING and SC_PING.
     pub const fn is_ping(self) -> bool {
         matches!(self, Self::NC_PING | Self::SC_PING)
     }
 
-    /// NC_PING_ACK or SC_PING_ACK.
+    /// Returns true for NC_PING_ACK and SC_PING_ACK.
     pub const fn is_ping_ack(self) -> bool {
         matches!(self, Self::NC_PING_ACK | Self::SC_PING_ACK)
     }

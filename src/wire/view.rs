@@ -1,4 +1,4 @@
-//! Whom a daemon is connected with, as daemons tell each other: the payload of a packet HD_VIEW.
+//! A daemon's view of its own connections: the payload of a packet HD_VIEW.
 //!
 //! It goes on the meta link, only to peers whose record says [`crate::wire::FEATURE_VIEWS`], and ends at the
 //! daemon: no kernel module and no C daemon ever sees one. A receiver must not pass it on.
@@ -6,9 +6,9 @@
 //! | offset | size | field |
 //! |---|---|---|
 //! | 0 | 1 | version of the payload, 1 |
-//! | 1 | 3 | zero, not looked at |
+//! | 1 | 3 | zero, ignored |
 //! | 4 | 4 | the ids the sender is connected with: nodes, or on a site link the sites of that resource |
-//! | 8 | 4 | milliseconds since that changed last; the largest number stands for all above it |
+//! | 8 | 4 | milliseconds since that last changed; the largest number stands for all above it |
 
 use std::time::Duration;
 
@@ -18,17 +18,17 @@ use super::{Mask, Refusal};
 pub const VIEW_LEN: usize = 12;
 const VERSION: u8 = 1;
 
-/// Whom the sender is connected with.
+/// The peers that the sender is connected with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerView {
     /// Nodes, or sites of one resource.
     pub mask: Mask,
-    /// How long it has been so, in whole milliseconds on the wire.
+    /// Time since they last changed, in whole milliseconds on the wire.
     pub unchanged: Duration,
 }
 
 impl PeerView {
-    /// The payload.
+    /// Returns the payload.
     pub fn encode(&self) -> [u8; VIEW_LEN] {
         let mut bytes = [0; VIEW_LEN];
         bytes[0] = VERSION;
@@ -41,7 +41,7 @@ impl PeerView {
     /// Reads a payload.
     ///
     /// # Errors
-    /// [`Refusal::View`] where it has another length or version than the feature stands for.
+    /// [`Refusal::View`] if its length or version is not that of the feature.
     pub fn decode(payload: &[u8]) -> Result<Self, Refusal> {
         match *payload {
             [VERSION, _, _, _, m0, m1, m2, m3, u0, u1, u2, u3] => Ok(PeerView {

@@ -18,9 +18,9 @@ use socket2::SockRef;
 use super::ledger::{CLASSES, DATA, LONGEST, Ledger, META};
 use super::plan::Links;
 use super::support::{HEADER, MAGIC, Packet, bit, kernel_hello, kind};
-use super::world::{SERVER, go_to};
+use super::world::{SERVER, Shape, go_to};
 
-/// What the injector asks of a client.
+/// The injector's orders to a client.
 #[derive(Default)]
 pub struct Orders {
     /// Not attached until it is taken back.
@@ -153,6 +153,7 @@ fn read_link(ledger: &Ledger, node: usize, class: usize, link: &mut Link) -> Res
 }
 
 fn take_packets(ledger: &Ledger, node: usize, class: usize, buffer: &mut Vec<u8>) -> Result<(), String> {
+    let (kinds, told) = kinds();
     let mut at = 0;
     while let Some(head) = buffer[at..].first_chunk::<HEADER>() {
         let packet = Packet { head: *head, payload: Vec::new() };
@@ -164,9 +165,9 @@ fn take_packets(ledger: &Ledger, node: usize, class: usize, buffer: &mut Vec<u8>
         }
         let Some(payload) = buffer.get(at + HEADER..at + HEADER + len) else { break };
         match (class, packet.kind()) {
-            (META, kind::NC_CONN_STATE) if packet.from() == node as u32 => ledger.told(node, packet.to()),
-            (DATA, kind::ND_SBIO | kind::ND_SBIO_ACK)
-            | (META, kind::NC_MASTER | kind::NC_STATE_REQ | kind::NC_STATE) => {
+            (META, kind::NC_CONN_STATE) if Shape::get().sites && packet.to() == 0 => {}
+            (META, state) if state == told && packet.from() == node as u32 => ledger.told(node, packet.to()),
+            (_, kind) if kinds[class].contains(&kind) => {
                 ledger.receive(node, class, head, payload);
             }
             _ => ledger.violate(format!("D1: node {node} got on its {} link: {packet:?}", CLASSES[class])),
@@ -175,6 +176,21 @@ fn take_packets(ledger: &Ledger, node: usize, class: usize, buffer: &mut Vec<u8>
     }
     buffer.drain(..at);
     Ok(())
+}
+
+/// The types of packets that are sent and may come, by class, and those about the peers.
+fn kinds() -> ([&'static [u8]; 2], u8) {
+    /// SC_HS, SC_DEVDOWN and SC_PRI_PRO.
+    const SITE_META: [u8; 4] = [1, kind::SC_STATE, 8, 11];
+    /// SD_DATA and SD_RSDATA.
+    const SITE_DATA: [u8; 2] = [kind::SD_DATA, 25];
+    match Shape::get().sites {
+        true => ([&SITE_DATA, &SITE_META], kind::SC_CONN_STATE),
+        false => (
+            [&[kind::ND_SBIO, kind::ND_SBIO_ACK], &[kind::NC_MASTER, kind::NC_STATE_REQ, kind::NC_STATE]],
+            kind::NC_CONN_STATE,
+        ),
+    }
 }
 
 /// Sends bursts of packets until the attachment is gone.
@@ -193,19 +209,22 @@ fn send(
             thread::park_timeout(Duration::from_millis(2));
             continue;
         }
-        let (count, longest, kinds): (_, _, &[u8]) = match (class, rng.u8(..)) {
+        let kinds = kinds().0[class];
+        let few = Shape::get().few;
+        let (count, longest, kinds) = match (class, rng.u8(..)) {
+            (DATA, _) if few => (rng.usize(1..4), 900, kinds),
             // More than a queue and its sockets take.
-            (DATA, 0..3) => (rng.usize(200..1500), 16 * 1024, &[kind::ND_SBIO]),
-            (DATA, 3..24) => (rng.usize(1..20), LONGEST, &[kind::ND_SBIO]),
-            (DATA, _) => (rng.usize(1..60), 8 * 1024, &[kind::ND_SBIO, kind::ND_SBIO_ACK]),
-            _ => (rng.usize(1..10), 900, &[kind::NC_MASTER, kind::NC_STATE_REQ, kind::NC_STATE]),
+            (DATA, 0..3) => (rng.usize(200..1500), 16 * 1024, &kinds[..1]),
+            (DATA, 3..24) => (rng.usize(1..20), LONGEST, &kinds[..1]),
+            (DATA, _) => (rng.usize(1..60), 8 * 1024, kinds),
+            _ => (rng.usize(1..10), 900, kinds),
         };
         let mut mask = rng.u32(..) & ledger.all() & !bit(node as u8);
         if rng.u8(..) < 4 {
             // Bits that are ignored: its own, and nobody's.
             mask |= bit(node as u8) | bit(31);
         }
-        let dev = rng.u8(..255);
+        let dev = if Shape::get().sites { 0 } else { rng.u8(..255) };
         for _ in 0..count {
             let len = rng.usize(..=longest) as u32;
             let bytes = ledger.send(node, class, (mask, len, *rng.choice(kinds).unwrap(), dev));
@@ -221,6 +240,12 @@ fn send(
             }
         }
         until = Instant::now()
-            + Duration::from_millis(if class == DATA { rng.u64(1..25) } else { rng.u64(2..30) });
+            + Duration::from_millis(if few {
+                rng.u64(20..200)
+            } else if class == DATA {
+                rng.u64(1..25)
+            } else {
+                rng.u64(2..30)
+            });
     }
 }

@@ -1,8 +1,8 @@
-//! A node's daemon: its files, its process, its control socket. Whatever ends it but the injector is a violation.
+//! A node's daemon: its files, its process, its control socket. An end that the injector did not ask for is a violation.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -11,19 +11,19 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::judge::SLOW;
-use super::world::{self, NODE_PORT, SERVER, dir, ip};
+use super::world::{self, NODE_PORT, SERVER, SITE_PORT, Shape, dir, ip};
 
 /// The users of the daemons: the limit on threads counts them by user, and binds no root.
 const FIRST_USER: u32 = 1_000_000;
 /// Longest payload that a peer may send; with its header it stays below the size the ceiling is given for.
 const MAX_PACKET: usize = 128 * 1024 - 128;
-/// How long an orderly end may take: queues drain for some seconds, and it may be stopped meanwhile.
+/// Longest time of an orderly end: queues drain for some seconds, and it may be stopped meanwhile.
 const ENDS: Duration = Duration::from_secs(20);
 
-/// What a node's configuration may differ in.
+/// The variations of a node's configuration.
 #[derive(Clone, Copy)]
 pub struct Settings {
     pub ping: f64,
@@ -61,6 +61,22 @@ impl Daemon {
         fs::create_dir_all(home.join("log")).unwrap();
         world::run("mount", &["-t", "tmpfs", "-o", "size=2m", "log", home.join("log").to_str().unwrap()]);
         chown(&home, Some(user), Some(user)).unwrap();
+        if Shape::get().authkey {
+            let key = home.join("key");
+            fs::write(
+                &key,
+                format!(
+                    "{}\n",
+                    "6b1f03a9c4e85d27".to_owned()
+                        + "90d2f7b85c1e4a36"
+                        + "e8135f0c7ab2946d"
+                        + "21c97e64b30fd58a"
+                ),
+            )
+            .unwrap();
+            fs::set_permissions(&key, fs::Permissions::from_mode(0o400)).unwrap();
+            chown(&key, Some(user), Some(user)).unwrap();
+        }
         let daemon = Daemon { node, nodes, user, home, child: Mutex::new(None) };
         daemon.step_clock(0);
         daemon
@@ -68,6 +84,37 @@ impl Daemon {
 
     pub fn config(&self) -> PathBuf {
         self.home.join("hadm.xml")
+    }
+
+    /// The cluster's key, as the daemon's user has it.
+    fn key(&self) -> PathBuf {
+        self.home.join("key")
+    }
+
+    /// The name of a peer on the control socket.
+    pub fn name(peer: usize) -> String {
+        if Shape::get().sites { format!("0:{peer}") } else { peer.to_string() }
+    }
+
+    /// The ports from which node `caller` holds its data link and its meta link with this one, as far as the
+    /// daemon says it in time.
+    pub fn ports(&self, caller: usize) -> Option<[u16; 2]> {
+        let asked = self.ask(json!({"v": 1, "cmd": "status"}), Some(Duration::from_millis(300))).ok()?;
+        let peers = asked.0["data"]["peers"].as_array()?.clone();
+        let is = |peer: &&Value| peer["node"] == caller || peer["site"] == caller;
+        let source = peers.iter().find(is)?["source"].as_str()?.to_string();
+        let data: u16 = source.rsplit(':').next()?.parse().ok()?;
+        let own = format!("{:04X}", Shape::get().port());
+        let from = format!("{:08X}", u32::from_le_bytes(ip(caller).octets()));
+        let table = world::at(self.node, || fs::read_to_string("/proc/thread-self/net/tcp").ok())?;
+        let meta = table.lines().skip(1).find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (local, remote) = (fields.get(1)?.split_once(':')?, fields.get(2)?.split_once(':')?);
+            let port = u16::from_str_radix(remote.1, 16).ok()?;
+            let other = local.1 == own && remote.0 == from && fields.get(3) == Some(&"01") && port != data;
+            other.then_some(port)
+        })?;
+        Some([data, meta])
     }
 
     fn control(&self) -> PathBuf {
@@ -83,19 +130,49 @@ impl Daemon {
         let mut xml = format!(
             "<hadm><global><serverip>{}</serverip><serverport>{}</serverport><pingtimeout>{}</pingtimeout>\
              <maxpingcount>4</maxpingcount><peeraddr>strict</peeraddr><maxpacket>{MAX_PACKET}</maxpacket>\
-             <slowtimeout>{}</slowtimeout></global><sites><site><id>0</id><mode>share</mode><nodes>",
+             <slowtimeout>{}</slowtimeout>{}</global><sites>",
             SERVER.ip(),
             SERVER.port(),
             settings.ping,
-            SLOW.as_secs_f64()
+            SLOW.as_secs_f64(),
+            if Shape::get().authkey {
+                format!("<authkey>{}</authkey>", self.key().display())
+            } else {
+                String::new()
+            },
         );
-        for id in (0..self.nodes).filter(|id| Some(*id) != settings.without) {
-            let ip = ip(id);
-            xml += &format!(
-                "<node><id>{id}</id><hostname>n{id}</hostname><ipaddr>{ip}</ipaddr><port>{NODE_PORT}</port></node>"
-            );
+        let shape = Shape::get();
+        let nodes = || (0..self.nodes).filter(|id| Some(*id) != settings.without);
+        let node = |id, machine| {
+            let ip = ip(machine);
+            format!(
+                "<node><id>{id}</id><hostname>n{machine}</hostname><ipaddr>{ip}</ipaddr><port>{NODE_PORT}</port></node>"
+            )
+        };
+        let site = |id: usize, nodes: String| {
+            format!("<site><id>{id}</id><mode>share</mode><nodes>{nodes}</nodes></site>")
+        };
+        let mut resources = String::new();
+        if shape.sites {
+            xml.extend(nodes().map(|id| site(id, node(0, id))));
+            let compress = if shape.compress { "<compress>lz4</compress>" } else { "" };
+            let runsites = nodes().map(|id| {
+                format!(
+                    "<runsite><id>{id}</id><ip>{}</ip><port>{SITE_PORT}</port>{compress}<protocol>async</protocol>\
+                     <disk>/dev/sdb</disk><bwr_disk>/dev/sdc</bwr_disk><runnodes><id>0</id></runnodes></runsite>",
+                    ip(id)
+                )
+            });
+            let runsites = runsites.collect::<String>();
+            resources =
+                format!("<resource><id>0</id><name>r0</name><runsites>{runsites}</runsites></resource>");
+        } else {
+            xml += &site(0, nodes().map(|id| node(id, id)).collect());
         }
-        xml += if settings.broken { "</oops>" } else { "</nodes></site></sites><resources/></hadm>" };
+        xml += &match settings.broken {
+            true => "</oops>".into(),
+            false => format!("</sites><resources>{resources}</resources></hadm>"),
+        };
         fs::write(self.config(), xml).unwrap();
     }
 
@@ -138,7 +215,7 @@ impl Daemon {
         self.signal(Signal::TERM);
     }
 
-    /// Whether it has ended, if it was asked to.
+    /// Returns true if it has ended, if it was asked to.
     ///
     /// # Errors
     /// It ended otherwise than it should, or not at all.
@@ -168,7 +245,7 @@ impl Daemon {
         self.child.lock().unwrap().as_ref().map(|(child, _)| child.id())
     }
 
-    /// Whether it ended though nobody asked it to, and how.
+    /// Returns the way of its end, if it ended without being asked to.
     pub fn died(&self) -> Option<String> {
         let mut running = self.child.lock().unwrap();
         let (child, _) = running.as_mut().filter(|(_, asked)| asked.is_none())?;

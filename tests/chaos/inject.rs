@@ -15,12 +15,13 @@ use socket2::SockRef;
 
 use super::client::Orders;
 use super::daemon::{Daemon, Settings};
+use super::judge;
 use super::ledger::Ledger;
-use super::plan::{Change, Fault, KINDS, Links, Manner, Step};
-use super::support::{DATA, HELLO, META, PATIENCE, Packet, bit, connect_from, hello};
-use super::world::{self, NODE_PORT, STRANGER, ip, ip_batch};
+use super::plan::{Change, Fault, KINDS, Links, Manner, Step, Way};
+use super::support::{DATA, HELLO, META, PATIENCE, Packet, bit, connect_from, hello, kind};
+use super::world::{self, STRANGER, Shape, ip, ip_batch};
 
-/// Whoever brings the faults about.
+/// The injector of the faults.
 pub struct Injector {
     pub ledger: Arc<Ledger>,
     pub daemons: Arc<Vec<Daemon>>,
@@ -28,12 +29,14 @@ pub struct Injector {
     pub counts: BTreeMap<usize, u64>,
     /// Faults that last, with when to take them back and where they are in the ledger.
     lasting: Vec<(Instant, usize, Fault)>,
+    /// Links that are dead, with the sessions that both nodes had heard of, and since when.
+    dead: Vec<(Fault, [usize; 2], Instant)>,
 }
 
 impl Injector {
     pub fn new(ledger: &Arc<Ledger>, daemons: &Arc<Vec<Daemon>>, clients: Vec<Arc<Orders>>) -> Self {
         let (ledger, daemons) = (ledger.clone(), daemons.clone());
-        Injector { ledger, daemons, clients, counts: BTreeMap::new(), lasting: Vec::new() }
+        Injector { ledger, daemons, clients, counts: BTreeMap::new(), lasting: Vec::new(), dead: Vec::new() }
     }
 
     /// When the next fault is to be taken back.
@@ -50,6 +53,12 @@ impl Injector {
             state.faults.len() - 1
         };
         *self.counts.entry(step.fault.kind()).or_default() += 1;
+        if let Fault::DeadLink(a, b, meta, way) = step.fault {
+            let epochs = judge::open_epochs(&self.ledger.lock(), a, b);
+            if let (true, Some(epochs)) = (self.lose_link(a, b, meta, way), epochs) {
+                self.dead.push((step.fault, epochs, Instant::now()));
+            }
+        }
         self.carry_out(step.fault);
         self.lasting.push((now + step.lasts, at, step.fault));
     }
@@ -75,6 +84,12 @@ impl Injector {
                     Err(text) => self.ledger.violate(text),
                 }
             }
+            if let (Fault::DeadLink(a, b, ..), Some(at)) =
+                (fault, self.dead.iter().position(|(dead, ..)| *dead == fault))
+            {
+                let (_, epochs, since) = self.dead.remove(at);
+                judge::dead_link(&self.ledger, (a, b), epochs, since);
+            }
             self.take_back(fault);
             let mut state = self.ledger.lock();
             state.faults[at].2 = Some(Instant::now());
@@ -99,6 +114,8 @@ impl Injector {
                 lose(a, b, true);
                 lose(b, a, true);
             }
+            // Begun already, so that it is known whether there was a link.
+            Fault::DeadLink(..) => {}
             Fault::Stranger(to, manner) => apart(STRANGER, move || stranger(to, manner)),
             Fault::Impostor(from, to) => apart(from, move || impostor(from, to)),
             Fault::ClockStep(node, seconds) => self.daemons[node].step_clock(seconds),
@@ -124,7 +141,7 @@ impl Injector {
                 self.reload(node, settings, control);
             }
             Fault::Disconnect(node, peer) => {
-                self.ask(node, json!({"v": 1, "cmd": "disconnect", "peer": peer.to_string()}))
+                self.ask(node, json!({"v": 1, "cmd": "disconnect", "peer": Daemon::name(peer)}))
             }
         }
     }
@@ -143,15 +160,41 @@ impl Injector {
                 lose(a, b, false);
                 lose(b, a, false);
             }
+            Fault::DeadLink(a, b, meta, way) => {
+                for node in [a, b] {
+                    nft(node, &format!("table inet {0}\ndelete table inet {0}\n", table(a, b, meta, way)));
+                }
+            }
             Fault::Stranger(..) | Fault::Impostor(..) | Fault::ClockStep(..) => {}
             Fault::FullLogDisk(node) => drop(fs::remove_file(self.daemons[node].home.join("log/filler"))),
             Fault::FewDescriptors(node, _) => self.daemons[node].limit("nofile", None),
             Fault::FewThreads(node) => self.daemons[node].limit("nproc", None),
             Fault::Reload(node, _, control) => self.reload(node, Settings::default(), control),
             Fault::Disconnect(node, peer) => {
-                self.ask(node, json!({"v": 1, "cmd": "connect", "peer": peer.to_string()}))
+                self.ask(node, json!({"v": 1, "cmd": "connect", "peer": Daemon::name(peer)}))
             }
         }
+    }
+
+    /// One link of a session loses its packets, for as long as it lasts; whether there was one.
+    fn lose_link(&self, a: usize, b: usize, meta: bool, way: Way) -> bool {
+        let (acceptor, caller) = (a.min(b), a.max(b));
+        // Between sessions, or of a daemon that does not answer, there is no link to be lost.
+        let Some(ports) =
+            Some(()).filter(|()| Shape::can_drop()).and_then(|()| self.daemons[acceptor].ports(caller))
+        else {
+            return false;
+        };
+        let (port, table) = (ports[usize::from(meta)], table(a, b, meta, way));
+        // Incoming packets are dropped: at the second node those of the first one, and the other way round.
+        for (node, lost) in [(b, way != Way::Back), (a, way != Way::There)] {
+            let which = if node == acceptor { "sport" } else { "dport" };
+            if lost {
+                let chain = format!("type filter hook input priority 0\ntcp {which} {port} drop");
+                nft(node, &format!("table inet {table} {{\nchain incoming {{\n{chain}\n}}\n}}\n"));
+            }
+        }
+        true
     }
 
     fn reload(&self, node: usize, settings: Settings, control: bool) {
@@ -182,7 +225,7 @@ impl Injector {
             daemon.start();
             self.reload(daemon.node, Settings::default(), false);
             for peer in (0..self.daemons.len()).filter(|peer| *peer != daemon.node) {
-                self.ask(daemon.node, json!({"v": 1, "cmd": "connect", "peer": peer.to_string()}));
+                self.ask(daemon.node, json!({"v": 1, "cmd": "connect", "peer": Daemon::name(peer)}));
             }
         }
     }
@@ -199,7 +242,7 @@ fn link(node: usize, cable: bool, to: &str) {
     }
 }
 
-/// What goes from one node to another is lost without a word: it is sent to a machine that is not there.
+/// Packets from one node to another are lost without a word: they are sent to a machine that is not there.
 fn lose(from: usize, to: usize, lost: bool) {
     let to = ip(to);
     let line = match lost {
@@ -207,6 +250,20 @@ fn lose(from: usize, to: usize, lost: bool) {
         false => format!("neigh del {to} dev eth0\n"),
     };
     ip_batch(Some(from), &line, true);
+}
+
+/// The name of what a dead link's packets are dropped by.
+fn table(a: usize, b: usize, meta: bool, way: Way) -> String {
+    format!("dead_{a}_{b}_{meta}_{way:?}")
+}
+
+/// Carries out lines of `nft` on a machine.
+fn nft(machine: usize, lines: &str) {
+    if Shape::can_drop() {
+        let file = world::dir().join("nft");
+        fs::write(&file, lines).unwrap();
+        world::at(machine, || world::run("nft", &["-f", file.to_str().unwrap()]));
+    }
 }
 
 /// Runs something on a machine, and waits for no end of it.
@@ -219,7 +276,7 @@ fn apart(machine: usize, act: impl FnOnce() -> std::io::Result<()> + Send + 'sta
 }
 
 fn call(from: usize, to: usize) -> std::io::Result<TcpStream> {
-    connect_from(ip(from), (ip(to), NODE_PORT).into(), None)
+    connect_from(ip(from), (ip(to), Shape::get().port()).into(), None)
 }
 
 fn reset(stream: &TcpStream) -> std::io::Result<()> {
@@ -229,7 +286,8 @@ fn reset(stream: &TcpStream) -> std::io::Result<()> {
 fn stranger(to: usize, manner: Manner) -> std::io::Result<()> {
     let mut stream = call(STRANGER, to)?;
     // As node 1 would say it, or node 2 to that.
-    let claim = hello(if to == 1 { 2 } else { 1 }, DATA, 0, &ip(STRANGER).to_string(), false);
+    let scope = u8::from(Shape::get().sites);
+    let claim = hello(if to == 1 { 2 } else { 1 }, DATA, scope, &ip(STRANGER).to_string(), false);
     match manner {
         Manner::Garbage => stream.write_all(&[0xa5; 4096])?,
         Manner::HalfHello => {
@@ -245,15 +303,17 @@ fn stranger(to: usize, manner: Manner) -> std::io::Result<()> {
 }
 
 fn impostor(from: usize, to: usize) -> std::io::Result<()> {
+    let scope = u8::from(Shape::get().sites);
     let mut links = [call(from, to)?, call(from, to)?];
     for (link, kind) in links.iter_mut().zip([DATA, META]) {
-        link.write_all(&hello(from as u8, kind, 0, &ip(from).to_string(), false))?;
+        link.write_all(&hello(from as u8, kind, scope, &ip(from).to_string(), false))?;
     }
     for link in &mut links {
         link.read_exact(&mut [0; HELLO])?;
     }
     let [data, _] = &mut links;
-    let packet = Packet::data(0, bit(to as u8), 10_000).bytes();
+    let kind = if scope == 1 { kind::SD_DATA } else { kind::ND_SBIO };
+    let packet = Packet::filled(kind, 0, 10_000).with_dev(0).with_to(bit(to as u8)).bytes();
     data.write_all(&packet[..packet.len() / 2])?;
     links.iter().try_for_each(reset)
 }

@@ -1,5 +1,5 @@
 //! The verdicts that need hindsight: D2 (no hole in a session, nothing of an old one in a new one), D3 (delays), D5
-//! (told in time). Where a fault may be felt nothing is demanded that the contract does not promise; what this
+//! (in time). Where a fault may be felt nothing is demanded that the contract does not promise; what this
 //! process itself was late is allowed for.
 
 use std::time::{Duration, Instant};
@@ -9,19 +9,22 @@ use super::support::bit;
 
 /// `slowtimeout` of the clusters.
 pub const SLOW: Duration = Duration::from_millis(500);
+/// Longest time of a session when one of its links is dead: the heartbeat's time, two more pings, and a look at the
+/// links.
+pub const DEAD: Duration = Duration::from_millis(3000);
 /// Between the moment at which something can be known and the one at which it must be.
 const SLACK: Duration = Duration::from_secs(1);
-/// How soon a kernel module learns of a change.
+/// Longest time until a kernel module learns of a change.
 const TOLD: Duration = Duration::from_millis(100);
-/// How often it is told anyway.
+/// Time between two repetitions of the state.
 const TICK: Duration = Duration::from_secs(5);
-/// How long after the end of a session nothing of it can come any more, if everybody reads.
+/// Time after the end of a session after which nothing of it can come any more, if everybody reads.
 const STALE: Duration = Duration::from_millis(300);
 /// The longest delay, by class, where no fault can be felt. Data waits for a peer that is stuck as long as
 /// `slowtimeout`, once more for its next session, and for what stands in the sockets before it.
 const DELAY: [Duration; 2] = [Duration::from_millis(1500), Duration::from_secs(1)];
 
-/// What to allow for the machine having been late in this time: its processors are shared with whatever else runs,
+/// The allowance for the machine having been late in this time: its processors are shared with all other programs,
 /// and where none is idle anything may wait.
 fn noise(state: &State, from: Instant, to: Instant) -> Duration {
     let near = state.noise.iter().rev().take_while(|(at, _)| *at >= from);
@@ -44,7 +47,7 @@ fn faults(
     near.filter(move |(_, begin, end)| *begin <= to && end.is_none_or(|end| end + after >= from))
 }
 
-/// Whether a fault can be felt between two nodes in a time.
+/// Returns true if a fault can be felt between two nodes in a time.
 pub fn concerned(state: &State, a: usize, b: usize, from: Instant, to: Instant) -> bool {
     faults(state, from, to, RECOVERY).any(|(step, ..)| step.fault.concerns(a, b))
 }
@@ -53,7 +56,7 @@ fn impaired(state: &State, node: usize, from: Instant, to: Instant) -> bool {
     faults(state, from, to, Duration::ZERO).any(|(step, ..)| step.fault.impairs() == Some(node))
 }
 
-/// The time in which a node can be told of what happened in a time: longer where it did not read or run. `None`
+/// The time in which a node can hear of an event in a time: longer where it did not read or run. `None`
 /// while that is not over.
 fn widened(state: &State, node: usize, mut from: Instant, mut to: Instant) -> Option<(Instant, Instant)> {
     loop {
@@ -129,7 +132,7 @@ pub fn hindsight(ledger: &Ledger) {
     stuck(ledger, state);
 }
 
-/// D2: packets are missing only between sessions, and both modules were told that a session ended.
+/// D2: packets are missing only between sessions, and both modules heard that a session ended.
 fn judge_gap(state: &State, gap: &Gap) -> Option<Result<(), String>> {
     let Gap { src, dst, class, between: (before, after), .. } = *gap;
     let lost = || {
@@ -162,7 +165,7 @@ fn judge_gap(state: &State, gap: &Gap) -> Option<Result<(), String>> {
 }
 
 /// D2: what a daemon had read before a session began does not come in that session. Judged where the kernel module
-/// had been told long before that the session before was over.
+/// had heard long before that the session before was over.
 fn old_sessions(ledger: &Ledger, state: &mut State) {
     let now = Instant::now();
     while state.arrivals.front().is_some_and(|arrival| arrival.at + 2 * SLACK < now) {
@@ -238,7 +241,7 @@ fn changes(ledger: &Ledger, state: &mut State) {
     }
 }
 
-/// D5: and is told again on each tick.
+/// D5: and hears it again on each tick.
 fn ticks(ledger: &Ledger, state: &mut State) {
     let now = Instant::now();
     for node in 0..ledger.nodes {
@@ -250,6 +253,32 @@ fn ticks(ledger: &Ledger, state: &mut State) {
             state.violate(ledger, format!("D5: node {node} was told nothing for {silent:?}"));
         }
     }
+}
+
+/// D2: a session ends when one of its links is dead, though the other one lives. `epochs` had been sent to its nodes
+/// when the link died at `since`.
+pub fn dead_link(ledger: &Ledger, (a, b): (usize, usize), epochs: [usize; 2], since: Instant) {
+    let state = &mut *ledger.lock();
+    let now = Instant::now();
+    // Taken back in a moment: only its own fault may concern them.
+    let others =
+        faults(state, since - RECOVERY, now, RECOVERY).filter(|(step, ..)| step.fault.concerns(a, b));
+    let lasted = open_epochs(state, a, b) == Some(epochs);
+    if others.count() > 1 || !lasted || now - since < DEAD + SLACK + noise(state, since, now) {
+        return;
+    }
+    let text =
+        format!("D2: the session of nodes {a} and {b} lasts {:?} after one of its links died", now - since);
+    state.violate(ledger, text);
+}
+
+/// The number of the session that each of two nodes has heard of, while both are.
+pub fn open_epochs(state: &State, a: usize, b: usize) -> Option<[usize; 2]> {
+    let open = |node: usize, peer: usize| {
+        let epochs = &state.views[node].epochs[peer];
+        epochs.last().is_some_and(|epoch| epoch.to.is_none()).then_some(epochs.len())
+    };
+    Some([open(a, b)?, open(b, a)?])
 }
 
 /// D2, D3: what was sent in a session that lasts comes, though nothing comes after it.
@@ -276,7 +305,7 @@ fn stuck(ledger: &Ledger, state: &mut State) {
     }
 }
 
-/// What is still missing of a cluster at peace: who is not told of everybody, or which packet of an unbroken
+/// The gaps of a cluster at peace: a node that has not heard of everybody, or a packet of an unbroken
 /// session did not come.
 pub fn missing(ledger: &Ledger, flushed: bool) -> Option<String> {
     let state = ledger.lock();

@@ -1,4 +1,4 @@
-//! What every kernel module sent, received and was told, and the verdicts that can be given at once: D1, byte by
+//! All packets and states that every kernel module sent and received, and the verdicts that can be given at once: D1, byte by
 //! byte and packet by packet. What needs hindsight is left to `judge`.
 //!
 //! It knows nothing of daemons: kernel modules see what they see, and what they may rely on is judged.
@@ -17,7 +17,7 @@ pub const MAX: usize = 5;
 pub const DATA: usize = 0;
 pub const META: usize = 1;
 pub const CLASSES: [&str; 2] = ["data", "meta"];
-/// What goes on after a fault has been undone: queues drain, sessions come back.
+/// Time after the end of a fault in which its effects go on: queues drain, sessions come back.
 pub const RECOVERY: Duration = Duration::from_secs(2);
 
 /// A packet that was sent.
@@ -27,11 +27,11 @@ pub struct Sent {
     pub len: u32,
     pub kind: u8,
     pub dev: u8,
-    /// For each node, the number of the sender's epoch of it, 0 if the sender was told that it is not there.
+    /// For each node, the number of the sender's epoch of it, 0 if the sender has heard that it is not there.
     pub stamp: [u32; MAX],
 }
 
-/// A time in which a kernel module is told that a peer is there.
+/// A time in which a kernel module believes that a peer is there.
 pub struct Epoch {
     pub from: Instant,
     pub to: Option<Instant>,
@@ -73,12 +73,12 @@ pub struct Slow {
     pub limit: Duration,
 }
 
-/// What one kernel module knows of the world.
+/// The world as one kernel module sees it.
 #[derive(Default)]
 pub struct View {
     /// Since when it is attached.
     pub attached: Option<Instant>,
-    /// Connection states, as told.
+    /// Connection states, as they came.
     pub told: Vec<(Instant, u32)>,
     /// By peer.
     pub epochs: [Vec<Epoch>; MAX],
@@ -88,7 +88,7 @@ pub struct View {
     last: [[Option<(u64, Instant)>; 2]; MAX],
 }
 
-/// What happened, for people.
+/// The trail of events, for people.
 pub struct Line {
     at: Instant,
     text: String,
@@ -100,16 +100,16 @@ pub struct State {
     pub gaps: VecDeque<Gap>,
     /// Arrivals soon after a session began.
     pub arrivals: VecDeque<Arrival>,
-    /// How far each node's data had been read by its daemon, as arrivals anywhere prove.
+    /// The progress of each node's daemon in reading its data, as arrivals anywhere prove.
     pub read: [Vec<(Instant, u64)>; MAX],
     /// Faults with their times; those that last have no end.
     pub faults: Vec<(Step, Instant, Option<Instant>)>,
     pub counts: Counts,
-    /// Connection changes that a daemon told on its control socket, not judged yet.
+    /// Connection changes that a daemon reported on its control socket, not judged yet.
     pub changes: Vec<Change>,
     /// Packets that took too long, unless the machine did.
     pub slow: Vec<Slow>,
-    /// How late this process itself was.
+    /// The lateness of this process itself.
     pub noise: Vec<(Instant, Duration)>,
     /// For how long in all, up to a moment, no processor of this machine had been idle.
     pub busy: Vec<(Instant, Duration)>,
@@ -148,7 +148,7 @@ pub struct Ledger {
     pub nodes: usize,
     pub born: Instant,
     state: Mutex<State>,
-    /// What payloads are cut from.
+    /// The bytes that payloads are cut from.
     pool: Vec<u8>,
 }
 
@@ -321,7 +321,7 @@ impl Ledger {
         state.say(format!("kernel module {node} detached: {why}"));
     }
 
-    /// A kernel module was told who is there.
+    /// A kernel module got a state.
     pub fn told(&self, node: usize, mask: u32) {
         let mut state = self.lock();
         let now = Instant::now();
@@ -344,7 +344,7 @@ impl Ledger {
         state.say(format!("kernel module {node} told {mask:#07b}{}", if changed { ", new" } else { "" }));
     }
 
-    /// Remembers a line for whoever has to understand what happened.
+    /// Remembers a line for the reader of a failure.
     pub fn say(&self, text: String) {
         self.lock().say(text);
     }

@@ -15,7 +15,15 @@ pub enum Links {
     Both,
 }
 
-/// What somebody who is no peer does at a node's port.
+/// The place where packets are lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    There,
+    Back,
+    Both,
+}
+
+/// An act of a client that is no peer at a node's port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
     /// Bytes that are no hello.
@@ -26,7 +34,7 @@ pub enum Manner {
     WrongAddress,
 }
 
-/// How a configuration changes while the daemon runs.
+/// A change of the configuration while the daemon runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Another time between pings.
@@ -50,11 +58,13 @@ pub enum Fault {
     ResetClient(usize, Links),
     /// The node's interface is switched off, or (true) its cable pulled.
     LinkDown(usize, bool),
-    /// What the first sends to the second is lost.
+    /// Packets from the first to the second are lost.
     OneWayLoss(usize, usize),
     Partition(usize, usize),
+    /// One link of the session of these two, that is the data link or (true) the meta link, loses its packets.
+    DeadLink(usize, usize, bool, Way),
     Stranger(usize, Manner),
-    /// From the first node's address somebody says its hellos to the second, sends half a packet, and resets.
+    /// From the first node's address a client sends its hellos to the second, then half a packet, and resets.
     Impostor(usize, usize),
     ClockStep(usize, i64),
     FullLogDisk(usize),
@@ -66,7 +76,7 @@ pub enum Fault {
 }
 
 /// The kinds of faults, for counting, in the order of [`Fault::kind`].
-pub const KINDS: [&str; 18] = [
+pub const KINDS: [&str; 21] = [
     "daemon killed",
     "daemon ended and restarted",
     "daemon stopped",
@@ -85,6 +95,9 @@ pub const KINDS: [&str; 18] = [
     "few threads",
     "reload",
     "disconnect and connect",
+    "data link dead",
+    "meta link dead",
+    "one link dead one way",
 ];
 
 impl Fault {
@@ -109,15 +122,19 @@ impl Fault {
             Fault::FewThreads(_) => 15,
             Fault::Reload(..) => 16,
             Fault::Disconnect(..) => 17,
+            Fault::DeadLink(.., false, Way::Both) => 18,
+            Fault::DeadLink(.., true, Way::Both) => 19,
+            Fault::DeadLink(..) => 20,
         }
     }
 
-    /// Whether the fault may be felt between two nodes.
+    /// Returns true if the fault may be felt between two nodes.
     pub fn concerns(self, a: usize, b: usize) -> bool {
         let pair = |x, y| (a, b) == (x, y) || (b, a) == (x, y);
         match self {
             Fault::OneWayLoss(x, y)
             | Fault::Partition(x, y)
+            | Fault::DeadLink(x, y, ..)
             | Fault::Impostor(x, y)
             | Fault::Disconnect(x, y)
             | Fault::Reload(x, Change::Without(y), _) => pair(x, y),
@@ -200,11 +217,14 @@ fn fault(rng: &mut Rng, nodes: usize) -> Fault {
             let change = [Change::Heartbeat, Change::Without(b), Change::Broken][rng.usize(..3)];
             Fault::Reload(a, change, rng.bool())
         }
-        _ => Fault::Disconnect(a, b),
+        17 => Fault::Disconnect(a, b),
+        18 => Fault::DeadLink(a, b, false, Way::Both),
+        19 => Fault::DeadLink(a, b, true, Way::Both),
+        _ => Fault::DeadLink(a, b, rng.bool(), [Way::There, Way::Back][rng.usize(..2)]),
     }
 }
 
-/// The faults of a run of `length` among so many nodes.
+/// The faults of a run of `length` among this many nodes.
 pub fn schedule(seed: u64, nodes: usize, length: Duration) -> Vec<Step> {
     let mut rng = Rng::with_seed(seed);
     let mut steps = Vec::new();

@@ -1,4 +1,4 @@
-//! What is watched beside the kernel modules: every daemon's process, its memory, its word on its control socket,
+//! The watchers beside the kernel modules: of every daemon's process, its memory, its events on its control socket,
 //! and how late this process itself is.
 
 use std::io::BufRead;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::daemon::Daemon;
 use super::ledger::{Change, Ledger};
 
-/// D4: KiB that a daemon with so many peers may take: S × (10 MiB + 6 × B) + 2 × B with B = 128 KiB, and the program
+/// D4: KiB that a daemon with this many peers may take: S × (10 MiB + 6 × B) + 2 × B with B = 128 KiB, and the program
 /// itself.
 fn ceiling(peers: u64) -> u64 {
     peers * (10 * 1024 + 6 * 128) + 2 * 128 + 8 * 1024
@@ -46,7 +46,7 @@ pub fn start(ledger: &Arc<Ledger>, daemons: &Arc<Vec<Daemon>>) {
     });
 }
 
-/// How long this machine's processors have been idle, one after the other.
+/// Returns for how long this machine's processors have been idle, one after the other.
 fn idle() -> Duration {
     let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let fields = text.split_whitespace().skip(4).take(2).filter_map(|ticks| ticks.parse::<u64>().ok());
@@ -90,7 +90,8 @@ fn events(ledger: &Ledger, daemon: &Daemon) -> std::io::Result<()> {
         if state.over {
             return Ok(());
         }
-        match (event["node"].as_u64(), text("to")) {
+        let peer = event["node"].as_u64().or(event["site"].as_u64());
+        match (peer, text("to")) {
             (Some(peer), to @ ("connected" | "disconnected")) => {
                 let (peer, up) = (peer as usize, to == "connected");
                 state.changes.push(Change { node, peer, up, at });
@@ -129,11 +130,11 @@ fn process(ledger: &Ledger, daemon: &Daemon) {
     }
 }
 
-/// Books of a daemon at rest: received = forwarded + queued + dropped.
+/// PacketCounters of a daemon at rest: received = forwarded + queued + dropped.
 ///
 /// # Errors
 /// Which do not balance.
-pub fn books(ledger: &Ledger, daemon: &Daemon) -> Result<(), String> {
+pub fn counters(ledger: &Ledger, daemon: &Daemon) -> Result<(), String> {
     let status = daemon.ask(json!({"v": 1, "cmd": "status"}), Some(Duration::from_secs(10)));
     let (status, _) = status.map_err(|error| format!("no status of node {}: {error}", daemon.node))?;
     let peers = status["data"]["peers"].as_array().cloned().unwrap_or_default();
@@ -142,10 +143,10 @@ pub fn books(ledger: &Ledger, daemon: &Daemon) -> Result<(), String> {
     }
     for peer in peers {
         for way in ["data_in", "data_out", "meta_in", "meta_out"] {
-            let books = &peer["books"][way];
-            let count = |name: &str| books[name].as_u64();
+            let counters = &peer["books"][way];
+            let count = |name: &str| counters[name].as_u64();
             let dropped =
-                books["dropped"].as_object().map(|all| all.values().filter_map(Value::as_u64).sum());
+                counters["dropped"].as_object().map(|all| all.values().filter_map(Value::as_u64).sum());
             let sums = (count("received"), count("forwarded"), count("queued"), dropped);
             let (Some(received), Some(forwarded), Some(queued), Some(dropped)) = sums else {
                 return Err(format!("node {} has no books {way} of {}", daemon.node, peer["peer"]));
@@ -153,7 +154,7 @@ pub fn books(ledger: &Ledger, daemon: &Daemon) -> Result<(), String> {
             let dropped: u64 = dropped;
             if queued != 0 || received != forwarded + queued + dropped {
                 let peer = &peer["peer"];
-                return Err(format!("D4: books of node {}, {peer} {way}, at rest: {books}", daemon.node));
+                return Err(format!("D4: books of node {}, {peer} {way}, at rest: {counters}", daemon.node));
             }
             ledger.lock().counts.balanced += 1;
         }

@@ -1,8 +1,8 @@
-//! Where a run takes place: one network namespace a machine, one more for a stranger, and a bridge, below a set of
+//! The place of a run: one network namespace a machine, one more for an unknown client, and a bridge, below a set of
 //! namespaces that ends with the run. Nothing in here may be visible outside.
 //!
 //! ```text
-//!   n0 10.66.0.10    n1 10.66.0.11    ...    stranger 10.66.0.99
+//!   n0 10.66.0.10    n1 10.66.0.11    ...     unknown 10.66.0.99
 //!     eth0             eth0                    eth0
 //!       |                |                       |
 //!   ====+================+======= bridge ========+====
@@ -15,14 +15,17 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// Where every kernel module connects: each machine has its own.
+/// The address at which every kernel module connects: each machine has its own.
 pub const SERVER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9998);
 /// Port of every node.
 pub const NODE_PORT: u16 = 7000;
+/// Port of every site, in runs in which each machine is a site of its own.
+pub const SITE_PORT: u16 = 7100;
 /// The machine that is nobody's peer.
 pub const STRANGER: usize = 99;
 /// Set in the environment of the process inside.
@@ -31,6 +34,51 @@ const INSIDE: &str = "HADM_CHAOS_INSIDE";
 /// The address of a machine.
 pub fn ip(machine: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 66, 0, if machine == STRANGER { 99 } else { 10 + machine as u8 })
+}
+
+/// The choices for the cluster, by the seed unless the environment says otherwise.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shape {
+    /// Each machine is a site of its own, and its packets are of resource 0. (`SITES=1` or 0)
+    pub sites: bool,
+    /// Links are encrypted. (`AUTHKEY=1` or 0)
+    pub authkey: bool,
+    /// Sites compress. (`COMPRESS=1` or 0)
+    pub compress: bool,
+    /// Few and small packets: no queue fills, so that no peer is taken for slow before it is taken for dead. (`FEW=1`
+    /// or 0)
+    pub few: bool,
+}
+
+static SHAPE: OnceLock<Shape> = OnceLock::new();
+
+impl Shape {
+    /// Settles it for this run.
+    pub fn choose(seed: u64) -> Self {
+        let flag = |name, default| super::number(name, u64::from(default)) != 0;
+        *SHAPE.get_or_init(|| Shape {
+            sites: flag("SITES", seed % 3 == 2),
+            authkey: flag("AUTHKEY", seed / 3 % 2 == 1) && cfg!(feature = "authkey"),
+            compress: flag("COMPRESS", seed / 6 % 2 == 1),
+            few: flag("FEW", seed % 4 == 0),
+        })
+    }
+
+    /// As it was settled.
+    pub fn get() -> Self {
+        SHAPE.get().copied().unwrap_or_default()
+    }
+
+    /// Returns the address at which a peer is called.
+    pub fn port(self) -> u16 {
+        if self.sites { SITE_PORT } else { NODE_PORT }
+    }
+
+    /// Returns true if `nft` can drop packets here.
+    pub fn can_drop() -> bool {
+        static CAN: OnceLock<bool> = OnceLock::new();
+        *CAN.get_or_init(|| works("nft", &["add table inet probe; delete table inet probe"]))
+    }
 }
 
 /// A directory of this run's own, in memory.

@@ -5,14 +5,16 @@
 
 use std::time::Duration;
 
-use hadmd::core::{
-    ATTEMPT_LIMIT, Action, CONNECT_TICK, ConnId, EndCause, Event, HALF_LIMIT, PeerKey, Role, SessionId, Via,
+use hadmd::control::Fate;
+use hadmd::daemon::core::reload::Difference;
+use hadmd::daemon::core::{
+    ATTEMPT_LIMIT, Action, CONNECT_TICK, ConnId, EndCause, Event, HALF_LIMIT, LOOK_TICK, Role, SessionId, Via,
 };
-use hadmd::wire::{Class, Mask};
+use hadmd::wire::{Class, Mask, PeerKey};
 
 use crate::net::{Conn, Side};
-use crate::node::{End, HeldOf, Node, Session, resource};
-use crate::world::{NODES, World};
+use crate::node::{End, File, HeldOf, Node, Session, resource};
+use crate::world::{LATE_REPORT, NODES, World};
 
 /// Rounding of virtual time.
 const GRAIN: Duration = Duration::from_millis(1);
@@ -26,6 +28,13 @@ fn sessions(node: &Node) -> Mask {
     up.fold(Mask::default(), |mask, (id, _)| mask | Mask::of(id as u8))
 }
 
+/// The peers whose fate a reload decides, by their ids.
+pub struct Fates {
+    pub gone: Vec<usize>,
+    pub added: Vec<usize>,
+    pub changed: Vec<usize>,
+}
+
 impl World {
     fn ensure(&self, node: usize, holds: bool, what: impl FnOnce() -> String) {
         if !holds {
@@ -33,7 +42,7 @@ impl World {
         }
     }
 
-    /// What must follow from an event.
+    /// Notes the expectations that follow from an event.
     pub fn expect(&mut self, id: usize, event: &Event) {
         let now = self.now;
         let node = &mut self.nodes[id];
@@ -57,12 +66,14 @@ impl World {
                     session.replaced = true;
                 }
             }
-            Event::Knock { peer } => node.peers[index(peer)].knocked(now),
+            Event::PeerAlive { peer } => node.peers[index(peer)].note_alive(now),
             Event::DataDropped { peer, session } => {
                 if let Some(session) = node.session(index(peer), session) {
                     session.marked = true;
                 }
             }
+            // Of a peer that a reload has removed.
+            Event::Wanted { peer, .. } if !node.peers[index(peer)].configured => {}
             Event::Wanted { peer, wanted } => {
                 let peer = &mut node.peers[index(peer)];
                 if wanted && !peer.wanted && peer.role == Role::Caller {
@@ -73,6 +84,7 @@ impl World {
                 }
                 peer.wanted = wanted;
             }
+            Event::AddressesHeld { ref addrs } => node.seen = addrs.contains(&node.floating()),
             _ => {}
         }
     }
@@ -102,7 +114,7 @@ impl World {
                 self.nodes[id].last_attempt = attempt;
                 self.check_dial(id, index(peer));
                 let peer = &mut self.nodes[id].peers[index(peer)];
-                (peer.attempt, peer.window) = (Some((attempt, self.now)), None);
+                (peer.attempt, peer.window, peer.seen_alive) = (Some((attempt, self.now)), None, false);
                 peer.last_dial = Some(self.now);
                 self.trace.dials += 1;
             }
@@ -116,7 +128,7 @@ impl World {
                 peer.failed(now, CONNECT_TICK);
                 let wanted = peer.wanted;
                 if !wanted {
-                    (peer.window, peer.tries) = (None, 0);
+                    (peer.window, peer.tries, peer.seen_alive) = (None, 0, false);
                 }
                 self.ensure(id, !wanted || age >= ATTEMPT_LIMIT, || format!("{attempt:?} cancelled early"));
             }
@@ -163,7 +175,7 @@ impl World {
                     format!("{conn:?} is no {class} link of a kernel module to answer")
                 });
             }
-            Action::RefuseKernel { conn } => {
+            Action::RefuseKernel { conn, .. } => {
                 let (class, _) = self.take(id, conn);
                 let node = &self.nodes[id];
                 let taken = node
@@ -195,15 +207,30 @@ impl World {
             Action::TellKernel { ref state } => {
                 let node = &mut self.nodes[id];
                 let up = sessions(node);
+                let sites = node.file.resource.then_some(Mask::default());
                 let lawful = node.module.attach.is_some()
                     && state.nodes == up
-                    && state.sites.get(&resource()) == Some(&Mask::default());
+                    && state.sites.get(&resource()) == sites.as_ref();
                 node.module.told = Some((self.now, state.clone()));
                 node.module.stale = false;
                 self.ensure(id, lawful, || format!("the kernel module is told {state:?}, up is {up:?}"));
             }
             Action::Stalled => *self.trace.faults.entry("stall noticed").or_default() += 1,
-            Action::CheckModules | Action::CheckOwnership | Action::Stop { .. } => {}
+            Action::OwnershipChanged { ref changes, ref owned } => {
+                let node = &mut self.nodes[id];
+                let owns = node.is_owner();
+                // A resource that is no longer configured has no change to report.
+                let change = node.file.resource.then_some((resource(), owns));
+                let right = changes.iter().eq(change.iter()) && owned.contains(&resource()) == owns;
+                let news = node.owns != owns;
+                node.owns = owns;
+                self.ensure(id, news && right, || format!("{action:?} is no news or not what was seen"));
+            }
+            Action::CheckModules
+            | Action::CheckOwnership
+            | Action::LookAtLinks
+            | Action::HoldOff { .. }
+            | Action::Stop { .. } => {}
         }
     }
 
@@ -211,7 +238,7 @@ impl World {
         let (now, node) = (self.now, &self.nodes[id]);
         let peer = &node.peers[other];
         self.ensure(id, !self.quiet, || format!("node {other} is called, though everything is linked"));
-        self.ensure(id, peer.wanted && peer.role == Role::Caller, || {
+        self.ensure(id, peer.configured && peer.wanted && peer.role == Role::Caller, || {
             format!("node {other} is not to be called")
         });
         let free = peer.attempt.is_none() && peer.session.is_none();
@@ -232,6 +259,7 @@ impl World {
         let node = &mut self.nodes[id];
         let told = node.module.told.as_ref().is_some_and(|(_, state)| state.nodes.contains(other as u8));
         let seen = node.module.attach.is_none() || !(told || node.module.stale);
+        let known = node.peers[other].configured;
         let fresh = session > node.last_session && node.peers[other].session.is_none();
         node.last_session = session;
         node.module.stale |= node.module.attach.is_some();
@@ -261,6 +289,8 @@ impl World {
             heard: now,
             reported: false,
             marked: false,
+            held_up: None,
+            behind: Default::default(),
             replaced: false,
         });
         for (conn, side) in ends {
@@ -269,6 +299,7 @@ impl World {
             }
         }
         self.trace.started += 1;
+        self.ensure(id, known, || format!("{session:?} with node {other}, which is not configured"));
         self.ensure(id, fresh, || format!("{session:?} with node {other} starts inside another one"));
         self.ensure(id, seen, || format!("the end of the session before {session:?} was not told"));
         self.ensure(id, paired, || format!("{session:?} pairs links of two attempts: {conns:?}"));
@@ -282,9 +313,24 @@ impl World {
         let Some(ended) = peer.session.take().filter(|ended| ended.id == session) else {
             return self.ensure(id, false, || format!("{session:?} ends, but is not there"));
         };
-        peer.lost(now, ended.since);
-        if !peer.wanted {
+        let innocent =
+            matches!(cause, EndCause::KernelDetached | EndCause::DataDropped | EndCause::PeersKernel);
+        peer.lost(now, ended.since, innocent);
+        let unwanted = !peer.wanted;
+        if unwanted {
             peer.window = None;
+        }
+        self.ensure(id, *cause != EndCause::Unwanted || unwanted, || {
+            format!("{session:?} with node {other} ends as unwanted, which it is not")
+        });
+        if let EndCause::Dead(class, time) = *cause {
+            let limit = self.nodes[id].core.as_ref().map_or(Duration::ZERO, |core| core.link_limit());
+            let (conn, side) = ended.ends[class.index()];
+            let open = self.conns.get(&conn).map_or(Duration::ZERO, |conn| conn.open_at[side]);
+            self.ensure(id, time >= limit && now - open >= limit, || {
+                format!("{session:?} with node {other} ends after {time:?} of silence; its way was open at {open:?}")
+            });
+            *self.trace.faults.entry("link found dead").or_default() += 1;
         }
         for end in ended.ends {
             self.close(end);
@@ -294,7 +340,7 @@ impl World {
             let own = *of == format!("{session:?} closed");
             self.ensure(id, own, || format!("{session:?} with node {other} ends, but {of}"));
         }
-        // What came only now may be too late.
+        // An ACK that came only now may be too late.
         let in_time = ended.unread.iter().filter(|&&at| at + self.ping / 5 < now).count();
         let silent = ended.pings - ended.answered - in_time;
         self.ensure(id, *cause != EndCause::Heartbeat || silent >= max as usize, || {
@@ -303,7 +349,7 @@ impl World {
         self.ensure(id, !self.quiet, || format!("{session:?} with node {other} ends in peace: {cause}"));
     }
 
-    /// What must hold after each step of a node.
+    /// Checks the promises that hold after each step of a node.
     pub fn check_step(&self, id: usize) {
         let (now, node) = (self.now, &self.nodes[id]);
         let Some(core) = &node.core else { return };
@@ -322,6 +368,15 @@ impl World {
                 format!("the kernel module was told {age:?} ago")
             });
         }
+        let owns = core.owned().contains(&resource());
+        self.ensure(id, owns == node.owns && owns == node.is_owner(), || {
+            format!("owns the log: {owns}, told: {}, the address was seen: {}", node.owns, node.seen)
+        });
+        // A look each second, and the thread that looks.
+        let late = now > node.moved.max(node.woke) + LOOK_TICK + LATE_REPORT * 2;
+        self.ensure(id, !late || owns == (node.floats && node.file.resource), || {
+            format!("owns the log: {owns}, and not its address")
+        });
         let mut held = Mask::default();
         for (conn, kept) in &node.held {
             let limit = match kept.of {
@@ -343,7 +398,13 @@ impl World {
 
     fn check_peer(&self, node: &Node, other: usize, peer: &crate::node::Peer) {
         let (now, id) = (self.now, node.id);
+        let absent =
+            peer.session.is_none() && peer.attempt.is_none() && peer.window.is_none() && !peer.wanted;
+        self.ensure(id, peer.configured || absent, || {
+            format!("node {other} is not configured, and yet: {peer:?}")
+        });
         if let Some(session) = &peer.session {
+            self.check_ways(node, other, session);
             let limit = self.ping * (self.max + 1) + self.ping / 10 + GRAIN;
             let silent = now - session.heard.max(node.woke);
             self.ensure(id, silent <= limit, || {
@@ -353,7 +414,7 @@ impl World {
             self.ensure(id, !marked, || {
                 format!("the session with node {other} has a hole and was not ended")
             });
-            self.ensure(id, !session.replaced, || format!("node {other} said hello anew and was not let in"));
+            self.ensure(id, !session.replaced, || format!("node {other} called again and was not accepted"));
             self.ensure(id, session.opened, || format!("the session with node {other} is not read"));
         } else if peer.wanted && peer.role == Role::Caller {
             let way = match (peer.attempt, peer.window) {
@@ -365,6 +426,48 @@ impl World {
                 format!("no way back to node {other}: attempt {:?}, due in {:?}", peer.attempt, peer.window)
             });
         }
+    }
+
+    /// Ends of links whose way is blocked are found within the limit and a few looks.
+    fn check_ways(&self, node: &Node, other: usize, session: &Session) {
+        let Some(core) = &node.core else { return };
+        let limit = core.link_limit() + core.link_limit() / 2 + GRAIN;
+        let open = session.ends.iter().filter_map(|(conn, side)| Some(self.conns.get(conn)?.open_at[*side]));
+        let oldest = open.min().unwrap_or(self.now).max(node.woke).max(session.since);
+        let silent = self.now - oldest;
+        let blocked = self.blocked(node.id, other) || self.blocked(other, node.id);
+        self.ensure(node.id, !blocked || silent <= limit, || {
+            format!("a link of node {other} is dead for {silent:?} and still up")
+        });
+    }
+
+    /// Compares the difference that the core finds with the files themselves; returns the fates by id.
+    pub fn check_difference(&self, id: usize, file: &File, found: &Difference) -> Fates {
+        let old = &self.nodes[id].file;
+        let of = |fate| found.of(fate).map(index).collect::<Vec<_>>();
+        let fates = Fates { gone: of(Fate::Removed), added: of(Fate::Added), changed: of(Fate::Changed) };
+        let gone = old.peers.keys().filter(|peer| !file.peers.contains_key(peer));
+        let added = file.peers.keys().filter(|peer| !old.peers.contains_key(peer));
+        let changed =
+            file.peers.iter().filter(|(peer, port)| old.peers.get(peer).is_some_and(|old| old != *port));
+        let right = found.refused.is_empty()
+            && fates.gone.iter().eq(gone)
+            && fates.added.iter().eq(added)
+            && fates.changed.iter().eq(changed.map(|(peer, _)| peer))
+            && found.settings.is_empty() == (old.resource == file.resource);
+        self.ensure(id, right, || format!("from {old:?} to {file:?} the difference is {found:?}"));
+        fates
+    }
+
+    /// Checks that the core has exactly the peers of the file.
+    pub fn check_configured(&self, id: usize) {
+        let node = &self.nodes[id];
+        let Some(core) = &node.core else { return };
+        let mut peers: Vec<_> = core.views().map(|view| index(view.key)).collect();
+        peers.sort_unstable();
+        self.ensure(id, peers.iter().eq(node.file.peers.keys()), || {
+            format!("the core has {peers:?}: {:?}", node.file)
+        });
     }
 
     /// The first pair that is not linked with the same pair of connections on both sides, or the first node

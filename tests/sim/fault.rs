@@ -1,14 +1,14 @@
-//! What goes wrong: drawn from the seed, one fault at a time, until everything is healed.
+//! The faults: drawn from the seed, one at a time, until everything is healed.
 //!
 //! Faults touch the surroundings of the cores only: machines, ways, threads, kernel modules, the operator.
 
 use std::time::Duration;
 
-use hadmd::core::Event;
+use hadmd::daemon::core::Event;
 
 use crate::node::{HeldOf, key};
 use crate::trace::Note;
-use crate::world::{NODES, Task, World};
+use crate::world::{Edit, NODES, Task, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -26,7 +26,7 @@ impl World {
         if self.rng.u32(0..4) == 0 {
             time *= 6;
         }
-        let what = match self.rng.u32(0..24) {
+        let what = match self.rng.u32(0..32) {
             0 | 1 => "kill",
             2 => "power loss",
             3 => "stop",
@@ -39,6 +39,9 @@ impl World {
             20 => "kernel absence",
             21 => "second kernel",
             22 => "unwanted",
+            23 | 24 => "failover",
+            25 | 26 => "kernel stuck",
+            27..=30 => "reload",
             _ => "flap",
         };
         if self.nodes[id].core.is_none() {
@@ -75,12 +78,35 @@ impl World {
                 self.report(id, Event::Wanted { peer, wanted: false });
                 self.later(time, Task::Report { node: id, run, event: Event::Wanted { peer, wanted: true } });
             }
+            "failover" => {
+                // The address leaves one machine and comes up at another, as failover software moves it.
+                for node in &mut self.nodes {
+                    let floats = node.id == id;
+                    if node.floats != floats {
+                        (node.floats, node.moved) = (floats, self.now);
+                    }
+                }
+            }
+            "kernel stuck" => self.nodes[id].module.stuck_until = self.now + time,
+            "reload" => self.edit(id, other, time),
             "flap" => self.flap(id, other),
             _ => {}
         }
         // A module that was away comes back some day.
         let back = self.rng.usize(0..NODES);
         self.nodes[back].module.present = true;
+    }
+
+    /// The configuration file of a node changes, and later it is whole again.
+    fn edit(&mut self, node: usize, other: usize, time: Duration) {
+        let run = self.nodes[node].run;
+        let edit = match self.rng.u32(0..6) {
+            0..=2 => Edit::Remove(other),
+            3 | 4 => Edit::Change(other),
+            _ => Edit::NoResource,
+        };
+        self.at_process(node, Task::Reload { node, run, edit });
+        self.later(time, Task::Reload { node, run, edit: Edit::Whole });
     }
 
     fn kill(&mut self, id: usize, power: bool, time: Duration) {
@@ -163,10 +189,12 @@ impl World {
         for id in 0..NODES {
             self.start(id);
             self.nodes[id].lose_reports_until = self.now;
+            self.nodes[id].module.stuck_until = self.now;
             self.nodes[id].module.present = true;
             if self.nodes[id].stalled.is_some() {
                 self.wake(id);
             }
+            self.reload(id, Edit::Whole);
             for peer in (0..NODES).filter(|&peer| peer != id) {
                 if !self.nodes[id].peers[peer].wanted {
                     self.report(id, Event::Wanted { peer: key(peer), wanted: true });

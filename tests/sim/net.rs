@@ -8,10 +8,12 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use hadmd::core::{AttemptId, ConnId, Door, EndCause, Event, Moment, Refused, SessionId, Via};
+use hadmd::daemon::core::{
+    AttemptId, ConnId, EndCause, Event, ListenerKind, Moment, QueueSight, Refused, SessionId, Via,
+};
 use hadmd::wire::{Class, Hello, Mark, Scope};
 
-use crate::node::{End, addr, key, node_id};
+use crate::node::{End, Node, SLOW_TIMEOUT, addr, key, node_id};
 use crate::trace::Note;
 use crate::world::{Task, World};
 
@@ -27,10 +29,12 @@ pub enum Message {
     Ping,
     Pong,
     Data,
+    /// Something for the kernel module on the meta link.
+    Meta,
     Closed,
 }
 
-/// What one side of a connection is, for the daemon that holds it.
+/// The state of one side of a connection, for the daemon that holds it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Side {
     Dialing,
@@ -47,6 +51,7 @@ struct Pipe {
     queue: VecDeque<Message>,
     stuck: Option<Duration>,
     last: Moment,
+    delivered: u64,
 }
 
 pub struct Conn {
@@ -56,15 +61,28 @@ pub struct Conn {
     pub epoch: Option<u64>,
     pub sides: [Side; 2],
     pipes: [Pipe; 2],
-    /// What came in and is not read yet.
+    /// When each side's last look found the way open in both directions.
+    pub open_at: [Moment; 2],
+    /// Messages that came in and are not read yet.
     unread: [VecDeque<Message>; 2],
 }
 
 impl Conn {
-    /// Whether both ends have it in a session, and nothing waits to be sent again.
+    /// Returns true if both ends have it in a session, and nothing waits to be sent again.
     pub fn flows(&self) -> bool {
         let stuck = self.pipes.iter().any(|pipe| pipe.stuck.is_some());
         !stuck && self.sides.iter().all(|side| matches!(side, Side::Session(_)))
+    }
+
+    /// Returns the number of messages of this side that wait to be sent again.
+    pub fn waiting(&self, side: usize) -> u32 {
+        let pipe = &self.pipes[side];
+        if pipe.stuck.is_some() { pipe.queue.len() as u32 } else { 0 }
+    }
+
+    /// Returns the number of messages of this side that arrived.
+    pub fn delivered(&self, side: usize) -> u64 {
+        self.pipes[side].delivered
     }
 }
 
@@ -92,6 +110,7 @@ impl World {
                 epoch,
                 sides: [Side::Dialing, Side::Gone],
                 pipes: Default::default(),
+                open_at: [self.now; 2],
                 unread: Default::default(),
             };
             self.conns.insert(self.last_conn, conn);
@@ -116,6 +135,7 @@ impl World {
             self.later(latency, Task::Reset { conn: id, side: 0 });
         } else if let Some(conn) = self.conns.get_mut(&id) {
             conn.sides[1] = Side::Accepting;
+            conn.open_at = [self.now; 2];
             conn.pipes[0].last = self.now + Duration::from_micros(500);
             self.send((id, 0), Message::Hello);
         }
@@ -166,9 +186,10 @@ impl World {
             pipe.stuck = Some(wait);
             return self.later(wait, Task::Resend { conn: id, side });
         }
-        // What is sent again takes along everything behind it.
+        // A message that is sent again takes along everything behind it.
         let count = if pipe.stuck.take().is_some() { pipe.queue.len() } else { 1 };
         let messages: Vec<_> = pipe.queue.drain(..count).collect();
+        pipe.delivered += messages.len() as u64;
         for message in messages {
             self.receive((id, 1 - side), message);
         }
@@ -254,12 +275,16 @@ impl World {
             }
             (Side::Accepting, Message::Hello) => {
                 let hello = hello(other, conn.class);
-                let door = Door::Node;
-                match self.nodes[node].admission.admit(&hello, None, addr(other), door) {
+                let kind = ListenerKind::Node;
+                match self.nodes[node].admission.admit(&hello, None, addr(other), kind) {
                     Ok(admitted) if admitted.peer == key(other) => {
                         conn.sides[side] = Side::Offered;
                         self.send((id, side), Message::Ack);
                         self.offer(node, (id, side));
+                    }
+                    // A reload has removed it.
+                    Err(Refused::UnknownId(_)) if !self.nodes[node].peers[other].configured => {
+                        self.close((id, side))
                     }
                     other => self.trace.fail(self.now, node, &format!("a lawful hello gave {other:?}")),
                 }
@@ -274,7 +299,11 @@ impl World {
         let attached = self.nodes[node].module.attach.is_some();
         let now = self.now;
         let Some(session) = self.nodes[node].session(peer, id) else { return };
+        if session.held_up.is_some() && end == session.ends[Class::Meta.index()] {
+            return session.behind.push_back(message);
+        }
         match message {
+            Message::Meta if attached => self.wait_for_kernel(node, peer, id, Duration::ZERO),
             Message::Ping => self.send(end, Message::Pong),
             Message::Pong => {
                 session.acks += 1;
@@ -295,7 +324,34 @@ impl World {
         }
     }
 
-    /// What waited unread in a session's links.
+    /// A meta packet is for a kernel module that may not read. Its queue is taken for full from the first packet on.
+    pub fn wait_for_kernel(&mut self, node: usize, peer: usize, id: SessionId, waited: Duration) {
+        const CEILING: usize = 1 << 20;
+        let limit = (self.ping * self.max / 2).min(SLOW_TIMEOUT);
+        let now = self.now;
+        let Node { run, peers, module, .. } = &mut self.nodes[node];
+        let stuck = module.stuck_until > now;
+        if !stuck {
+            module.taken = module.taken.wrapping_add(CEILING);
+        }
+        let sight = QueueSight { waited, moved: module.taken, ceiling: CEILING };
+        let left = peers[peer].patience.look(sight, limit).filter(|_| stuck);
+        let (run, until) = (*run, module.stuck_until);
+        let Some(session) = peers[peer].session.as_mut().filter(|session| session.id == id) else { return };
+        if let Some(left) = left {
+            session.held_up = Some(now);
+            let wait = left.min(until - now);
+            return self.later(wait, Task::Patience { node, run, peer, session: id });
+        }
+        // It was taken, or there is no patience left and it is dropped: what came behind it is read.
+        session.held_up = None;
+        let end = session.ends[Class::Meta.index()];
+        for message in std::mem::take(&mut session.behind) {
+            self.session_reads(node, peer, id, end, message);
+        }
+    }
+
+    /// Reads the messages that waited in a session's links.
     pub fn read_waiting(&mut self, node: usize, end: End) {
         let unread = self.conns.get_mut(&end.0).map(|conn| std::mem::take(&mut conn.unread[end.1]));
         for message in unread.into_iter().flatten() {
@@ -316,11 +372,12 @@ impl World {
     pub fn strange_hello(&mut self, node: usize, from: usize) {
         let class = if self.rng.bool() { Class::Data } else { Class::Meta };
         let source = if self.rng.u8(0..4) == 0 { addr(99) } else { addr(from) };
-        match self.nodes[node].admission.admit(&hello(from, class), None, source, Door::Node) {
+        match self.nodes[node].admission.admit(&hello(from, class), None, source, ListenerKind::Node) {
             Err(Refused::Direction(peer)) if from < node && source == addr(from) => {
                 self.trace.note(self.now, node, Note::Fault("knock", Duration::ZERO));
-                self.report(node, Event::Knock { peer });
+                self.report(node, Event::PeerAlive { peer });
             }
+            Err(Refused::UnknownId(_)) if !self.nodes[node].peers[from].configured => {}
             Err(Refused::Address { .. }) if source != addr(from) => {
                 self.trace.note(self.now, node, Note::Fault("intruder", Duration::ZERO));
             }

@@ -1,6 +1,6 @@
-//! What a run leaves behind: the last events, a digest of all of them, and counts.
+//! The trace of a run: the last events, a digest of all of them, and counts.
 //!
-//! A violation is told with the seed, the virtual time and what led to it. Two runs of one seed must have
+//! A violation is reported with the seed, the virtual time and the events before it. Two runs of one seed must have
 //! the same digest. Used by every part of the simulation; it never draws from the random numbers.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -8,9 +8,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::mem::discriminant;
 use std::time::Duration;
 
-use hadmd::core::{Action, Event, Moment};
+use hadmd::daemon::core::{Action, Event, Moment};
 
-/// How many events are told with a violation.
+/// Number of events that are printed with a violation.
 const RECENT: usize = 50;
 
 /// One line of the trace.

@@ -8,18 +8,19 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
-use hadmd::core::{Action, AttemptId, ConnId, Event, Moment, PeerKey};
-use hadmd::wire::Class;
+use hadmd::daemon::core::reload::difference;
+use hadmd::daemon::core::{Action, AttemptId, ConnId, Event, LinkSight, Moment, Role, SessionId};
+use hadmd::wire::{Class, PeerKey};
 
 use crate::net::{Conn, Message, Side};
-use crate::node::{End, Held, HeldOf, Node, key};
+use crate::node::{End, File, Held, HeldOf, Node, addr, allowed, key};
 use crate::trace::{Note, Trace};
 
 /// Nodes of a world.
 pub const NODES: usize = 32;
-/// How long another thread's report may take while faults are injected.
-const LATE_REPORT: Duration = Duration::from_millis(500);
-/// How long a handed-over connection may lie around: longer than any attempt lives.
+/// Longest delay of another thread's report while faults are injected.
+pub const LATE_REPORT: Duration = Duration::from_millis(500);
+/// Longest time for which a handed-over connection may lie around: longer than any attempt lives.
 const LATE_OFFER: Duration = Duration::from_secs(12);
 
 /// Something that is to happen.
@@ -60,16 +61,29 @@ pub enum Task {
         end: End,
         message: Message,
     },
-    /// Somebody calls who may not, or who is to be called.
+    /// A call of a peer that may not call, or that is to be called.
     Hello {
         node: usize,
         run: u32,
         from: usize,
     },
+    /// A reader that waits for the kernel module looks again.
+    Patience {
+        node: usize,
+        run: u32,
+        peer: usize,
+        session: SessionId,
+    },
     DialLimit {
         node: usize,
         run: u32,
         attempt: AttemptId,
+    },
+    /// The daemon reads its changed configuration file.
+    Reload {
+        node: usize,
+        run: u32,
+        edit: Edit,
     },
     Syn {
         conn: u64,
@@ -99,6 +113,19 @@ pub enum Task {
         node: usize,
         peer: usize,
     },
+}
+
+/// A change of a configuration file.
+#[derive(Clone, Copy, Debug)]
+pub enum Edit {
+    /// A peer is no longer in it.
+    Remove(usize),
+    /// A peer has another port.
+    Change(usize),
+    /// The resource has no runsite here any more.
+    NoResource,
+    /// Everything is in it again.
+    Whole,
 }
 
 struct Due(Moment, u64, Task);
@@ -172,7 +199,7 @@ impl World {
         self.queue.push(Reverse(Due(self.now + wait, self.queued, task)));
     }
 
-    /// Whether faults are injected now.
+    /// Returns true if faults are injected now.
     pub fn chaos(&self) -> bool {
         self.now < self.chaos_until
     }
@@ -234,6 +261,8 @@ impl World {
             | Task::KernelHello { node, .. }
             | Task::Read { node, .. }
             | Task::Hello { node, .. }
+            | Task::Patience { node, .. }
+            | Task::Reload { node, .. }
             | Task::DialLimit { node, .. } => self.at_process(node, task),
         }
     }
@@ -251,10 +280,17 @@ impl World {
             Task::Offer { run, end, .. } if current(run) => self.offered(id, end),
             Task::KernelHello { run, class, .. } if current(run) => {
                 let conn = self.hold(id, class, HeldOf::Kernel { acked: false });
-                self.step(id, Some(Event::KernelHello { class, conn }));
+                self.step(id, Some(Event::KernelHello { class, conn, uid: Some(0) }));
             }
             Task::Read { run, end, message, .. } if current(run) => self.read(id, end, message),
             Task::Hello { run, from, .. } if current(run) => self.strange_hello(id, from),
+            Task::Patience { run, peer, session, .. } if current(run) => {
+                let since = node.session(peer, session).and_then(|session| session.held_up);
+                if let Some(since) = since {
+                    self.wait_for_kernel(id, peer, session, self.now - since);
+                }
+            }
+            Task::Reload { run, edit, .. } if current(run) => self.reload(id, edit),
             Task::DialLimit { run, attempt, .. } if current(run) => self.dial_failed(id, attempt),
             _ => {}
         }
@@ -319,6 +355,10 @@ impl World {
         if let Some(core) = node.core.as_mut().filter(|core| core.deadline() <= now) {
             self.trace.note(now, id, Note::Tick);
             for (peer, of) in node.peers.iter_mut().enumerate() {
+                if let Some(session) = of.session.as_mut().filter(|session| session.held_up.is_some()) {
+                    session.heard = now;
+                    core.handle(now, Event::Heard { peer: key(peer), session: session.id }, &mut actions);
+                }
                 if let Some(session) = of.session.as_mut().filter(|session| session.acks > 0) {
                     let count = std::mem::take(&mut session.acks);
                     let acks = Event::PingAcks { peer: key(peer), session: session.id, count };
@@ -338,6 +378,118 @@ impl World {
             node.tick_at = at;
             let run = node.run;
             self.later(at.saturating_sub(now), Task::Tick { node: id, run, at });
+        }
+    }
+
+    /// Puts a changed file in force, in the steps of the timer thread: peers that go or change are unwanted first, then
+    /// the core gets its new settings, then everybody in the file is wanted, and missing peers are called at once.
+    pub fn reload(&mut self, id: usize, edit: Edit) {
+        let (now, ping, max) = (self.now, self.ping, self.max);
+        let node = &self.nodes[id];
+        let mut file = node.file.clone();
+        match edit {
+            Edit::Remove(other) => drop(file.peers.remove(&other)),
+            Edit::Change(other) => {
+                file.peers.entry(other).and_modify(|port| *port += 1);
+            }
+            Edit::NoResource => file.resource = false,
+            Edit::Whole => {
+                file.resource = true;
+                File::whole(id, NODES).peers.into_iter().for_each(|(other, port)| {
+                    file.peers.entry(other).or_insert(port);
+                });
+            }
+        }
+        let found = difference(&node.model(&node.file, ping, max), &node.model(&file, ping, max));
+        let fates = self.check_difference(id, &file, &found);
+        let wanted: Vec<bool> = node.peers.iter().map(|peer| peer.wanted).collect();
+        for &other in fates.gone.iter().chain(&fates.changed) {
+            self.step(id, Some(Event::Wanted { peer: key(other), wanted: false }));
+        }
+        let seed = self.rng.u64(..);
+        let node = &mut self.nodes[id];
+        if node.file.resource != file.resource {
+            node.moved = now;
+        }
+        node.admission.allowed = allowed(&file);
+        node.file = file;
+        for &other in fates.gone.iter().chain(&fates.added) {
+            let fresh = node.peer(other);
+            let before = std::mem::replace(&mut node.peers[other], fresh);
+            let clean = before.session.is_none() && before.attempt.is_none();
+            if !clean {
+                self.trace.fail(now, id, &format!("node {other} is removed, and yet: {before:?}"));
+            }
+        }
+        let settings = node.settings(ping, max, seed);
+        let mut actions = Vec::new();
+        if let Some(core) = &mut node.core {
+            core.reconfigure(now, settings, &mut actions);
+        }
+        for action in actions {
+            self.trace.note(now, id, Note::Action(action.clone()));
+            self.carry_out(id, action);
+        }
+        let configured: Vec<usize> = self.nodes[id].file.peers.keys().copied().collect();
+        for &other in &configured {
+            let wanted = fates.added.contains(&other) || wanted[other];
+            self.step(id, Some(Event::Wanted { peer: key(other), wanted }));
+        }
+        for other in configured {
+            let peer = &self.nodes[id].peers[other];
+            if peer.role == Role::Caller && peer.window.is_some() {
+                self.step(id, Some(Event::PeerAlive { peer: key(other) }));
+            }
+        }
+        self.step(id, None);
+        self.check_configured(id);
+    }
+
+    /// Returns what a machine's system knows of one end of a connection.
+    fn sight(&mut self, (conn, side): End, limit: Duration) -> Option<LinkSight> {
+        let [from, to] = self.conns.get(&conn).map(|conn| [conn.nodes[side], conn.nodes[1 - side]])?;
+        let open = !self.blocked(from, to) && !self.blocked(to, from);
+        let now = self.now;
+        let conn = self.conns.get_mut(&conn)?;
+        if open {
+            conn.open_at[side] = now;
+        }
+        let silent = now - conn.open_at[side];
+        // A probe each quarter of the time.
+        let unanswered = silent.as_millis() / (limit.as_millis() / 4).max(1);
+        Some(LinkSight {
+            unacked: if open { 0 } else { conn.waiting(side) },
+            acked: Some(conn.delivered(side)),
+            unanswered: unanswered as u32,
+            repeat: Duration::from_millis(200),
+            acked_ago: silent,
+            heard_ago: silent,
+            shut: Some(false),
+        })
+    }
+
+    fn look_at_links(&mut self, id: usize) {
+        let node = &self.nodes[id];
+        let Some(limit) = node.core.as_ref().map(|core| core.link_limit()) else { return };
+        let sessions =
+            node.peers.iter().enumerate().filter_map(|(other, peer)| Some((other, peer.session.as_ref()?)));
+        let sessions: Vec<_> = sessions.map(|(other, session)| (other, session.id, session.ends)).collect();
+        for (other, session, ends) in sessions {
+            for class in Class::BOTH {
+                let Some(sight) = self.sight(ends[class.index()], limit) else { continue };
+                let Some(core) = &mut self.nodes[id].core else { return };
+                let seen = Event::LinkSeen { peer: key(other), session, class, sight };
+                let mut actions = Vec::new();
+                core.handle(self.now, seen.clone(), &mut actions);
+                // There are many looks, and next to nothing follows from most.
+                if !actions.is_empty() {
+                    self.trace.note(self.now, id, Note::Event(seen));
+                }
+                for action in actions {
+                    self.trace.note(self.now, id, Note::Action(action.clone()));
+                    self.carry_out(id, action);
+                }
+            }
         }
     }
 
@@ -363,6 +515,12 @@ impl World {
                     self.send(end, Message::Ping);
                 }
             }
+            Action::CheckOwnership => {
+                let node = &self.nodes[id];
+                let addrs = node.floats.then(|| node.floating()).into_iter().chain([addr(id)]).collect();
+                self.report(id, Event::AddressesHeld { addrs });
+            }
+            Action::LookAtLinks => self.look_at_links(id),
             Action::Stop { .. } => {
                 self.drop_ends(id, false);
                 self.nodes[id].forget();
@@ -399,8 +557,12 @@ impl World {
         if node.module.attach.is_none() {
             return;
         }
-        if let Some(session) = node.peers.get(to).and_then(|peer| peer.session.as_ref()) {
-            self.send(session.ends[Class::Data.index()], Message::Data);
+        if let Some(ends) = node.peers.get(to).and_then(|peer| Some(peer.session.as_ref()?.ends)) {
+            let (class, message) = match self.rng.bool() {
+                true => (Class::Data, Message::Data),
+                false => (Class::Meta, Message::Meta),
+            };
+            self.send(ends[class.index()], message);
         }
     }
 }

@@ -22,7 +22,7 @@ pub struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// Where node `id`'s daemon has its control socket.
+    /// The control socket of node `id`'s daemon.
     pub fn control(&self, id: u8) -> PathBuf {
         self.path.with_file_name(format!("control{id}"))
     }

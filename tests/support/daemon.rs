@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Books, ConfigFile, PATIENCE, Subnet};
+use super::{ConfigFile, PATIENCE, PacketCounters, Subnet};
 
 /// A directory of this test's own, removed on drop.
 pub struct TempDir {
@@ -65,7 +65,7 @@ impl Daemon {
     pub fn start(net: &Subnet, config: &ConfigFile, id: u8) -> Self {
         let mut command = Self::command(net, config, id);
         let daemon = Self::spawn(command.arg("--no-kmod-check"), &format!("n{id}"));
-        daemon.wait_log("ready", PATIENCE);
+        daemon.wait_log(" ready:", PATIENCE);
         daemon
     }
 
@@ -120,7 +120,7 @@ impl Daemon {
         line.unwrap_or_else(|| panic!("{} ended without a log line with `{text}`", self.name))
     }
 
-    /// How many log lines so far contain `text`.
+    /// Returns the number of log lines so far that contain `text`.
     pub fn log_count(&self, text: &str) -> usize {
         self.log.state.lock().unwrap().0.iter().filter(|line| line.contains(text)).count()
     }
@@ -157,16 +157,16 @@ impl Daemon {
         self.child.wait().unwrap()
     }
 
-    /// Asks it to end, waits for exit code 0, and checks its books.
+    /// Asks it to end, waits for exit code 0, and checks its counters.
     #[track_caller]
-    pub fn stop(mut self) -> Books {
+    pub fn stop(mut self) -> PacketCounters {
         self.term();
         let status = self.wait_exit(PATIENCE);
         assert_eq!(status.code(), Some(0), "{}: {status}", self.name);
-        Books::assert_balance(&self.log())
+        PacketCounters::assert_balance(&self.log())
     }
 
-    /// Whether the process still runs.
+    /// Returns true if the process still runs.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }

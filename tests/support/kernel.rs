@@ -1,4 +1,4 @@
-//! The kernel module's side of a daemon: both links with their handshakes, and the connection states told.
+//! The kernel module's side of a daemon: both links with their handshakes, and the connection states that come.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -48,7 +48,7 @@ impl FakeKernel {
     }
 
     /// Attaches as a module does that was just closed: the links are dialled until both are taken and it is
-    /// told the state; one may first be paired with what was left of the old module.
+    /// sent the state; one may first be paired with the rest of the old module.
     #[track_caller]
     pub fn reattach(net: &Subnet, id: u8) -> Self {
         redial("attaching again", PATIENCE, || {
@@ -58,7 +58,7 @@ impl FakeKernel {
         })
     }
 
-    /// Whether any state is told in time.
+    /// Returns true if any state comes in time.
     fn told_within(&self, limit: Duration) -> bool {
         let seen = self.states.seen.lock().unwrap();
         let (seen, _) = self.states.changed.wait_timeout_while(seen, limit, |seen| seen.is_empty()).unwrap();
@@ -79,12 +79,12 @@ impl FakeKernel {
         })
     }
 
-    /// Every connection state told so far: when, and the mask.
+    /// Returns every connection state so far: when, and the mask.
     pub fn states(&self) -> Vec<(Instant, u32)> {
         self.states.seen.lock().unwrap().clone()
     }
 
-    /// The masks told so far, without repetitions.
+    /// Returns the masks so far, without repetitions.
     pub fn masks(&self) -> Vec<u32> {
         let mut masks: Vec<u32> = self.states().into_iter().map(|(_, mask)| mask).collect();
         masks.dedup();
@@ -113,7 +113,7 @@ impl FakeKernel {
         }
     }
 
-    /// Waits until the last state told is `mask`, and says when it was told first in this run.
+    /// Waits until the last state is `mask`, and returns when it came first in this run.
     #[track_caller]
     pub fn wait_state(&self, mask: u32, limit: Duration) -> Instant {
         self.wait(&format!("state {mask:#x}"), limit, |seen| {
@@ -122,7 +122,7 @@ impl FakeKernel {
         })
     }
 
-    /// Waits until a state `mask` was told at or after `since`, and says when.
+    /// Waits until a state `mask` came at or after `since`, and returns when.
     #[track_caller]
     pub fn wait_state_since(&self, since: Instant, mask: u32, limit: Duration) -> Instant {
         self.wait(&format!("new state {mask:#x}"), limit, |seen| {
@@ -130,7 +130,7 @@ impl FakeKernel {
         })
     }
 
-    /// Waits until `count` states were told in all.
+    /// Waits until `count` states came in all.
     #[track_caller]
     pub fn wait_states(&self, count: usize, limit: Duration) -> Vec<(Instant, u32)> {
         self.wait(&format!("{count} states"), limit, |seen| (seen.len() >= count).then(|| seen.to_vec()))

@@ -33,7 +33,7 @@ struct Inbox {
 #[derive(Default)]
 struct State {
     packets: VecDeque<(Instant, Packet)>,
-    /// Why there will be no more packets.
+    /// The reason why there will be no more packets.
     end: Option<(Instant, String)>,
     /// A packet that must never come did.
     fault: Option<String>,
@@ -150,13 +150,13 @@ impl Link {
         ended.unwrap_or_else(|| panic!("{}: still open after {limit:?}", self.name))
     }
 
-    /// Whether the other side closes the connection in time.
+    /// Returns true if the other side closes the connection in time.
     #[track_caller]
     pub fn closes_within(&self, limit: Duration) -> bool {
         self.wait("the end", limit, |state| state.end.is_some().then_some(())).is_some()
     }
 
-    /// Whether the connection has ended, as far as the reader has seen.
+    /// Returns true if the connection has ended, as far as the reader has seen.
     pub fn is_closed(&self) -> bool {
         self.inbox.state.lock().unwrap().end.is_some()
     }
@@ -188,6 +188,18 @@ impl Link {
     pub fn close(&self) {
         let _ = self.writer.stream.shutdown(Shutdown::Both);
         self.pause(false);
+    }
+
+    /// Sends the same whole packets again and again, as [`Link::flood`] does; each time counts as one.
+    pub fn flood_raw(&self, bytes: Vec<u8>) -> Flood {
+        let (sent, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (writer, counter, stopped) = (self.writer.clone(), sent.clone(), stop.clone());
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::SeqCst) && writer.write(&bytes).is_ok() {
+                counter.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        Flood { sent, stop, thread }
     }
 
     /// Sends the packets `make(0)`, `make(1)`, ... from a thread until [`Flood::stop`], the last one, or the

@@ -9,7 +9,7 @@ pub fn assert_exposition(text: &str) -> Vec<String> {
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').unwrap();
-            assert!(matches!(kind, "counter" | "gauge"), "{line}");
+            assert!(matches!(kind, "counter" | "gauge" | "histogram"), "{line}");
             assert!(text.contains(&format!("# HELP {name} ")), "{name}");
             assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
             assert!(!families.contains(&name), "{name} twice");
@@ -17,7 +17,11 @@ pub fn assert_exposition(text: &str) -> Vec<String> {
             family = name.into();
         } else if !line.starts_with('#') {
             let (name, value) = line.rsplit_once(' ').unwrap();
-            assert_eq!(name.split('{').next(), Some(family.as_str()), "{line}");
+            // A histogram's samples have ends of their own. A third word would be a time stamp.
+            let own = name.split('{').next().unwrap();
+            let end = own.strip_prefix(family.as_str());
+            assert!(matches!(end, Some("" | "_bucket" | "_sum" | "_count")), "{line}");
+            assert!(name.ends_with('}') || !name.contains(' '), "a time stamp: {line}");
             value.parse::<f64>().unwrap();
             assert!(!samples.contains(&name.to_string()), "{name} twice");
             samples.push(name.to_string());

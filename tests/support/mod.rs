@@ -6,32 +6,40 @@
 #![allow(unused_imports, reason = "the same")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
-mod books;
 mod config;
+mod counters;
 mod daemon;
+mod harness;
 mod kernel;
 mod link;
 mod metrics;
 mod packet;
 mod peer;
-mod rig;
 mod subnet;
 
-pub use books::Books;
 pub use config::{ConfigBuilder, ConfigFile};
+pub use counters::PacketCounters;
 pub use daemon::{Daemon, TempDir};
+pub use harness::Harness;
 pub use kernel::{FakeKernel, kernel_hello};
 pub use link::{Filter, Flood, Link};
 pub use metrics::assert_exposition;
 pub use packet::{HEADER, MAGIC, Packet, kind};
 pub use peer::{Acceptor, Caller, DATA, FakePeer, HELLO, META, connect_from, hello};
-pub use rig::Rig;
 pub use subnet::Subnet;
 
+use std::io::{ErrorKind, Read};
 use std::time::{Duration, Instant};
 
 /// The deadline of waits whose length is not what a test is about.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A script for `sh -c` in a mount namespace of its own: runs a command line with `$0`, a socket, as the system log.
+/// Whatever this machine has at /dev/log, in there it is a link to that socket.
+pub const OWN_SYSTEM_LOG: &str = "\
+    mount -t tmpfs none /run && mkdir /run/dev && ln -s \"$0\" /run/dev/log && \
+    for node in null urandom; do : > /run/dev/$node && mount --bind /dev/$node /run/dev/$node; done && \
+    mount --rbind /run/dev /dev && exec \"$@\"";
 
 /// The bit of a node id.
 pub const fn bit(id: u8) -> u32 {
@@ -62,4 +70,18 @@ pub fn redial<T>(what: &str, limit: Duration, mut attempt: impl FnMut() -> Optio
         assert!(Instant::now() < end, "{what}: not within {limit:?}");
         std::thread::park_timeout(ms(20));
     }
+}
+
+/// Asserts that the other side closes `stream` in order, without another byte.
+///
+/// A read with a time limit ends with `Interrupted` when the process was stopped and goes on: it is read again.
+#[track_caller]
+pub fn assert_ends(stream: &mut impl Read, what: &str) {
+    let answer = loop {
+        match stream.read(&mut [0; 256]) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            answer => break answer,
+        }
+    };
+    assert!(matches!(answer, Ok(0)), "{what}: {answer:?}");
 }

@@ -1,4 +1,4 @@
-//! A scripted peer: a C daemon unless told to speak the extension of the hello. As caller it plays a node
+//! A scripted peer: a C daemon unless set to use the extension of the hello. As caller it plays a node
 //! with a larger id than the daemon's, as acceptor one with a smaller id.
 
 use std::io::{self, Read, Write};
@@ -52,7 +52,7 @@ pub struct FakePeer {
     pub meta: Link,
     /// The record the daemon sent, where the extension is spoken (from the data link).
     pub record: Option<Vec<u8>>,
-    /// Whether pings are answered.
+    /// True if pings are answered.
     answers: Arc<AtomicBool>,
     pings: Arc<Pings>,
 }
@@ -153,7 +153,7 @@ fn ping_filter(id: u8, daemon: u8, answers: Arc<AtomicBool>, pings: Arc<Pings>) 
     })
 }
 
-/// How a peer with a larger id calls.
+/// The calls of a peer with a larger id.
 #[derive(Clone)]
 pub struct Caller {
     pub id: u8,
@@ -248,7 +248,7 @@ fn read_record(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(record)
 }
 
-/// Whether a connection on which nothing is due was not closed by the other side.
+/// Returns true if a connection on which nothing is due was not closed by the other side.
 fn is_open(stream: &TcpStream) -> bool {
     stream.set_read_timeout(Some(ms(1))).unwrap();
     let open = matches!(stream.peek(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock);
@@ -299,7 +299,7 @@ impl Acceptor {
         }
     }
 
-    /// Whether anybody has connected since the last call was taken, hello or not.
+    /// Returns true if anybody has connected since the last call was taken, hello or not.
     pub fn was_called(&self) -> bool {
         SockRef::from(&self.listener).set_read_timeout(Some(ms(1))).unwrap();
         self.listener.accept().is_ok()

@@ -39,12 +39,12 @@ impl Subnet {
         self.host(10 + id)
     }
 
-    /// Where node `id` listens for nodes with larger ids.
+    /// The address at which node `id` listens for nodes with larger ids.
     pub fn node(&self, id: u8) -> SocketAddr {
         (self.ip(id), NODE_PORT).into()
     }
 
-    /// Where node `id` listens for its kernel module.
+    /// The address at which node `id` listens for its kernel module.
     pub fn server(&self, id: u8) -> SocketAddr {
         (self.ip(id), SERVER_PORT).into()
     }

@@ -11,15 +11,15 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// After so many seconds the emulator is ended, whatever became of the run.
+/// After this many seconds the emulator is ended, in any state of the run.
 const LIFE: &str = "600";
 /// A boot or a command that takes longer has hung.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// What the kernel says when something in it went wrong.
+/// The kernel's words when something in it went wrong.
 const COMPLAINTS: [&str; 6] =
     ["BUG:", "Oops", "WARNING:", "Call Trace", "blocked for more than", "Kernel panic"];
 
-/// What `prepare.sh` made, and where the machines of this run have their sockets.
+/// The files that `prepare.sh` made, and the place of this run's sockets.
 pub struct Prepared {
     pub made: PathBuf,
     pub run: PathBuf,
@@ -76,7 +76,7 @@ impl Machine {
         assert_eq!(status, "ready");
     }
 
-    /// What comes up to the next mark, and what stands behind the mark.
+    /// The text up to the next mark, and the rest behind the mark.
     #[track_caller]
     fn answer(&self, command: &str) -> (String, String) {
         let end = Instant::now() + PATIENCE;
@@ -112,7 +112,7 @@ impl Machine {
         output
     }
 
-    /// What the test module counted.
+    /// The counts of the test module.
     #[track_caller]
     pub fn kernel(&self) -> Kernel {
         let text = self.must("cat /proc/hadm_test");
@@ -124,7 +124,7 @@ impl Machine {
         )
     }
 
-    /// What the kernel printed.
+    /// The kernel's messages.
     pub fn console(&self) -> String {
         fs::read_to_string(&self.console).unwrap_or_default()
     }

@@ -1,0 +1,66 @@
+//! The reading end of a link: one thread that blocks in `recv` and gives the items it finds to a [`Sink`].
+
+use std::net::TcpStream;
+
+use log::trace;
+
+use super::closed::Closed;
+use super::codec::{Decode, Undressing};
+use super::framer::{Framer, Item};
+use super::tap;
+use crate::sys;
+use crate::wire::PeerKey;
+
+/// The receiver of the items that a link's reading end found. It may block: then nothing more is read from this link,
+/// so that a full queue slows its source down.
+pub trait Sink {
+    /// Takes one item.
+    ///
+    /// # Errors
+    /// The reason for which the link cannot go on.
+    fn take(&mut self, item: Item) -> Result<(), Closed>;
+
+    /// Is called after each read that brought bytes, a whole packet or not, before [`Sink::take`] gets their items.
+    fn heard(&mut self) {}
+}
+
+/// Reads the link to its end, through `decode` if the link has a codec. `name` stands before each header in the log,
+/// `peer` is at the other end, unless that is the kernel module.
+pub fn read_link(
+    stream: &TcpStream,
+    name: &str,
+    peer: Option<PeerKey>,
+    max_packet: u32,
+    decode: Option<Box<dyn Decode>>,
+    sink: &mut impl Sink,
+) -> Closed {
+    let mut framer = Framer::new(max_packet);
+    let polls = sys::is_unix(stream);
+    let mut undressing = decode.map(Undressing::new);
+    let source = tap::Source::new(name, peer);
+    let mut look = || -> Result<(), Closed> {
+        loop {
+            let room = framer.room().map_err(Closed::Broken)?;
+            let received = match &mut undressing {
+                None => sys::receive(stream, room, polls).map_err(Closed::Broken)?,
+                Some(undressing) => undressing.receive(stream, room)?,
+            };
+            match received {
+                0 => {
+                    let coated = undressing.as_ref().map_or(0, Undressing::pending);
+                    return Err(Closed::Eof(framer.pending().saturating_add(coated)));
+                }
+                n => framer.filled(n),
+            }
+            sink.heard();
+            let mut seen = |header: &_| {
+                trace!("{name}: {header}");
+                source.show(header);
+            };
+            while let Some(item) = framer.next(&mut seen)? {
+                sink.take(item)?;
+            }
+        }
+    };
+    look().err().unwrap_or(Closed::Ended)
+}

@@ -1,0 +1,485 @@
+//! The writing end of a link: a queue, and the write state that carries it to the socket.
+//!
+//! The thread that puts an entry into an empty queue writes it to the socket at once, without blocking: a hand-over
+//! to another thread costs a wake-up, which is most of a packet's time on an idle machine. Bytes that the socket does
+//! not take are left to the link's own thread. Order is kept because only the holder of the [`Token`] takes anything
+//! out of the queue.
+//!
+//! Putting an entry in never blocks and never fails; the queue is bounded by the [`Permit`] that comes with each
+//! entry.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use crossbeam::queue::SegQueue;
+use socket2::SockRef;
+
+use super::token::{Job, Progress, Token};
+use super::{CodecError, Encode};
+use crate::daemon::queue::Permit;
+use crate::sys;
+use crate::wire::{Class, HEADER_LEN, Header};
+
+/// Bytes of a meta link that the system may have taken and not sent. Some hundred packets: the link is never idle for
+/// want of them, and a ping waits for little more than the packets on their way.
+const META_UNSENT: u32 = 16 * 1024;
+
+/// Entries gathered into one write. The system takes up to 1024 parts; more than 64 gain nothing.
+const GATHER: usize = 64;
+
+/// Encoded bytes at which no more is encoded before the socket has taken some. Frames must not be made long before
+/// they can leave: their packets could not be left out any more.
+const ENCODED_MAX: usize = 256 * 1024;
+/// The same limit for meta links, where a ping must not wait for more than a slow peer takes in its time.
+const META_ENCODED_MAX: usize = 16 * 1024;
+
+/// Writes that one thread makes for entries of other threads, before it leaves the rest to the link's own thread: a
+/// thread with work of its own must not be kept here by others.
+const CARRY: usize = 8;
+
+/// Longest sleep of the link's own thread while the socket takes nothing. A socket is reported writable only when a
+/// third of its buffer is free: with a peer that reads slowly, that may be seconds after it took some. Entries that
+/// became void meanwhile are dropped then, too.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Bytes that are made only when their turn comes, so that they are never out of date.
+pub trait Deferred: Send + Sync {
+    /// Returns the bytes, `None` if there is nothing left to send.
+    fn take(&self) -> Option<Bytes>;
+}
+
+enum Entry {
+    Packets(Bytes, Permit),
+    Deferred(Arc<dyn Deferred>),
+}
+
+/// The state of the write in progress.
+#[derive(Default)]
+pub(super) struct WriteState {
+    /// Entries gathered from the queue, in order, with `None` for those that no counters count.
+    gathered: VecDeque<(Bytes, Option<Permit>)>,
+    /// Bytes of the first entry that the socket has taken.
+    written: usize,
+    /// The encoder, and the encoded bytes that wait.
+    codec: Option<(Box<dyn Encode>, BytesMut)>,
+    /// Encoded bytes at which no more is encoded.
+    encoded_max: usize,
+}
+
+/// The writing end of a link.
+pub struct LinkSender {
+    stream: TcpStream,
+    /// Entries that go before all in `queue`.
+    first: SegQueue<Entry>,
+    queue: SegQueue<Entry>,
+    token: Token<WriteState>,
+    failed: Box<dyn Fn(io::Error) + Send + Sync>,
+}
+
+impl LinkSender {
+    /// Returns the writing end of a link of this class, without its thread. `failed` is called when the socket cannot
+    /// be written to, possibly more than once, by any thread, and must not block.
+    pub fn new(
+        class: Class,
+        stream: TcpStream,
+        encode: Option<Box<dyn Encode>>,
+        failed: impl Fn(io::Error) + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let codec = encode.map(|encode| (encode, BytesMut::new()));
+        let encoded_max = match class {
+            Class::Data => ENCODED_MAX,
+            Class::Meta => {
+                // No packet can overtake bytes that the system has taken. A system that knows no such limit keeps
+                // more.
+                let _ = SockRef::from(&stream).set_tcp_notsent_lowat(META_UNSENT);
+                META_ENCODED_MAX
+            }
+        };
+        Arc::new(LinkSender {
+            stream,
+            first: SegQueue::new(),
+            queue: SegQueue::new(),
+            token: Token::new(WriteState { codec, encoded_max, ..WriteState::default() }),
+            failed: Box::new(failed),
+        })
+    }
+
+    /// Starts the thread that writes the bytes that the socket did not take at once.
+    ///
+    /// # Errors
+    /// The system is out of threads.
+    pub fn start(self: &Arc<Self>, name: &str) -> io::Result<()> {
+        let sender = Arc::clone(self);
+        sys::spawn(name, move || sender.token.work(&*sender))
+    }
+
+    /// Returns the socket.
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Queues packets; they are written in the order in which they were put in.
+    pub fn put(&self, bytes: Bytes, permit: Permit) {
+        self.queue.push(Entry::Packets(bytes, permit));
+        self.token.try_drive(self);
+    }
+
+    /// Queues packets before all others but those queued by this function, and those of which a part has left or is
+    /// encoded.
+    pub fn put_first(&self, bytes: Bytes, permit: Permit) {
+        self.first.push(Entry::Packets(bytes, permit));
+        self.token.try_drive(self);
+    }
+
+    /// Queues an entry whose bytes are made when its turn comes.
+    pub fn put_deferred(&self, late: Arc<dyn Deferred>) {
+        self.queue.push(Entry::Deferred(late));
+        self.token.try_drive(self);
+    }
+
+    /// Closes the link; queued entries are dropped. Never blocks.
+    pub fn close(&self) {
+        // Shutting the socket down wakes a thread that writes, and the readers of both sides.
+        self.token.close(self, || drop(self.stream.shutdown(Shutdown::Both)));
+    }
+
+    /// Ends the sending direction of the link.
+    pub fn finish(&self) {
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+}
+
+impl Job for LinkSender {
+    type State = WriteState;
+    type Error = io::Error;
+
+    fn drive(&self, state: &mut WriteState, wait: bool) -> io::Result<Progress> {
+        let mut ready = false;
+        for turn in 0.. {
+            if self.token.is_closed() {
+                while self.first.pop().or_else(|| self.queue.pop()).is_some() {}
+                state.gathered.clear();
+                return Ok(Progress::Empty);
+            }
+            state.drop_void();
+            if let Err(error) = state.gather(&self.first, &self.queue) {
+                return state.broken(io::Error::other(error));
+            }
+            if state.gathered.is_empty() {
+                return Ok(Progress::Empty);
+            }
+            if turn >= CARRY && !wait {
+                break;
+            }
+            let mut parts = [IoSlice::new(&[]); GATHER];
+            let mut skip = state.written;
+            for (part, (bytes, _)) in parts.iter_mut().zip(&state.gathered) {
+                *part = IoSlice::new(bytes.get(skip..).unwrap_or_default());
+                skip = 0;
+            }
+            let parts = parts.get(..state.gathered.len()).unwrap_or(&parts);
+            match sys::send(&self.stream, parts) {
+                Ok(n) => {
+                    state.advance(n);
+                    ready = false;
+                }
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return state.broken(error),
+                Err(_) if !wait => return Ok(Progress::Left),
+                // The socket is ready, and takes nothing all the same: the system is short of memory for it.
+                Err(_) if ready => {
+                    ready = false;
+                    std::thread::sleep(LOOK);
+                }
+                Err(_) => ready = sys::wait_writable(&self.stream, LOOK),
+            }
+        }
+        Ok(Progress::Left)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.first.is_empty() && self.queue.is_empty()
+    }
+
+    /// Reports the error; the receiver of the report closes the link.
+    fn failed(&self, error: io::Error) {
+        (self.failed)(error);
+    }
+}
+
+impl WriteState {
+    /// Takes the entries for one write from the queues.
+    fn gather(&mut self, first: &SegQueue<Entry>, queue: &SegQueue<Entry>) -> Result<(), CodecError> {
+        // Frames keep the order in which they were encoded.
+        let mut at = if self.codec.is_some() { self.gathered.len() } else { usize::from(self.written > 0) };
+        while let Some(entry) = first.pop() {
+            if let Some(ready) = self.make_ready(entry)? {
+                self.gathered.insert(at.min(self.gathered.len()), ready);
+                at = at.saturating_add(1);
+            }
+        }
+        while self.gathered.len() < GATHER && !self.is_encoded_full() {
+            let Some(entry) = queue.pop() else { break };
+            let ready = self.make_ready(entry)?;
+            self.gathered.extend(ready);
+        }
+        Ok(())
+    }
+
+    /// Returns the bytes of an entry as they are to be written; `None` if the entry is void, or has nothing to send.
+    fn make_ready(&mut self, entry: Entry) -> Result<Option<(Bytes, Option<Permit>)>, CodecError> {
+        let (bytes, permit) = match entry {
+            Entry::Packets(bytes, permit) if !permit.is_void() => (bytes, Some(permit)),
+            Entry::Packets(..) => return Ok(None),
+            Entry::Deferred(late) => match late.take() {
+                Some(bytes) => (bytes, None),
+                None => return Ok(None),
+            },
+        };
+        let bytes = match &mut self.codec {
+            None => bytes,
+            Some((encode, out)) => {
+                encode.encode(&bytes, out)?;
+                out.split().freeze()
+            }
+        };
+        Ok(Some((bytes, permit)))
+    }
+
+    /// Ends the write state: nothing more can leave here.
+    fn broken(&mut self, error: io::Error) -> io::Result<Progress> {
+        self.gathered.clear();
+        Err(error)
+    }
+
+    /// Returns true if enough is encoded for now.
+    fn is_encoded_full(&self) -> bool {
+        self.codec.is_some()
+            && self.gathered.iter().map(|(bytes, _)| bytes.len()).sum::<usize>() >= self.encoded_max
+    }
+
+    /// Drops gathered entries that became void, but for the rest of a packet of which the socket has a part. Frames
+    /// stay: the other side could not decode those after them.
+    fn drop_void(&mut self) {
+        let is_void = |permit: &Option<Permit>| permit.as_ref().is_some_and(Permit::is_void);
+        if self.codec.is_some() || !self.gathered.iter().any(|(_, permit)| is_void(permit)) {
+            return;
+        }
+        let begun = usize::from(self.written > 0);
+        if let Some((bytes, Some(permit))) = self.gathered.front_mut().filter(|_| begun > 0) {
+            if permit.is_void() {
+                let (packets, end) = begun_packets(bytes, self.written);
+                bytes.truncate(end);
+                permit.cut(packets, end);
+            }
+        }
+        let mut at = 0_usize;
+        self.gathered.retain(|(_, permit)| {
+            at = at.saturating_add(1);
+            at <= begun || !is_void(permit)
+        });
+        // Nothing may be left of the entry that was begun.
+        self.advance(0);
+    }
+
+    /// Removes the `n` bytes that the socket took.
+    fn advance(&mut self, mut n: usize) {
+        while let Some((bytes, permit)) = self.gathered.front_mut() {
+            let rest = bytes.len().saturating_sub(self.written);
+            let Some(over) = n.checked_sub(rest) else {
+                self.written = self.written.saturating_add(n);
+                if let Some(permit) = permit {
+                    permit.progress(n);
+                }
+                return;
+            };
+            (n, self.written) = (over, 0);
+            if let Some((_, Some(permit))) = self.gathered.pop_front() {
+                permit.forwarded();
+            }
+        }
+    }
+}
+
+/// Returns, of packets of which `written` bytes have left, how many have begun to leave, and the end of the last of
+/// them.
+fn begun_packets(bytes: &[u8], written: usize) -> (u32, usize) {
+    let (mut packets, mut end) = (0_u32, 0_usize);
+    while end < written {
+        let Some(header) = bytes.get(end..).and_then(|rest| rest.first_chunk()).map(Header::decode) else {
+            return (packets.saturating_add(1), bytes.len());
+        };
+        end = end.saturating_add(HEADER_LEN).saturating_add(header.len as usize).min(bytes.len());
+        packets = packets.saturating_add(1);
+    }
+    (packets, end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::queue::{Budget, Cost, DropCause, PacketCounters};
+    use crate::wire::PacketType;
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::sync::{Mutex, mpsc};
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let out = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (out, listener.accept().unwrap().0)
+    }
+
+    fn cost(chunk: u64, bytes: usize) -> Cost {
+        Cost { packets: 1, bytes, chunk, chunk_bytes: bytes }
+    }
+
+    #[test]
+    fn order_is_kept_between_cut_through_and_the_links_thread() {
+        let (out, mut peer) = pair();
+        let counters = Arc::new(PacketCounters::default());
+        let budget = Budget::new(1 << 20, Arc::clone(&counters));
+        let sender = LinkSender::new(Class::Data, out, None, |error| panic!("{error}"));
+        sender.start("test:data-tx").unwrap();
+        // 64 MiB through a budget of 1 MiB: the socket fills, so that both ways of writing are taken.
+        const N: u32 = 16 * 1024;
+        let reader = thread::spawn(move || {
+            let mut block = [0; 4096];
+            for n in 0..N {
+                peer.read_exact(&mut block).unwrap();
+                assert!(block.chunks(4).all(|word| word == n.to_le_bytes()), "block {n}");
+            }
+        });
+        for n in 0..N {
+            let block = Bytes::from(n.to_le_bytes().repeat(1024));
+            let permit = budget.acquire(cost(u64::from(n) + 1, block.len())).unwrap();
+            sender.put(block, permit);
+        }
+        reader.join().unwrap();
+        assert!(budget.wait_idle(Instant::now() + Duration::from_secs(10)));
+        assert_eq!(counters.snapshot().forwarded, u64::from(N));
+        sender.close();
+    }
+
+    /// Failure modes 5 and 27: queued entries are dropped, counted and given back when a session ends.
+    #[test]
+    fn fm05_fm27_closing_empties_the_queue_in_one_step() {
+        let (out, _peer) = pair();
+        let counters = Arc::new(PacketCounters::default());
+        let budget = Budget::new(64 << 20, Arc::clone(&counters));
+        let (failed, failures) = mpsc::channel();
+        let sender = LinkSender::new(Class::Data, out, None, move |error| failed.send(error).unwrap());
+        sender.start("test:data-tx").unwrap();
+        // Nobody reads: the sockets' buffers fill, and the link's thread blocks in its write.
+        for n in 1..=48 {
+            let permit = budget.try_acquire(cost(n, 1 << 20)).unwrap();
+            sender.put(Bytes::from(vec![0; 1 << 20]), permit);
+        }
+        assert!(counters.snapshot().queued > 0);
+        budget.close(DropCause::SessionEnded);
+        sender.close();
+        assert!(budget.wait_idle(Instant::now() + Duration::from_secs(10)));
+        let snapshot = counters.snapshot();
+        assert!(snapshot.balances() && snapshot.all_dropped() > 0 && snapshot.queued == 0, "{snapshot}");
+        drop(failures);
+    }
+
+    /// Bytes that the socket has cannot be taken back; of the rest, only the packet that has begun to leave goes on.
+    #[test]
+    fn what_became_void_is_dropped_though_it_was_gathered() {
+        const PACKET: usize = 1 << 20;
+        let packet = |n: u64| {
+            let header = Header { len: PACKET as u32, node_from: n as u32, ..Header::new(PacketType(36)) };
+            [&header.encode()[..], &vec![n as u8; PACKET]].concat()
+        };
+        let (out, mut peer) = pair();
+        let counters = Arc::new(PacketCounters::default());
+        let budget = Budget::new(64 << 20, Arc::clone(&counters));
+        let sender = LinkSender::new(Class::Data, out, None, |error| panic!("{error}"));
+        sender.start("test:data-tx").unwrap();
+        // Two packets an entry, so that the one that has begun to leave is not all of its entry.
+        for n in 0..16 {
+            let bytes = [packet(2 * n), packet(2 * n + 1)].concat();
+            let cost = Cost { packets: 2, ..cost(n + 1, bytes.len()) };
+            sender.put(bytes.into(), budget.try_acquire(cost).unwrap());
+        }
+        budget.void();
+        let fresh = Budget::new(4 << 20, Arc::default());
+        sender.put(packet(99).into(), fresh.try_acquire(cost(99, 100)).unwrap());
+        let mut delivered = 0;
+        loop {
+            let mut head = [0; HEADER_LEN];
+            peer.read_exact(&mut head).unwrap();
+            let header = Header::decode(&head);
+            let mut payload = vec![0; header.len as usize];
+            peer.read_exact(&mut payload).unwrap();
+            assert!(
+                payload.iter().all(|&byte| byte == header.node_from as u8),
+                "packet {}",
+                header.node_from
+            );
+            if header.node_from == 99 {
+                break;
+            }
+            assert_eq!(u64::from(header.node_from), delivered);
+            delivered += 1;
+        }
+        assert!(budget.wait_idle(Instant::now() + Duration::from_secs(10)));
+        let snapshot = counters.snapshot();
+        assert_eq!((snapshot.forwarded, snapshot.all_dropped()), (delivered, 32 - delivered), "{snapshot}");
+        assert!(delivered < 24, "{delivered} MiB in two sockets");
+        sender.close();
+    }
+
+    #[test]
+    fn what_goes_first_overtakes_all_that_has_not_begun_to_leave() {
+        let (out, mut peer) = pair();
+        let budget = Budget::new(64 << 20, Arc::default());
+        let sender = LinkSender::new(Class::Meta, out, None, |error| panic!("{error}"));
+        // Without the link's thread, entries are written only by the threads that put one in.
+        for n in 1..=200 {
+            let block = Bytes::from(vec![1; 100_000]);
+            sender.put(block.clone(), budget.try_acquire(cost(n, block.len())).unwrap());
+        }
+        sender.put_first(Bytes::from_static(&[2; 10]), budget.try_acquire(cost(201, 10)).unwrap());
+        sender.start("test:meta-tx").unwrap();
+        let (mut all, mut block) = (Vec::new(), vec![0; 100_000]);
+        while !all.contains(&2) {
+            let n = peer.read(&mut block).unwrap();
+            all.extend_from_slice(&block[..n]);
+        }
+        let at = all.iter().position(|&byte| byte == 2).unwrap();
+        assert!(at % 100_000 == 0 && at < 100 * 100_000, "it came after {at} bytes");
+        sender.close();
+    }
+
+    #[test]
+    fn void_parcels_and_silent_latecomers_are_passed_over() {
+        struct Said(Mutex<Option<Bytes>>);
+        impl Deferred for Said {
+            fn take(&self) -> Option<Bytes> {
+                self.0.lock().unwrap().take()
+            }
+        }
+        let (out, mut peer) = pair();
+        let budget = Budget::new(1 << 20, Arc::default());
+        let sender = LinkSender::new(Class::Data, out, None, |error| panic!("{error}"));
+        let void = Budget::new(1 << 20, Arc::default());
+        let permit = void.try_acquire(cost(1, 4)).unwrap();
+        void.void();
+        sender.put(Bytes::from_static(b"void"), permit);
+        let said = Arc::new(Said(Mutex::new(Some(Bytes::from_static(b"late")))));
+        sender.put_deferred(said.clone());
+        sender.put_deferred(said);
+        sender.put(Bytes::from_static(b"last"), budget.try_acquire(cost(2, 4)).unwrap());
+        sender.finish();
+        let mut all = String::new();
+        peer.read_to_string(&mut all).unwrap();
+        assert_eq!(all, "latelast");
+    }
+}

@@ -1,0 +1,80 @@
+//! Packets from the kernel module: to every peer in `node_to`, each sharing the same bytes.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use log::Level;
+
+use super::{Entry, Router};
+use crate::daemon::link::{Closed, Item, Run, Sink};
+use crate::daemon::peer::{Direction, Put};
+use crate::daemon::queue::DropCause;
+use crate::limited;
+
+/// The sink of one of the kernel module's links. The packets' types, not the link, decide their destinations.
+pub struct FromKernel {
+    router: Arc<Router>,
+}
+
+impl FromKernel {
+    /// Returns a sink that looks up `router`.
+    pub fn new(router: &Arc<Router>) -> Self {
+        FromKernel { router: Arc::clone(router) }
+    }
+
+    fn relay(&self, run: &Run) {
+        let table = self.router.table();
+        let dropped = |entry: &Entry, cause| {
+            let counters = entry.statistics.counters(Direction::Out, run.class);
+            counters.drop_at_once(run.cost.packets, run.cost.bytes, cause);
+        };
+        // First every peer whose queue has space, then those to wait for: a peer that is slow holds up the packets
+        // after this one, but not this one's other copies.
+        let mut full = Vec::new();
+        self.router.recipients(&table, run, |entry| match &entry.session {
+            _ if self.router.is_stopping() => dropped(entry, DropCause::Stopping),
+            None => dropped(entry, DropCause::NotConnected),
+            Some(session) => {
+                if session.try_put(run) == Put::Full {
+                    full.push(session);
+                }
+            }
+        });
+        if full.is_empty() {
+            return;
+        }
+        let since = Instant::now();
+        for session in full {
+            session.put(run, since, || {
+                let sessions = table.peers.values().filter_map(|entry| entry.session.as_ref());
+                sessions.filter(|other| other.id != session.id).any(|other| other.is_idle(run.class))
+            });
+        }
+    }
+}
+
+impl Sink for FromKernel {
+    fn take(&mut self, item: Item) -> Result<(), Closed> {
+        let unroutable = &self.router.unroutable;
+        match item {
+            Item::Run(run) => self.relay(&run),
+            Item::DaemonsOwn(header) => {
+                unroutable.daemons_own.add(1);
+                limited!(
+                    Level::Warn,
+                    ("kernel daemon's own", 0),
+                    "dropped a packet of the kernel module: heartbeats and connection states are the daemon's own ({header})"
+                );
+            }
+            Item::View(header, _) | Item::Unrelayed(header) => {
+                unroutable.unrelayed.add(1);
+                limited!(
+                    Level::Warn,
+                    ("kernel unrelayed", 0),
+                    "dropped a packet of the kernel module: its type is not one that is relayed ({header})"
+                );
+            }
+        }
+        Ok(())
+    }
+}

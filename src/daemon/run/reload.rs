@@ -1,0 +1,89 @@
+//! A new configuration while the daemon runs: carries out the difference that the core finds.
+//!
+//! The file has been checked as a whole before. Unchanged peers keep their sessions; a change that needs a restart
+//! refuses the whole configuration by name. Called by the timer thread.
+
+use std::sync::Arc;
+
+use log::info;
+
+use super::{Coordinator, owner};
+use crate::config::{Config, PeerAddr};
+use crate::control::{self, Fate, PeerFate, PeerName, Plan, Warnings};
+use crate::daemon::core::reload::{Change, Difference, difference};
+use crate::daemon::core::{Action, Event};
+
+/// Returns the difference that a reload from one configuration to the other makes.
+pub(super) fn between(old: &Config, new: &Config) -> Difference {
+    difference(&owner::configured(old), &owner::configured(new))
+}
+
+fn texts(changes: &[Change]) -> Vec<String> {
+    changes.iter().map(Change::to_string).collect()
+}
+
+/// Returns the difference as operators see it.
+pub(super) fn plan(difference: &Difference) -> Plan {
+    let peers = difference.peers.iter().map(|&(key, fate)| PeerFate { peer: PeerName(key), fate });
+    Plan {
+        refused: texts(&difference.refused),
+        settings: texts(&difference.settings),
+        peers: peers.collect(),
+        warnings: Warnings::default(),
+    }
+}
+
+impl Coordinator {
+    /// Puts a new configuration in force.
+    ///
+    /// # Errors
+    /// The changes that need a restart; nothing has changed then.
+    pub(super) fn reload(&mut self, config: Config, actions: &mut Vec<Action>) -> Result<Plan, String> {
+        let difference = between(&self.config, &config);
+        if !difference.refused.is_empty() {
+            return Err(format!(
+                "nothing was changed: this needs a restart: {}",
+                texts(&difference.refused).join("; ")
+            ));
+        }
+        self.commands
+            .serve_metrics(self.config.metrics, config.metrics)
+            .map_err(|why| format!("nothing was changed: {why}"))?;
+        let now = self.now();
+        for key in difference.of(Fate::Removed).chain(difference.of(Fate::Changed)) {
+            self.core.handle(now, Event::Wanted { peer: key, wanted: false }, actions);
+        }
+        // Ended sessions leave the table before their peers do. A stop cannot follow from a peer that is unwanted.
+        let _ = self.carry_out(actions);
+        self.core.reconfigure(now, owner::settings(&config, self.machine.checks_modules()), actions);
+        for key in difference.of(Fate::Removed) {
+            self.peers.remove(key, &self.router, &self.reactor.refusals);
+        }
+        for key in difference.of(Fate::Added) {
+            self.peers.add(key, &self.router);
+        }
+        self.digest = config.digest();
+        self.admission.allowed = owner::allowed(&config);
+        self.admission.strict = config.peer_addr == PeerAddr::Strict;
+        self.config = Arc::new(config);
+        self.sessions().iter().for_each(|session| self.watch_links(session));
+        // Log ownership has to be known before the wanted peers are.
+        let _ = self.carry_out(actions);
+        self.apply_wanted(actions);
+        // A peer that was added on both sides, or corrected, is not to wait for the end of a backoff.
+        self.call_now(None, actions);
+        self.machine.look_at_addresses();
+        let mut news = texts(&difference.settings);
+        news.extend(
+            difference
+                .peers
+                .iter()
+                .filter(|(_, fate)| *fate != Fate::Kept)
+                .map(|(key, fate)| format!("{key} {fate}")),
+        );
+        let news = if news.is_empty() { "nothing changed".into() } else { news.join("; ") };
+        info!("configuration reloaded: {news}");
+        self.note_daemon(control::Change::Reloaded, &news);
+        Ok(plan(&difference))
+    }
+}

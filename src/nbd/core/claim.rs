@@ -1,0 +1,129 @@
+//! A primary's generation: a new one is drawn when writes go on without a site that had the data, not at the loss itself.
+//!
+//! It is durable here and at every site in sync before anything is answered in it, and marked as not answered until then:
+//! a crash in between must not look like a second history. Must never draw one while writes have to wait, nor let
+//! anything be answered that a lost site may not have before. Called by the core.
+
+use super::superblock::Then;
+use super::{Core, Peer};
+use crate::nbd::disk::format::{DiskFlags, SlotFlags};
+use crate::nbd::mirror::Rotate;
+
+/// The progress of a new generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// There is none.
+    Idle,
+    /// It has to be durable here, in this version, and at each site in sync, with this epoch.
+    Telling { version: u64, epoch: u64 },
+    /// The mark that nothing was answered in it is being taken off, in this version.
+    Confirming { version: u64 },
+}
+
+impl Core {
+    /// Returns true if what is done may be answered.
+    pub(super) fn may_answer(&self) -> bool {
+        let is_settled =
+            !self.needs_claim() && self.claim == Claim::Idle && self.quorum_in <= self.store.durable;
+        !self.is_primary() || is_settled && !self.is_silenced()
+    }
+
+    fn needs_claim(&self) -> bool {
+        !self.owed.is_empty() || self.is_local && self.store.wanted.flags.contains(DiskFlags::UNANSWERED)
+    }
+
+    /// Returns true if nothing may be answered, whatever it is: this site alone does not decide.
+    pub(super) fn is_silenced(&self) -> bool {
+        !self.frozen.is_empty() || !self.fencing.is_empty() || self.lacks_quorum() || self.is_joining()
+    }
+
+    /// Returns true if it takes a majority, and there is none.
+    pub(super) fn lacks_quorum(&self) -> bool {
+        self.config.quorum && self.peers.len() > 1 && !self.has_majority()
+    }
+
+    /// Returns true if more than half of the sites have equal disks, and this one is among them. Sites that left in order
+    /// do not count.
+    pub(super) fn has_majority(&self) -> bool {
+        let equal = self.peers.iter().filter(|peer| peer.is_equal()).count() + usize::from(self.is_local);
+        if equal * 2 > self.peers.len() + 1 {
+            return true;
+        }
+        let slots = &self.store.wanted.slots;
+        let has_left = |peer: &&Peer| {
+            let mut of_peer = slots.iter().filter(|slot| slot.site == Some(peer.site));
+            peer.session == 0 && of_peer.any(|slot| slot.flags.contains(SlotFlags::OUTDATED))
+        };
+        equal * 2 > self.peers.len() + 1 - self.peers.iter().filter(has_left).count()
+    }
+
+    /// Draws a generation if one is owed and writes may go on.
+    pub(super) fn make_claim(&mut self) {
+        if self.is_primary() && self.claim == Claim::Idle && self.needs_claim() && !self.is_silenced() {
+            self.draw_claim();
+        }
+    }
+
+    /// Draws a generation, or takes the mark of one off that was never answered in.
+    pub(super) fn draw_claim(&mut self) {
+        let owed = std::mem::take(&mut self.owed);
+        let fresh = self.draw();
+        if owed.is_empty() {
+            // There is one already, drawn by a promotion.
+        } else if self.is_local {
+            self.store.wanted.lose(owed, fresh);
+            self.store.wanted.flags.set(DiskFlags::UNANSWERED, true);
+        } else {
+            self.elsewhere = Some(fresh);
+        }
+        self.change(Then::Nothing);
+        let version = self.store.version;
+        self.claim = Claim::Telling { version, epoch: self.epochs.current() };
+        self.barrier();
+        self.step_claim();
+    }
+
+    fn confirm_claim(&mut self) {
+        self.store.wanted.flags.set(DiskFlags::UNANSWERED, false);
+        self.change(Then::Nothing);
+        self.claim = Claim::Confirming { version: self.store.version };
+    }
+
+    /// The superblock is durable up to some version, or a site reported what is stable there, or is lost.
+    pub(super) fn step_claim(&mut self) {
+        match self.claim {
+            Claim::Idle => self.release(),
+            Claim::Telling { version, epoch } => {
+                let knows = |peer: &Peer| !peer.is_equal() || peer.stable >= epoch;
+                if self.store.durable < version || !self.peers.iter().all(knows) {
+                    return;
+                }
+                let is_marked = self.is_local && self.store.wanted.flags.contains(DiskFlags::UNANSWERED);
+                match is_marked && self.owed.is_empty() {
+                    true => self.confirm_claim(),
+                    false => self.end_claim(),
+                }
+            }
+            Claim::Confirming { version } if self.store.durable >= version => self.end_claim(),
+            Claim::Confirming { .. } => {}
+        }
+    }
+
+    fn end_claim(&mut self) {
+        self.claim = Claim::Idle;
+        // A site was lost meanwhile.
+        self.make_claim();
+        self.release();
+    }
+
+    /// Answers what may be answered now, and admits what waited.
+    pub(super) fn release(&mut self) {
+        if !self.gated.is_empty() {
+            let gated = std::mem::take(&mut self.gated);
+            gated.into_iter().for_each(|pending| self.answer(pending));
+        }
+        if !self.held.is_empty() {
+            self.admit_held();
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! The core's state of another site: the handshake, the session, its streams, and the operations under way with it.
+//!
+//! States and numbers only; what follows from them the other files of the core decide. Used by the core alone.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::resync::Resync;
+use crate::nbd::mirror::{Decision, Facts, Statement};
+use crate::wire::{Mask, SiteId};
+
+/// The progress on the way to replication.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// No session: not connected, or the handshake is under way or failed.
+    Apart,
+    /// Both ends agreed; what follows from it is being made durable.
+    Preparing,
+    /// Ready to receive; the other end is not yet.
+    Ready,
+    /// Both are ready.
+    Joined,
+}
+
+/// The purpose of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The disks are equal.
+    Equal,
+    /// This site is the source of a resync.
+    Source,
+    /// This site is its target.
+    Target,
+    /// A third site is primary: nothing passes between the two.
+    Idle,
+}
+
+/// Another site.
+pub struct Peer {
+    /// The site.
+    pub site: SiteId,
+    /// Its slot in the superblock, and the number of its bitmap.
+    pub slot: usize,
+    /// The daemon says that it is connected.
+    pub linked: bool,
+    /// This site's last record in the handshake, as sent.
+    pub own: Option<(Facts, Vec<u8>)>,
+    /// The other site's last record.
+    pub theirs: Option<(Facts, Vec<u8>)>,
+    /// Its last facts, of any handshake or of an answer.
+    pub known: Option<Box<Facts>>,
+    /// The consequence of both records.
+    pub decision: Option<(Decision, Statement)>,
+    /// No handshake before this time.
+    pub not_before: Duration,
+    /// The last session, as long as the program runs.
+    pub last_session: u64,
+    /// The present session; 0 without one.
+    pub session: u64,
+    /// Its progress.
+    pub stage: Stage,
+    /// Its purpose.
+    pub part: Part,
+    /// The other end is ready to receive.
+    pub is_ready: bool,
+    /// Numbers of the last packets sent, by class.
+    pub sent: [u64; 2],
+    /// Numbers of the last packets received, by class.
+    pub received: [u64; 2],
+    /// At a primary: packets that the site has not confirmed as written, with their operations.
+    pub outstanding: VecDeque<(u64, u32)>,
+    /// At a primary: the last of its own epochs that the site confirmed as stable.
+    pub stable: u64,
+    /// When it last confirmed something, or had nothing to confirm.
+    pub progress: Duration,
+    /// At a follower: data packets that are not written yet, or behind such a one.
+    pub inbound: VecDeque<(u64, bool)>,
+    /// The last data packet such that it and all before it are written; the last that was confirmed.
+    pub written: [u64; 2],
+    /// At a follower: the primary's epochs that were closed, with its own numbers for them.
+    pub barriers: VecDeque<(u64, u64)>,
+    /// At a follower: the version of the superblock that has the last generation of the stream.
+    pub told_in: u64,
+    /// The last of the primary's epochs that was confirmed as stable.
+    pub confirmed: u64,
+    /// The generation, and the sites that miss it, that last came in the primary's stream.
+    pub told: Option<(u64, Mask)>,
+    /// The resync that is under way.
+    pub resync: Option<Resync>,
+}
+
+impl Peer {
+    /// A site of which nothing is known yet.
+    pub fn new(site: SiteId, slot: usize) -> Self {
+        Peer {
+            site,
+            slot,
+            linked: false,
+            own: None,
+            theirs: None,
+            known: None,
+            decision: None,
+            not_before: Duration::ZERO,
+            last_session: 0,
+            session: 0,
+            stage: Stage::Apart,
+            part: Part::Idle,
+            is_ready: false,
+            sent: [0; 2],
+            received: [0; 2],
+            outstanding: VecDeque::new(),
+            stable: 0,
+            progress: Duration::ZERO,
+            inbound: VecDeque::new(),
+            written: [0; 2],
+            barriers: VecDeque::new(),
+            told_in: 0,
+            confirmed: 0,
+            told: None,
+            resync: None,
+        }
+    }
+
+    /// Forgets the session and the handshake, and gives the operations that waited for it.
+    pub fn reset(&mut self) -> VecDeque<(u64, u32)> {
+        let outstanding = std::mem::take(&mut self.outstanding);
+        *self = Peer {
+            linked: self.linked,
+            not_before: self.not_before,
+            last_session: self.last_session,
+            known: self.known.take(),
+            ..Peer::new(self.site, self.slot)
+        };
+        outstanding
+    }
+
+    /// Returns true if writes of a primary go there.
+    pub fn takes_writes(&self) -> bool {
+        self.stage == Stage::Joined && self.part != Part::Idle
+    }
+
+    /// Returns true if its disk is equal, but for what is under way.
+    pub fn is_equal(&self) -> bool {
+        self.takes_writes() && self.part == Part::Equal
+    }
+
+    /// A data packet of the primary is written here.
+    pub fn note_written(&mut self, seq: u64) {
+        if let Ok(at) = self.inbound.binary_search_by_key(&seq, |(seq, _)| *seq) {
+            if let Some((_, done)) = self.inbound.get_mut(at) {
+                *done = true;
+            }
+        }
+        while let Some((seq, true)) = self.inbound.front() {
+            self.written[0] = *seq;
+            self.inbound.pop_front();
+        }
+    }
+}

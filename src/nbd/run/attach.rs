@@ -1,0 +1,171 @@
+//! The attachment to the daemon: made, kept, and made again for as long as the program runs.
+//!
+//! The daemon comes and goes; meanwhile every site counts as disconnected. Must never give up, and never mix packets of two
+//! attachments. Started by the program once.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crossbeam::channel::bounded;
+use log::{debug, info, warn};
+
+use super::link::Link;
+use super::mirror::Mirror;
+use crate::attach::{Links, PacketReader, Server};
+use crate::nbd::core::Event;
+use crate::nbd::server::Buffer;
+use crate::sys;
+use crate::wire::{Class, Mask, PacketType};
+
+/// Pauses between two attempts: a daemon that is started anew is back within a second.
+const PAUSES: [u64; 5] = [50, 100, 200, 500, 1000];
+
+/// Packets that are handled before what follows from them is carried out: enough for their answers to be put together,
+/// few enough for the first not to wait.
+const BATCH: usize = 64;
+
+/// The reading end of a link. At a Unix socket it waits in poll(2): see [`sys::receive`].
+struct Incoming {
+    stream: std::net::TcpStream,
+    polls: bool,
+}
+
+impl Read for Incoming {
+    fn read(&mut self, room: &mut [u8]) -> std::io::Result<usize> {
+        match self.polls {
+            true => sys::receive_polled(&self.stream, room, || Ok(None)),
+            false => self.stream.read(room),
+        }
+    }
+}
+
+/// The attachment.
+pub struct Attachment {
+    server: Server,
+    link: Arc<Link>,
+    mirrors: Vec<Arc<Mirror>>,
+    is_attached: AtomicBool,
+}
+
+impl Attachment {
+    /// Begins to attach, on a thread of its own.
+    ///
+    /// # Errors
+    /// The system has no room for the thread.
+    pub fn start(server: Server, link: Arc<Link>, mirrors: Vec<Arc<Mirror>>) -> std::io::Result<Arc<Self>> {
+        let attachment = Arc::new(Attachment { server, link, mirrors, is_attached: AtomicBool::new(false) });
+        let own = Arc::clone(&attachment);
+        sys::spawn("attach", move || own.keep())?;
+        Ok(attachment)
+    }
+
+    /// Returns true while there is a daemon.
+    pub fn is_attached(&self) -> bool {
+        self.is_attached.load(Ordering::Relaxed)
+    }
+
+    /// Returns the daemon's place.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    fn keep(self: &Arc<Self>) {
+        let mut said = String::new();
+        let mut pauses = PAUSES.iter();
+        let mut pause = 0;
+        loop {
+            match Links::attach(&self.server).map_err(|error| error.to_string()).and_then(|links| {
+                info!("attached to the daemon at {}", self.server);
+                self.serve(&links).map_err(|error| format!("detached from the daemon: {error}"))
+            }) {
+                Ok(()) => {}
+                Err(why) if why == said => debug!("{why}"),
+                Err(why) => {
+                    warn!("{why}; trying again");
+                    said = why;
+                }
+            }
+            if self.is_attached.swap(false, Ordering::Relaxed) {
+                (pauses, said) = (PAUSES.iter(), String::new());
+            }
+            pause = *pauses.next().unwrap_or(&pause).max(&pause.min(1000));
+            std::thread::park_timeout(Duration::from_millis(pause));
+        }
+    }
+
+    /// Carries packets until a link ends.
+    fn serve(self: &Arc<Self>, links: &Links) -> std::io::Result<()> {
+        self.link.open(Class::Data, links.data.try_clone()?);
+        self.link.open(Class::Meta, links.meta.try_clone()?);
+        self.is_attached.store(true, Ordering::Relaxed);
+        let (end, ended) = bounded::<()>(1);
+        let (own, data, both) = (Arc::clone(self), links.data.try_clone()?, links.meta.try_clone()?);
+        let begun = sys::spawn("link-in", move || {
+            let error = own.read(Class::Data, data);
+            debug!("the data link has ended: {error}");
+            // The other reader ends, too.
+            let _ = both.shutdown(std::net::Shutdown::Both);
+            drop(end);
+        });
+        let error = match begun {
+            Ok(()) => self.read(Class::Meta, links.meta.try_clone()?),
+            Err(error) => error,
+        };
+        links.shutdown();
+        // Nothing of this attachment is handled after what follows.
+        let _ = ended.recv();
+        self.link.close();
+        self.mirrors.iter().for_each(|mirror| mirror.set_linked(Mask(0)));
+        Err(error)
+    }
+
+    /// Hands packets to their mirrors until the link ends; why it did.
+    fn read(&self, class: Class, stream: std::net::TcpStream) -> std::io::Error {
+        let mut reader = PacketReader::new(Incoming { polls: sys::is_unix(&stream), stream });
+        let mut batches: Vec<Vec<Event>> = self.mirrors.iter().map(|_| Vec::new()).collect();
+        loop {
+            let outcome = self.read_batch(class, &mut reader, &mut batches);
+            for (mirror, batch) in self.mirrors.iter().zip(&mut batches) {
+                if !batch.is_empty() {
+                    mirror.handle_all(batch.drain(..));
+                }
+            }
+            if let Err(error) = outcome {
+                return error;
+            }
+        }
+    }
+
+    /// Takes the packets that are there, and waits for the first one.
+    fn read_batch(
+        &self,
+        class: Class,
+        reader: &mut PacketReader<Incoming>,
+        batches: &mut [Vec<Event>],
+    ) -> std::io::Result<()> {
+        for _ in 0..BATCH {
+            let (header, head, payload) = reader.next_into(Buffer::new)?;
+            let resource = header.device.resource();
+            let at = self.mirrors.iter().position(|mirror| Some(mirror.id) == resource);
+            let found = at.and_then(|at| Some((self.mirrors.get(at)?, batches.get_mut(at)?)));
+            match found {
+                // Of a resource that is not served here.
+                None => {}
+                Some((mirror, batch)) if header.kind == PacketType::SC_CONN_STATE && class == Class::Meta => {
+                    mirror.handle_all(batch.drain(..));
+                    mirror.set_linked(header.node_to);
+                }
+                Some((_, batch)) => {
+                    let (header, payload) = (Box::new(head), payload.freeze());
+                    batch.push(Event::Packet { class, header, payload });
+                }
+            }
+            if !reader.is_ready()? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,172 @@
+//! The history of a mirror, for people: the last word about each other site, and the latest events.
+//!
+//! Only remembers; decides nothing. Must stay small whatever happens: what repeats is counted, what is old goes. Written
+//! by the mirror under its lock; read by the status.
+
+use std::collections::VecDeque;
+use std::time::SystemTime;
+
+use humantime::format_rfc3339_millis;
+use log::{error, info, warn};
+use serde_json::{Value, json};
+
+use crate::nbd::core::Note;
+use crate::nbd::mirror::promotion::Fencing;
+use crate::wire::SiteId;
+
+/// Events that are kept: as many as the daemon keeps of a peer.
+const EVENTS: usize = 32;
+
+/// Something that happened, and how often in a row.
+struct Happening {
+    first: SystemTime,
+    last: SystemTime,
+    times: u64,
+    site: Option<SiteId>,
+    what: &'static str,
+    cause: String,
+}
+
+/// The memory of one mirror.
+#[derive(Default)]
+pub(super) struct Journal {
+    said: Vec<(SiteId, String)>,
+    /// The last word of a verify.
+    pub verified: Option<String>,
+    events: VecDeque<Happening>,
+}
+
+impl Journal {
+    /// Keeps an event; one that is like the last of its site is counted there.
+    pub fn add(&mut self, site: Option<SiteId>, what: &'static str, cause: &str) {
+        let now = SystemTime::now();
+        let mut same_site = self.events.iter_mut().rev().filter(|event| event.site == site);
+        if let Some(last) = same_site.next().filter(|last| last.what == what && last.cause == cause) {
+            (last.last, last.times) = (now, last.times.saturating_add(1));
+            return;
+        }
+        if self.events.len() == EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(Happening {
+            first: now,
+            last: now,
+            times: 1,
+            site,
+            what,
+            cause: cause.to_owned(),
+        });
+    }
+
+    /// The same of an event that is the last word about a site.
+    pub fn say(&mut self, site: SiteId, what: &'static str, cause: &str) {
+        self.said.retain(|(known, _)| *known != site);
+        self.said.push((site, cause.to_owned()));
+        self.add(Some(site), what, cause);
+    }
+
+    /// Tells people what the core says, and keeps it.
+    pub fn note(&mut self, name: &str, note: Note) {
+        match note {
+            Note::Decision(site, words) => {
+                info!("{name}: {site}: {words}");
+                self.say(site, "decision", &words);
+            }
+            Note::Refused(site, words) => {
+                // Each try has the same result, once a second.
+                if self.said(site) != words {
+                    warn!("{name}: {site}: no replication: {words}");
+                }
+                self.say(site, "refused", &words);
+            }
+            Note::Joined(site) => {
+                info!("{name}: {site}: replicates");
+                self.add(Some(site), "joined", "writes go there from now on");
+            }
+            Note::Lost(site, why) => {
+                warn!("{name}: {site}: lost: {why}");
+                self.say(site, "lost", why);
+            }
+            Note::Resynced(site) => {
+                info!("{name}: {site}: both disks are equal");
+                self.say(site, "resynced", "both disks are equal");
+            }
+            Note::DiskFailed(why) => {
+                error!("{name}: the disk here is out: {why}");
+                self.add(None, "disk failed", why);
+            }
+            Note::Frozen(why) => {
+                warn!("{name}: writes wait: {why}");
+                self.add(None, "frozen", why);
+            }
+            Note::Thawed => {
+                info!("{name}: writes go on");
+                self.add(None, "thawed", "writes go on");
+            }
+            Note::Fenced(site, result) => {
+                let words = match result {
+                    Fencing::Done => "it cannot go on as primary",
+                    Fencing::IsPrimary => "it is primary and goes on",
+                    Fencing::Failed => "nothing was reached",
+                };
+                info!("{name}: {site}: fencing: {words}");
+                self.add(Some(site), "fencing", words);
+            }
+            Note::Verified(site, chunks, different) => {
+                let words = format!("{site}: {chunks} chunks compared, {different} differ");
+                info!("{name}: verify: {words}");
+                self.add(Some(site), "verified", &words);
+                self.verified = Some(words);
+            }
+        }
+    }
+
+    /// Returns the last word about a site.
+    pub fn said(&self, site: SiteId) -> &str {
+        self.said.iter().find(|(known, _)| *known == site).map_or("", |(_, words)| words)
+    }
+
+    /// Returns the events, the oldest first.
+    pub fn events(&self) -> Value {
+        let seconds = |at: SystemTime| {
+            at.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+        };
+        let event = |event: &Happening| {
+            json!({
+                "time": format_rfc3339_millis(event.first).to_string(),
+                "unix_s": seconds(event.first),
+                "last_time": format_rfc3339_millis(event.last).to_string(),
+                "last_unix_s": seconds(event.last),
+                "times": event.times,
+                "site": event.site.map(SiteId::get),
+                "what": event.what,
+                "cause": event.cause,
+            })
+        };
+        self.events.iter().map(event).collect::<Vec<_>>().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_repeats_is_counted_and_what_is_old_goes() {
+        let (one, two) = (SiteId::try_from(1).unwrap(), SiteId::try_from(2).unwrap());
+        let mut journal = Journal::default();
+        for _ in 0..3 {
+            journal.say(one, "refused", "policies differ");
+            journal.say(two, "lost", "the connection ended");
+        }
+        assert_eq!((journal.said(one), journal.said(two)), ("policies differ", "the connection ended"));
+        let events = journal.events();
+        assert_eq!((events.as_array().unwrap().len(), &events[0]["times"]), (2, &json!(3)));
+        for n in 0..40 {
+            journal.add(None, "primary", &n.to_string());
+        }
+        let events = journal.events();
+        assert_eq!(events.as_array().unwrap().len(), EVENTS);
+        assert_eq!((&events[31]["cause"], &events[31]["site"]), (&json!("39"), &Value::Null));
+    }
+}

@@ -1,0 +1,221 @@
+//! `hadm-nbd run`: threads, sockets and time around the state machines of the mirrors.
+//!
+//! Decides nothing about data: what is written, sent and answered, and in which order, the core says. Called by the
+//! binary.
+
+mod attach;
+mod commands;
+mod control;
+mod counters;
+mod doctor;
+mod fencing;
+mod journal;
+mod link;
+mod metrics;
+mod mirror;
+mod open;
+mod progress;
+mod protect;
+mod reload;
+mod replies;
+mod shared;
+mod status;
+mod stopwatch;
+
+pub use control::SOCKET;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, unbounded};
+use log::{error, info, warn};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use self::attach::Attachment;
+use self::link::Link;
+use self::mirror::{CommandResult, Mirror};
+use self::shared::Shared;
+use crate::config::{Config, Resource};
+use crate::logging;
+use crate::nbd::core::{Command, Event};
+use crate::nbd::server::{Exports, Limits, Listener, Server};
+use crate::service::{self, News, Notifier};
+use crate::sys;
+
+/// Time between two ticks of the cores.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Stack of each thread in bytes: BLAKE3 without optimisation takes more than 128 KiB. Pages that are not used cost nothing.
+const STACK: usize = 1 << 20;
+
+/// Longest time for primaries to leave their role at the end: as long as a flush of a busy disk takes.
+const FAREWELL: Duration = Duration::from_secs(20);
+
+/// The signal at which the configuration is read anew.
+const RELOAD: &str = "SIGHUP";
+
+/// The options of `run`.
+pub struct Setup<'a> {
+    /// The daemon's place.
+    pub server: crate::attach::Server,
+    /// The configuration.
+    pub config: &'a Config,
+    /// Reads it anew; an error is in words.
+    pub read: &'a dyn Fn() -> Result<Config, String>,
+    /// The resources to serve.
+    pub resources: Vec<&'a Resource>,
+    /// The path of the control socket; `None`: the default one, if it can be made.
+    pub control: Option<PathBuf>,
+    /// The folder of the NBD sockets.
+    pub sockets: PathBuf,
+}
+
+/// Serves resources until a signal ends it.
+///
+/// # Errors
+/// Why nothing can be served.
+pub fn run(setup: Setup<'_>) -> Result<(), String> {
+    let config = setup.config;
+    sys::set_stack(STACK);
+    let unprotected = protect::protect();
+    unprotected.iter().for_each(|part| info!("not protected: {part}"));
+    let stop = signals()?;
+    let notifier = Notifier::start()?;
+    let fail = |error: std::io::Error| format!("cannot start a thread: {error}");
+    let link = Link::new(config.slow_timeout).map_err(fail)?;
+    let mut mirrors = Vec::new();
+    let mut listeners = Vec::new();
+    for resource in &setup.resources {
+        let opened = open::open(config, resource, &link).and_then(|mirror| {
+            listeners.extend(listen(config, resource, &mirror, &setup.sockets)?);
+            Ok(mirror)
+        });
+        match opened {
+            Ok(mirror) => mirrors.push(mirror),
+            // It keeps no other from being served.
+            Err(why) if setup.resources.len() > 1 => error!("{why}"),
+            Err(why) => return Err(why),
+        }
+    }
+    if mirrors.is_empty() {
+        return Err("none of the resources can be served".into());
+    }
+    let attachment = Attachment::start(setup.server, Arc::clone(&link), mirrors.clone()).map_err(fail)?;
+    let shared = Arc::new(Shared {
+        mirrors: mirrors.clone(),
+        attachment,
+        config: Mutex::new(Arc::new(config.clone())),
+        unprotected,
+    });
+    let _control = match &setup.control {
+        Some(path) => Some(control::serve(path, Arc::clone(&shared))?),
+        None => control::serve(Path::new(SOCKET), Arc::clone(&shared))
+            .inspect_err(|why| warn!("running without a control socket: {why}"))
+            .ok(),
+    };
+    let names: Vec<_> = mirrors.iter().map(|mirror| mirror.name.as_str()).collect();
+    info!("ready: {}", names.join(", "));
+    notifier.tell(News::Ready);
+    let watchdog = service::watchdog();
+    let mut petted = Instant::now();
+    let signal = loop {
+        match stop.recv_timeout(TICK) {
+            Ok(RELOAD) => {
+                info!("{RELOAD}: reading the configuration anew");
+                match (setup.read)() {
+                    Ok(fresh) => reload::reload(&shared, fresh),
+                    Err(why) => error!("reload: the old configuration stays in force: {why}"),
+                }
+            }
+            Ok(signal) => break signal,
+            Err(crossbeam::channel::RecvTimeoutError::Timeout) => {}
+            Err(crossbeam::channel::RecvTimeoutError::Disconnected) => break "the end of its signals",
+        }
+        for mirror in &mirrors {
+            mirror.handle(Event::Tick);
+            mirror.look();
+        }
+        logging::tell_left_out();
+        if watchdog.is_some_and(|interval| petted.elapsed() >= interval) {
+            petted = Instant::now();
+            notifier.tell(News::Alive);
+        }
+    };
+    info!("{signal}: ending");
+    notifier.tell(News::Stopping);
+    drop(listeners);
+    leave(&mirrors);
+    notifier.flush(TICK);
+    Ok(())
+}
+
+/// The listeners for clients of a resource: its Unix socket and, if it is configured, a TCP port.
+fn listen(
+    config: &Config,
+    resource: &Resource,
+    mirror: &Arc<Mirror>,
+    sockets: &Path,
+) -> Result<Vec<Listener>, String> {
+    let Some(here) = resource.runsite(config.site) else { return Ok(Vec::new()) };
+    let limits = Limits {
+        connections: here.mirror.nbd_clients as usize,
+        bytes: usize::try_from(here.mirror.nbd_memory).unwrap_or(usize::MAX),
+        ..Limits::default()
+    };
+    let server = Server::new(limits);
+    let exports = Exports::new([Arc::clone(&mirror.export)]);
+    let path = sockets.join(format!("{}.nbd", resource.name.replace('/', "_")));
+    let mut listeners = vec![server.listen_unix(&path, Some("hadm"), Arc::clone(&exports))?];
+    if let Some(address) = here.mirror.nbd {
+        listeners.push(server.listen_tcp(address, exports)?);
+    }
+    Ok(listeners)
+}
+
+/// Primaries leave their role in order, and then each site its mirror, as long as that takes no longer than [`FAREWELL`].
+fn leave(mirrors: &[Arc<Mirror>]) {
+    let end = Instant::now() + FAREWELL;
+    let leaving: Vec<_> = mirrors.iter().map(|mirror| (mirror, mirror.command(Command::Demote))).collect();
+    for (mirror, answer) in leaving {
+        wait_for(mirror, answer, end);
+        // A primary elsewhere hears that this disk will be old.
+        wait_for(mirror, mirror.command(Command::Leave), end);
+        let left = end.saturating_duration_since(Instant::now());
+        mirror.export.close();
+        mirror.export.wait_idle(left.min(Duration::from_secs(1)));
+    }
+}
+
+fn wait_for(mirror: &Arc<Mirror>, answer: Option<Receiver<CommandResult>>, end: Instant) {
+    if let Some(answer) = answer {
+        while let Err(crossbeam::channel::RecvTimeoutError::Timeout) = answer.recv_timeout(TICK) {
+            mirror.handle(Event::Tick);
+            if Instant::now() > end {
+                warn!(
+                    "{}: it did not leave in time: as after a crash, its last writes are compared",
+                    mirror.name
+                );
+                break;
+            }
+        }
+    }
+}
+
+/// The signals, by name; all but [`RELOAD`] end the program.
+fn signals() -> Result<Receiver<&'static str>, String> {
+    let fail = |error: std::io::Error| format!("cannot wait for signals: {error}");
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(fail)?;
+    let (sender, receiver) = unbounded();
+    let wait = move || {
+        for signal in signals.forever() {
+            let _ = sender.send(match signal {
+                SIGTERM => "SIGTERM",
+                SIGINT => "SIGINT",
+                _ => RELOAD,
+            });
+        }
+    };
+    sys::spawn("signals", wait).map_err(fail)?;
+    Ok(receiver)
+}

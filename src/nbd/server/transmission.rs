@@ -1,0 +1,196 @@
+//! Transmission: reads a client's requests, checks them, and hands them to the disk.
+//!
+//! Must allocate nothing that the budget has not granted, and must hold back no reply while it waits. Runs on the
+//! connection's reading thread.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use super::budget::Permit;
+use super::connection::Connection;
+use super::export::Export;
+use super::negotiation::{ALLOCATION_ID, Choice};
+use super::request::{Agreed, Command, FUA, Form, Header, REQUEST_LEN, judge};
+use super::together::Together;
+use super::volume::{Extent, Failure, Request, Volume};
+use super::wire::Input;
+
+/// Extents of one BLOCK_STATUS reply: 8 KiB on the wire, and no long search of a fragmented disk.
+const EXTENTS_MAX: usize = 1024;
+
+/// Bytes of the largest BLOCK_STATUS reply.
+const STATUS_MAX: u32 = 4 + 8 * EXTENTS_MAX as u32;
+
+const HOLE: u32 = 1;
+const ZERO: u32 = 2;
+
+/// A client's requests.
+pub(super) struct Transmission<'a> {
+    pub input: Input,
+    pub connection: &'a Arc<Connection>,
+    pub export: &'a Export,
+    pub volume: &'a dyn Volume,
+    pub agreed: Agreed,
+    /// Ends connections that hold up the pool of bytes.
+    pub look: &'a dyn Fn(),
+}
+
+impl<'a> Transmission<'a> {
+    /// Takes the result of the negotiation.
+    pub fn new(
+        input: Input,
+        connection: &'a Arc<Connection>,
+        choice: &'a Choice,
+        look: &'a dyn Fn(),
+    ) -> Self {
+        let (export, volume) = (&*choice.export, &*choice.volume);
+        Transmission { input, connection, export, volume, agreed: choice.agreed, look }
+    }
+
+    /// Serves requests until the client ends.
+    ///
+    /// # Errors
+    /// The connection broke, or the client sent bytes that are no request.
+    pub fn run(mut self) -> io::Result<()> {
+        // The first request, or a change that came after the reader waited.
+        let mut is_first = true;
+        let mut has_waited = false;
+        let mut has_refused = false;
+        // Dropped before any wait, so that replies leave.
+        let mut together = Some(Together::new());
+        loop {
+            if !self.input.has(REQUEST_LEN) {
+                together.take();
+                // The client has its error, and might go on for ever.
+                if has_refused && self.connection.is_done() {
+                    return Ok(());
+                }
+                while !self.input.has(REQUEST_LEN) {
+                    self.input.receive()?;
+                }
+                has_waited = true;
+                together = Some(Together::new());
+            }
+            let header = Header::decode(&self.input.take()?)
+                .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it sent what is no request"))?;
+            let command = judge(&header, &self.agreed);
+            let changes = matches!(command, Ok(Command::Write | Command::Trim | Command::WriteZeroes { .. }));
+            let looks = is_first || (has_waited && changes);
+            if looks && self.export.has_gone(self.connection) || self.export.is_unsettled() {
+                together.take();
+                self.export.wait_settled(self.connection);
+                together = Some(Together::new());
+            }
+            (is_first, has_waited) = (false, has_waited && !looks);
+            if command == Ok(Command::Disconnect) {
+                return Ok(());
+            }
+            // A payload that will not be kept takes no memory.
+            let payload = match command {
+                Ok(Command::Read | Command::Write) => header.len,
+                Ok(Command::BlockStatus { .. }) => STATUS_MAX,
+                _ => 0,
+            };
+            let permit = match self.connection.share.try_take(payload) {
+                Some(permit) => permit,
+                None => {
+                    together.take();
+                    let permit = self.connection.share.take(payload, self.look);
+                    together = Some(Together::new());
+                    permit.ok_or(io::ErrorKind::ConnectionAborted)?
+                }
+            };
+            let waits = !self.input.has(header.payload() as usize);
+            if waits {
+                together.take();
+                self.connection.note_sending(true);
+            }
+            let data = match command {
+                Ok(Command::Write) => self.input.take_bytes(header.len as usize),
+                _ => self.input.skip(header.payload().into()).map(|()| Bytes::new()),
+            };
+            if waits {
+                self.connection.note_sending(false);
+                together = Some(Together::new());
+            }
+            has_refused = self.connection.is_closing();
+            self.serve(&header, command, data?, permit);
+        }
+    }
+
+    fn serve(&self, header: &Header, command: Result<Command, Failure>, data: Bytes, permit: Permit) {
+        let &Header { flags, cookie, offset, len, .. } = header;
+        let form = match header.command {
+            0 if self.agreed.structured => Form::Data(offset),
+            7 if self.agreed.structured => Form::Status,
+            _ => Form::Simple,
+        };
+        let command = match command {
+            Ok(command) if !self.connection.is_closing() => command,
+            Ok(_) => return self.connection.answer(form, cookie, Err(Failure::Shutdown), permit),
+            Err(failure) => return self.connection.answer(form, cookie, Err(failure), permit),
+        };
+        let fua = flags & FUA != 0;
+        let request = match command {
+            Command::Flush => Request::Flush,
+            _ if len == 0 => return self.connection.answer(form, cookie, Ok(Bytes::new()), permit),
+            Command::BlockStatus { one } => {
+                let answer = self.status(offset, len, one);
+                return self.connection.answer(form, cookie, answer, permit);
+            }
+            Command::Read => Request::Read { offset, len },
+            Command::Write => Request::Write { offset, data, fua },
+            Command::Trim => Request::Trim { offset, len, fua },
+            Command::Cache => Request::Cache { offset, len },
+            Command::WriteZeroes { no_hole, fast } => {
+                Request::WriteZeroes { offset, len, fua, no_hole, fast }
+            }
+            Command::Disconnect => return,
+        };
+        let answered = if command == Command::Read { len } else { 0 };
+        match self.connection.begin(form, cookie, answered, permit) {
+            Ok(reply) => self.volume.submit(request, reply),
+            Err(permit) => self.connection.answer(form, cookie, Err(Failure::Shutdown), permit),
+        }
+    }
+
+    /// Returns the payload of a BLOCK_STATUS reply.
+    fn status(&self, offset: u64, len: u32, one: bool) -> Result<Bytes, Failure> {
+        let extents = self.volume.status(offset, len.into(), if one { 1 } else { EXTENTS_MAX })?;
+        let mut list: Vec<(u32, u32)> = Vec::new();
+        let mut left = len;
+        let add = |extent: Extent| {
+            let len = u32::try_from(extent.len).unwrap_or(u32::MAX).min(left);
+            // A hole that is not known to read as zeroes is no promise that a client can use.
+            let state = match (extent.zero, extent.hole) {
+                (false, _) => 0,
+                (true, false) => ZERO,
+                (true, true) => ZERO | HOLE,
+            };
+            left = left.saturating_sub(len);
+            match list.last_mut() {
+                Some((last, same)) if *same == state => *last = last.saturating_add(len),
+                _ if len > 0 => list.push((len, state)),
+                _ => {}
+            }
+            if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let _ = extents.into_iter().take(EXTENTS_MAX).try_for_each(add);
+        if list.is_empty() {
+            list.push((len, 0));
+        }
+        if one {
+            list.truncate(1);
+        }
+        let mut bytes = BytesMut::with_capacity(list.len().saturating_mul(8).saturating_add(4));
+        bytes.extend_from_slice(&ALLOCATION_ID.to_be_bytes());
+        for (len, state) in list {
+            bytes.extend_from_slice(&len.to_be_bytes());
+            bytes.extend_from_slice(&state.to_be_bytes());
+        }
+        Ok(bytes.freeze())
+    }
+}

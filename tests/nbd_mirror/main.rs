@@ -1,0 +1,26 @@
+//! Sites with a mirrored disk: a daemon and a `hadm-nbd` each, in network namespaces of their own. What is
+//! answered is at both, a site is lost and comes back, the other is promoted, and every refusal says what helps.
+//! Needs root, `ip` and `unshare`; without, the tests say so and pass.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test that cannot go on has failed"
+)]
+
+#[path = "../namespaces/mod.rs"]
+mod namespaces;
+#[path = "../nbd/mod.rs"]
+mod nbd;
+mod sites;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod commands;
+mod faults;
+mod life;
+mod orders;
+mod protocol;
+mod refusals;

@@ -1,0 +1,165 @@
+//! Simulated disks: a data disk with a cache that a power cut loses, and a metadata device that a cut leaves torn.
+//!
+//! A block of data is known by the number that its first eight bytes hold. Used by the world alone.
+
+use std::collections::BTreeMap;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::nbd::core::Found;
+use crate::nbd::disk::Bitmap;
+use crate::nbd::disk::format::{
+    ACTIVITY_BLOCKS, ACTIVITY_START, ActivityRecord, BitmapBlock, Block, Layout, SLOTS, SUPERBLOCK_BLOCKS,
+    Superblock,
+};
+
+pub const BLOCK: u64 = 4096;
+
+/// The effect of a write on blocks from the first on: the number for each.
+pub type Values = (u64, Vec<u64>);
+
+#[derive(Clone)]
+pub struct Data {
+    pub now: Vec<u64>,
+    stable: Vec<u64>,
+    /// Values of blocks since they were stable, the oldest first.
+    cached: BTreeMap<u64, Vec<u64>>,
+}
+
+impl Data {
+    pub fn new(blocks: u64) -> Self {
+        Data { now: vec![0; blocks as usize], stable: vec![0; blocks as usize], cached: BTreeMap::new() }
+    }
+
+    pub fn write(&mut self, (first, values): &Values) {
+        for (block, value) in (*first..).zip(values) {
+            self.now[block as usize] = *value;
+            self.cached.entry(block).or_default().push(*value);
+        }
+    }
+
+    /// The state that a sync that begins now makes stable.
+    pub fn snapshot(&self) -> Vec<(u64, usize)> {
+        self.cached.iter().map(|(block, values)| (*block, values.len())).collect()
+    }
+
+    pub fn synced(&mut self, snapshot: &[(u64, usize)]) {
+        for (block, n) in snapshot {
+            let Some(values) = self.cached.get_mut(block) else { continue };
+            let done: Vec<_> = values.drain(..(*n).min(values.len())).collect();
+            if let Some(last) = done.last() {
+                self.stable[*block as usize] = *last;
+            }
+            if values.is_empty() {
+                self.cached.remove(block);
+            }
+        }
+    }
+
+    /// The power goes: each cached block keeps any of its states.
+    pub fn cut(&mut self, random: &mut fastrand::Rng) {
+        for (block, values) in std::mem::take(&mut self.cached) {
+            let kept = random.usize(..=values.len());
+            let value = if kept == 0 { self.stable[block as usize] } else { values[kept - 1] };
+            self.stable[block as usize] = value;
+            self.now[block as usize] = value;
+        }
+    }
+
+    pub fn read(&self, start: u64, len: u64) -> Bytes {
+        let first = (start / BLOCK) as usize;
+        let values = &self.now[first..first + (len / BLOCK) as usize];
+        payload(values)
+    }
+}
+
+pub fn payload(values: &[u64]) -> Bytes {
+    let mut bytes = BytesMut::zeroed(values.len() * BLOCK as usize);
+    for (block, value) in bytes.chunks_exact_mut(BLOCK as usize).zip(values) {
+        block[..8].copy_from_slice(&value.to_le_bytes());
+    }
+    bytes.freeze()
+}
+
+pub fn values(bytes: &[u8]) -> Vec<u64> {
+    bytes
+        .chunks_exact(BLOCK as usize)
+        .map(|block| u64::from_le_bytes(block[..8].try_into().unwrap()))
+        .collect()
+}
+
+#[derive(Clone)]
+pub struct Meta {
+    pub layout: Layout,
+    pub tag: u32,
+    blocks: BTreeMap<u64, Box<Block>>,
+}
+
+impl Meta {
+    pub fn new(layout: Layout, tag: u32, superblock: &Superblock) -> Self {
+        let mut meta = Meta { layout, tag, blocks: BTreeMap::new() };
+        for number in SUPERBLOCK_BLOCKS {
+            meta.blocks.insert(number, Box::new(superblock.encode(number, tag)));
+        }
+        meta
+    }
+
+    pub fn write(&mut self, blocks: &[(u64, Box<Block>)]) {
+        self.blocks.extend(blocks.iter().cloned());
+    }
+
+    /// A write that was under way when the power went: whole, torn, at its neighbour's place, or not at all.
+    pub fn cut(&mut self, blocks: &[(u64, Box<Block>)], random: &mut fastrand::Rng) {
+        for (number, block) in blocks {
+            match random.u8(..4) {
+                0 => {}
+                1 => _ = self.blocks.insert(*number, block.clone()),
+                2 => _ = self.blocks.insert(number + 1, block.clone()),
+                _ => {
+                    let old = self.blocks.entry(*number).or_insert_with(|| Box::new([0; 4096]));
+                    for (old, new) in old.chunks_exact_mut(512).zip(block.chunks_exact(512)) {
+                        if random.bool() {
+                            old.copy_from_slice(new);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The superblock that a reader would believe.
+    pub fn superblock(&self) -> Option<Superblock> {
+        let read = |number: &u64| Superblock::decode(self.blocks.get(number)?, *number, self.tag).ok();
+        SUPERBLOCK_BLOCKS.iter().filter_map(read).max_by_key(|block| block.sequence)
+    }
+
+    pub fn activity(&self) -> ActivityRecord {
+        let read = |number: u64| ActivityRecord::decode(self.blocks.get(&number)?, number, self.tag).ok();
+        let ring = ACTIVITY_START..ACTIVITY_START + ACTIVITY_BLOCKS;
+        ring.filter_map(read).max_by_key(ActivityRecord::sequence).unwrap_or_default()
+    }
+
+    /// The state that a start finds. A careless reader takes whatever copy of the superblock comes first, and a block of bitmaps
+    /// that cannot be read for one without bits.
+    pub fn load(&self, careless: bool) -> Option<Found> {
+        let mut superblock = self.superblock()?;
+        if careless {
+            let read = |number: &u64| Superblock::decode(self.blocks.get(number)?, *number, self.tag).ok();
+            superblock = SUPERBLOCK_BLOCKS.iter().rev().find_map(read)?;
+        }
+        let record = self.activity();
+        let mut bitmaps = vec![Bitmap::new(self.layout.chunks()); SLOTS];
+        for (slot, map) in bitmaps.iter_mut().enumerate().take(usize::from(self.layout.slots)) {
+            for piece in 0..map.pieces() {
+                let number = self.layout.bitmap_block(slot as u8, piece);
+                let Some(block) = self.blocks.get(&number) else { continue };
+                match BitmapBlock::decode(block, number, self.tag) {
+                    Ok(block) => map.load(piece, &block),
+                    Err(_) if careless => {}
+                    Err(_) => map.fill_piece(piece),
+                }
+            }
+        }
+        Some(Found { superblock, active: record.extents().to_vec(), record: record.sequence(), bitmaps })
+    }
+}

@@ -1,0 +1,137 @@
+//! The reference: the content that a block may have, from the answers to clients.
+//!
+//! A block may hold any write that no other one surely came after. Surely: it was answered, and either flushed or still
+//! held by a site that has not lost its power. Used by the world alone.
+
+use std::collections::BTreeMap;
+
+#[derive(Clone, Debug)]
+struct Write {
+    value: u64,
+    issued: u64,
+    /// When it was answered, or its primary was gone: it can change nothing after that.
+    ended: Option<u64>,
+    answered: bool,
+    flushed: bool,
+    /// Sites that had it when it was answered, and had no power cut since.
+    holders: u32,
+}
+
+impl Write {
+    fn is_kept(&self) -> bool {
+        self.answered && (self.flushed || self.holders != 0)
+    }
+}
+
+#[derive(Default)]
+pub struct Model {
+    blocks: BTreeMap<u64, Vec<Write>>,
+    /// Counts what happens.
+    time: u64,
+    requests: BTreeMap<u64, (Vec<u64>, u64)>,
+}
+
+impl Model {
+    pub fn issue(&mut self, request: u64, first: u64, values: &[u64]) {
+        self.time += 1;
+        let write = |value: u64| Write {
+            value,
+            issued: self.time,
+            ended: None,
+            answered: false,
+            flushed: false,
+            holders: 0,
+        };
+        for (block, value) in (first..).zip(values) {
+            self.blocks.entry(block).or_default().push(write(*value));
+        }
+        self.requests.insert(request, ((first..first + values.len() as u64).collect(), self.time));
+    }
+
+    /// The moment of a flush, for [`Model::flushed`].
+    pub fn mark(&mut self) -> u64 {
+        self.time += 1;
+        self.time
+    }
+
+    pub fn answered(&mut self, request: u64, good: bool, holders: u32, fua: bool) {
+        self.time += 1;
+        let Some((blocks, issued)) = self.requests.remove(&request) else { return };
+        for block in blocks {
+            let writes = self.blocks.get_mut(&block).unwrap();
+            for write in writes.iter_mut().filter(|write| write.issued == issued) {
+                (write.ended, write.answered, write.flushed) = (Some(self.time), good, fua && good);
+                write.holders = if good { holders } else { 0 };
+                if !good {
+                    // It may come or not, but only until the mirror is settled again.
+                    write.ended = Some(u64::MAX);
+                }
+            }
+            prune(writes);
+        }
+    }
+
+    /// A flush that began at `mark` was answered.
+    pub fn flushed(&mut self, mark: u64) {
+        for writes in self.blocks.values_mut() {
+            for write in
+                writes.iter_mut().filter(|write| write.answered && write.ended.unwrap_or(u64::MAX) < mark)
+            {
+                write.flushed = true;
+            }
+            prune(writes);
+        }
+    }
+
+    /// A site's cache is lost.
+    pub fn cut(&mut self, site: usize) {
+        for write in self.blocks.values_mut().flatten() {
+            write.holders &= !(1 << site);
+        }
+    }
+
+    /// The primary is gone: what it did not answer was written by now, or never will be.
+    pub fn primary_gone(&mut self) {
+        self.time += 1;
+        self.requests.clear();
+        for write in self.blocks.values_mut().flatten() {
+            if write.ended.is_none_or(|ended| ended == u64::MAX) {
+                write.ended = Some(self.time);
+            }
+        }
+    }
+
+    /// Returns the reason why a block may not hold this, if there is one.
+    pub fn check(&self, block: u64, value: u64) -> Result<(), String> {
+        let writes = self.blocks.get(&block).map_or(&[][..], Vec::as_slice);
+        let kept_after = |ended: u64| writes.iter().find(|write| write.is_kept() && ended < write.issued);
+        if value == 0 && writes.iter().all(|write| !write.is_kept()) {
+            return Ok(());
+        }
+        let fits =
+            |write: &&Write| write.value == value && kept_after(write.ended.unwrap_or(u64::MAX)).is_none();
+        match writes.iter().find(fits) {
+            Some(_) => Ok(()),
+            None => Err(format!("block {block} holds {value}; writes: {writes:?}")),
+        }
+    }
+
+    /// A new primary serves this content, and synced it before: it is what counts from now on.
+    pub fn settle(&mut self, block: u64, value: u64) {
+        let Some(writes) = self.blocks.get_mut(&block) else { return };
+        let found = writes.iter().rev().find(|write| write.value == value).cloned();
+        *writes = found.into_iter().map(|write| Write { answered: true, flushed: true, ..write }).collect();
+    }
+
+    pub fn blocks(&self) -> impl Iterator<Item = u64> + '_ {
+        self.blocks.keys().copied()
+    }
+}
+
+/// Forgets what a flushed write surely came after.
+fn prune(writes: &mut Vec<Write>) {
+    let Some(newest) = writes.iter().filter(|write| write.flushed).map(|write| write.issued).max() else {
+        return;
+    };
+    writes.retain(|write| write.ended.is_none_or(|ended| ended >= newest));
+}

@@ -1,0 +1,993 @@
+//! Sites, links and a client in virtual time, driven by one seed: the very core that ships, everything else simulated.
+//!
+//! Stops at the first broken promise and says which. Used by the tests of the simulator.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::disk::{self, BLOCK, Data, Meta, Values};
+use super::model::Model;
+use crate::nbd::core::peer::{Part, Stage};
+use crate::nbd::core::{
+    Action, Command, Config, Core, Event, Mutation, Note, Refusal, Request, RequestId, Ticket, Tuning,
+};
+use crate::nbd::disk::format::{
+    ACTIVITY_START, Block, DiskFlags, EXTENT_SHIFT, Layout, SUPERBLOCK_BLOCKS, SlotFlags, Superblock, tag_of,
+};
+use crate::nbd::mirror::choices::Policies;
+use crate::nbd::mirror::{Generation, Role};
+use crate::nbd::server::Failure;
+use crate::wire::{Class, HEADER_LEN, Header, Mask, ResourceId, SiteId};
+
+const EXTENTS: u64 = 6;
+pub const SIZE: u64 = EXTENTS << EXTENT_SHIFT;
+const DEPTH: usize = 12;
+/// Scripted requests have numbers from here on.
+const SCRIPTED: u64 = 1 << 40;
+
+pub enum Work {
+    Data(Values),
+    Read(u64, u64),
+    Sync(Vec<(u64, usize)>),
+    Store(Vec<(u64, Box<Block>)>),
+}
+
+enum Task {
+    Done(usize, u32, Ticket, bool),
+    Deliver { from: usize, to: usize, class: Class, link: u32, header: Box<[u8; HEADER_LEN]>, payload: Bytes },
+    Tick(usize, u32),
+    Client,
+    Fault,
+    Operator,
+    Restart(usize),
+    Heal(usize, usize),
+    Fenced(usize, u32, SiteId),
+    Cut(usize, u32, bool),
+    Off(usize, u32),
+}
+
+pub struct Site {
+    pub core: Option<Core>,
+    pub data: Data,
+    pub meta: Meta,
+    life: u32,
+    running: BTreeMap<(Ticket, u64), Work>,
+    /// Sites that were equal to this one when it was primary last.
+    pub heirs: u32,
+    pub fail_sync: bool,
+    /// Its syncs do not end.
+    pub is_stuck: bool,
+    is_promoting: bool,
+}
+
+/// The events of a run, counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    pub writes: u64,
+    pub flushes: u64,
+    pub cuts: u64,
+    pub in_superblock: u64,
+    pub in_log: u64,
+    pub in_eviction: u64,
+    pub in_promotion: u64,
+    pub resyncs: u64,
+    pub promotions: u64,
+    pub disk_failures: u64,
+    /// A majority promoted a site while the old primary, without one, was still there.
+    pub takeovers: u64,
+    pub leaves: u64,
+}
+
+pub struct World {
+    pub random: fastrand::Rng,
+    now: u64,
+    order: u64,
+    tasks: BinaryHeap<Reverse<(u64, u64)>>,
+    todo: BTreeMap<u64, Task>,
+    pub sites: Vec<Site>,
+    /// Counts the breaks of a pair of sites; odd: apart.
+    links: BTreeMap<(usize, usize), u32>,
+    arrivals: BTreeMap<(usize, usize, usize), u64>,
+    pub model: Model,
+    requests: BTreeMap<u64, Asked>,
+    /// Writes whose primary another one took over from.
+    orphans: BTreeSet<u64>,
+    next: u64,
+    pub serving: Option<usize>,
+    last_primary: usize,
+    hold_down: Option<usize>,
+    pub client_on: bool,
+    faults_on: bool,
+    pub failure: Option<String>,
+    mutation: Option<Mutation>,
+    pub counts: Counts,
+    trace: bool,
+    has_quorum: bool,
+    /// No way leads on without force.
+    pub is_over: bool,
+    tweak: fn(&mut Config),
+    /// Answers to commands, and notes, with the site.
+    pub answers: Vec<(usize, Result<(), Refusal>)>,
+    pub notes: Vec<(usize, Note)>,
+    /// Answers to scripted requests.
+    pub replies: BTreeMap<u64, Result<Bytes, Failure>>,
+}
+
+enum Asked {
+    Write { fua: bool },
+    Flush(u64),
+    Read(u64, u64),
+}
+
+pub fn site_id(n: usize) -> SiteId {
+    SiteId::try_from(n as u32).unwrap()
+}
+
+impl World {
+    pub fn new(seed: u64, mutation: Option<Mutation>) -> Self {
+        let mut world = World::dark(seed, mutation, None, |_| {});
+        world.light();
+        world.later(1_000_000, Task::Operator);
+        world.later(1_500_000, Task::Client);
+        world.later(2_000_000, Task::Fault);
+        world
+    }
+
+    /// A world without faults in which nothing happens but by commands and scripted requests.
+    pub fn scripted(sites: usize, mutation: Option<Mutation>, tweak: fn(&mut Config)) -> Self {
+        let mut world = World::dark(1, mutation, Some(sites), tweak);
+        world.light();
+        world
+    }
+
+    fn light(&mut self) {
+        (0..self.sites.len()).for_each(|i| self.start(i));
+        self.tell_links();
+    }
+
+    fn dark(seed: u64, mutation: Option<Mutation>, sites: Option<usize>, tweak: fn(&mut Config)) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let n = sites.unwrap_or(if random.u8(..10) < 6 { 2 } else { 3 });
+        let layout = Layout::new(SIZE, 16, 4, 0).unwrap();
+        let zeroed = random.u8(..8) != 0;
+        let sites = (0..n).map(|i| {
+            let mut superblock =
+                Superblock { current: Generation::JUST_CREATED, sequence: 1, ..Superblock::default() };
+            if zeroed || i == 0 {
+                superblock.flags |= DiskFlags::CONSISTENT | DiskFlags::ZEROED;
+            }
+            let device = [i as u8 + 1; 16];
+            Site {
+                core: None,
+                data: Data::new(SIZE / BLOCK),
+                meta: Meta::new(layout, tag_of(&device), &superblock),
+                life: 0,
+                running: BTreeMap::new(),
+                heirs: 0,
+                fail_sync: false,
+                is_stuck: false,
+                is_promoting: false,
+            }
+        });
+        World {
+            sites: sites.collect(),
+            random,
+            now: 0,
+            order: 0,
+            tasks: BinaryHeap::new(),
+            todo: BTreeMap::new(),
+            links: BTreeMap::new(),
+            arrivals: BTreeMap::new(),
+            model: Model::default(),
+            requests: BTreeMap::new(),
+            orphans: BTreeSet::new(),
+            next: 1,
+            serving: None,
+            last_primary: 0,
+            hold_down: None,
+            client_on: true,
+            faults_on: false,
+            failure: None,
+            mutation,
+            counts: Counts::default(),
+            trace: std::env::var_os("TRACE").is_some(),
+            is_over: false,
+            has_quorum: seed % 2 == 0,
+            tweak,
+            answers: Vec::new(),
+            notes: Vec::new(),
+            replies: BTreeMap::new(),
+        }
+    }
+
+    fn later(&mut self, delay: u64, task: Task) {
+        self.order += 1;
+        self.tasks.push(Reverse((self.now + delay, self.order)));
+        self.todo.insert(self.order, task);
+    }
+
+    pub fn fail(&mut self, what: String) {
+        if self.failure.is_none() {
+            self.failure = Some(format!("at {} us: {what}", self.now));
+        }
+    }
+
+    fn log(&self, site: usize, text: &str) {
+        if self.trace {
+            println!("{:>10} site {site}: {text}", self.now);
+        }
+    }
+
+    fn start(&mut self, i: usize) {
+        let n = self.sites.len();
+        let seed = self.random.u64(..);
+        let site = &mut self.sites[i];
+        let Some(found) = site.meta.load(self.mutation == Some(Mutation::BelieveStale)) else {
+            return self.fail(format!("I6: site {i} has no superblock that can be read"));
+        };
+        let mut config = Config {
+            site: site_id(i),
+            resource: ResourceId::try_from(0).unwrap(),
+            device: [i as u8 + 1; 16],
+            layout: site.meta.layout,
+            peers: (0..n).filter(|peer| *peer != i).map(site_id).collect(),
+            active_max: 4,
+            quorum: n == 3 && self.has_quorum,
+            tuning: Tuning {
+                slow: Duration::from_secs(3),
+                freeze: false,
+                can_fence: false,
+                flush_local: false,
+                stop_on_error: false,
+                resync_rate: 0,
+                resync_min: 250_000,
+                policies: Policies::default(),
+            },
+            software: "simulated".into(),
+            seed,
+        };
+        (self.tweak)(&mut config);
+        site.life += 1;
+        site.running.clear();
+        let mut core = Core::new(config, found, Duration::from_micros(self.now));
+        core.mutation = self.mutation;
+        site.core = Some(core);
+        let life = site.life;
+        self.log(i, "starts");
+        self.flush_actions(i);
+        self.later(1000, Task::Tick(i, life));
+    }
+
+    fn link(&self, a: usize, b: usize) -> u32 {
+        self.links.get(&(a.min(b), a.max(b))).copied().unwrap_or(0)
+    }
+
+    fn linked(&self, a: usize, b: usize) -> bool {
+        self.link(a, b) % 2 == 0 && self.sites[a].core.is_some() && self.sites[b].core.is_some()
+    }
+
+    fn tell_links(&mut self) {
+        for i in 0..self.sites.len() {
+            let linked = (0..self.sites.len()).filter(|j| *j != i && self.linked(i, *j));
+            let mask = linked.fold(Mask(0), |mask, j| mask | Mask::of(j as u8));
+            self.event(i, Event::Connected(mask));
+        }
+    }
+
+    pub fn event(&mut self, i: usize, event: Event) {
+        let now = Duration::from_micros(self.now);
+        if let Some(core) = self.sites[i].core.as_mut() {
+            core.handle(now, event);
+            self.flush_actions(i);
+        }
+    }
+
+    fn flush_actions(&mut self, i: usize) {
+        let mut actions = Vec::new();
+        if let Some(core) = self.sites[i].core.as_mut() {
+            core.drain(&mut actions);
+        }
+        for action in actions {
+            self.act(i, action);
+        }
+        self.note_heirs(i);
+    }
+
+    /// Sites that count as having all data of the primary.
+    fn note_heirs(&mut self, i: usize) {
+        let Some(core) = &self.sites[i].core else { return };
+        if core.role() == Role::Primary {
+            let equal = |j: &usize| {
+                core.peer_state(site_id(*j))
+                    .is_some_and(|(stage, part)| stage == Stage::Joined && part == Part::Equal)
+            };
+            let heirs =
+                (0..self.sites.len()).filter(|j| *j != i && equal(j)).fold(0, |heirs, j| heirs | 1 << j);
+            self.sites[i].heirs = heirs;
+            if self.serving == Some(i) {
+                self.last_primary = i;
+            }
+        }
+    }
+
+    fn act(&mut self, i: usize, action: Action) {
+        let life = self.sites[i].life;
+        let run = |world: &mut World, ticket: Ticket, work: Work, delay: u64, good: bool| {
+            let key = world.order + 1;
+            world.sites[i].running.insert((ticket, key), work);
+            world.later(delay, Task::Done(i, life, ticket, good));
+        };
+        match action {
+            Action::Write(ticket, offset, data) => {
+                self.check_write(i, offset, data.len() as u64);
+                let delay = self.random.u64(30..400);
+                run(self, ticket, Work::Data((offset / BLOCK, disk::values(&data))), delay, true);
+            }
+            Action::Zero(ticket, offset, len, _) => {
+                self.check_write(i, offset, len);
+                let delay = self.random.u64(30..400);
+                run(self, ticket, Work::Data((offset / BLOCK, vec![0; (len / BLOCK) as usize])), delay, true);
+            }
+            Action::Read(ticket, offset, len) => {
+                let delay = self.random.u64(20..300);
+                run(self, ticket, Work::Read(offset, len), delay, true);
+            }
+            Action::Sync(ticket) => {
+                let snapshot = self.sites[i].data.snapshot();
+                let good = !std::mem::take(&mut self.sites[i].fail_sync);
+                let delay = if self.sites[i].is_stuck { 2_000_000 } else { self.random.u64(200..3000) };
+                run(self, ticket, Work::Sync(snapshot), delay, good);
+            }
+            Action::Store(ticket, blocks) => {
+                let delay = self.random.u64(200..3000);
+                // Aimed: the power goes, or the program ends, while metadata is being written.
+                let is_promoting = self.sites[i].is_promoting;
+                if self.faults_on && self.random.u8(..if is_promoting { 12 } else { 60 }) == 0 {
+                    let at = self.random.u64(0..delay + 100);
+                    let power = self.random.bool();
+                    self.later(at, Task::Cut(i, life, power));
+                }
+                run(self, ticket, Work::Store(blocks), delay, true);
+            }
+            Action::Send(to, header, payload) => self.send(i, usize::from(to.get()), header, payload),
+            Action::Reply(id, result) => self.reply(i, id, result),
+            Action::Answer(result) => {
+                self.sites[i].is_promoting = false;
+                self.hold_down = None;
+                self.log(i, &format!("answers {result:?}"));
+                self.answers.push((i, result));
+            }
+            Action::Serve(on) => {
+                self.log(i, if on { "serves" } else { "serves no more" });
+                if on {
+                    self.counts.promotions += 1;
+                    self.move_client(i);
+                    self.check_promoted(i);
+                } else if self.serving == Some(i) {
+                    self.serving = None;
+                    self.requests.clear();
+                    self.model.primary_gone();
+                }
+            }
+            Action::Fence(site) => {
+                let delay = self.random.u64(1000..2_000_000);
+                self.later(delay, Task::Fenced(i, life, site));
+            }
+            Action::Note(note) => {
+                self.log(i, &format!("{note:?}"));
+                if self.tasks.len() < 100 {
+                    self.notes.push((i, note.clone()));
+                }
+                match note {
+                    Note::Resynced(_) => self.counts.resyncs += 1,
+                    Note::DiskFailed(_) => self.counts.disk_failures += 1,
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// The client goes to a new primary. What it asked of an old one may not be answered as done any more.
+    fn move_client(&mut self, i: usize) {
+        if self.serving.is_some_and(|old| old != i) {
+            self.counts.takeovers += 1;
+            let writes = |(id, asked): (u64, Asked)| matches!(asked, Asked::Write { .. }).then_some(id);
+            self.orphans.extend(std::mem::take(&mut self.requests).into_iter().filter_map(writes));
+            self.model.primary_gone();
+        }
+        self.serving = Some(i);
+    }
+
+    /// I1: only in extents that a durable record has. I4: a target of a resync is inconsistent, durably.
+    fn check_write(&mut self, i: usize, offset: u64, len: u64) {
+        let site = &self.sites[i];
+        let core = site.core.as_ref().unwrap();
+        let is_target = (0..self.sites.len())
+            .any(|j| core.peer_state(site_id(j)).is_some_and(|(_, part)| part == Part::Target));
+        let Some(block) = site.meta.superblock() else { return };
+        if is_target {
+            if block.flags.contains(DiskFlags::CONSISTENT) {
+                self.fail(format!("I4: site {i} writes what a resync sends and is not marked inconsistent"));
+            }
+            return;
+        }
+        let record = site.meta.activity();
+        for extent in offset >> EXTENT_SHIFT..=(offset + len - 1) >> EXTENT_SHIFT {
+            if !record.extents().contains(&(extent as u32)) {
+                return self.fail(format!(
+                    "I1: site {i} writes extent {extent}, the record has {:?}",
+                    record.extents()
+                ));
+            }
+        }
+        if !block.flags.contains(DiskFlags::WRITING) {
+            self.fail(format!("I1: site {i} writes, and a crash would not look at its activity log"));
+        }
+    }
+
+    /// M2: what is served was good without the resync that it waits for.
+    fn check_promoted(&mut self, i: usize) {
+        let block = self.sites[i].meta.superblock().unwrap_or_default();
+        if !block.flags.contains(DiskFlags::PRIMARY | DiskFlags::CONSISTENT) {
+            self.fail(format!("I6: site {i} serves, and its superblock says {}", block.flags));
+        }
+        for block in self.model.blocks().collect::<Vec<_>>() {
+            let value = self.sites[i].data.now[block as usize];
+            if let Err(why) = self.model.check(block, value) {
+                return self.fail(format!("M1, M2: site {i} became primary: {why}"));
+            }
+            self.model.settle(block, value);
+        }
+    }
+
+    fn send(&mut self, from: usize, to: usize, header: Box<[u8; HEADER_LEN]>, payload: Bytes) {
+        let Some((class, _)) = Header::decode(&header).kind.relayed() else { return };
+        if !self.linked(from, to) {
+            return;
+        }
+        let link = self.link(from, to);
+        if self.faults_on && self.random.u16(..2000) == 0 {
+            // Lost without a trace.
+            return;
+        }
+        let delay = self.random.u64(40..if class == Class::Data { 400 } else { 1500 });
+        let last = self.arrivals.entry((from, to, class.index())).or_default();
+        *last = (self.now + delay).max(*last + 1);
+        let delay = *last - self.now;
+        if self.faults_on && self.random.u16(..1500) == 0 {
+            let (header, payload) = (header.clone(), payload.clone());
+            let later = delay + self.random.u64(..3_000_000);
+            self.later(later, Task::Deliver { from, to, class, link: link + 1000, header, payload });
+        }
+        self.later(delay, Task::Deliver { from, to, class, link, header, payload });
+    }
+
+    fn reply(&mut self, i: usize, id: RequestId, result: Result<Bytes, Failure>) {
+        if self.orphans.remove(&id.0) && result.is_ok() {
+            return self.fail(format!("M4: site {i} answers a write, and another one became primary before"));
+        }
+        if id.0 >= SCRIPTED {
+            self.replies.insert(id.0, result);
+            return;
+        }
+        let Some(asked) = self.requests.remove(&id.0) else { return };
+        if self.serving != Some(i) {
+            return;
+        }
+        let good = result.is_ok();
+        match asked {
+            Asked::Write { fua } => {
+                if good {
+                    self.check_answer(i);
+                }
+                let has_disk = self.sites[i].core.as_ref().is_some_and(Core::reads_locally);
+                let holders = self.sites[i].heirs | u32::from(has_disk) << i;
+                self.model.answered(id.0, good, holders, fua);
+            }
+            Asked::Flush(mark) if good => self.model.flushed(mark),
+            Asked::Flush(_) => {}
+            Asked::Read(first, n) => {
+                let Ok(data) = result else { return };
+                for (block, value) in (first..first + n).zip(disk::values(&data)) {
+                    if let Err(why) = self.model.check(block, value) {
+                        return self.fail(format!("M2: read from site {i}: {why}"));
+                    }
+                }
+            }
+        }
+    }
+
+    /// I3: a write is answered only when it is durable that the sites without it lack it.
+    fn check_answer(&mut self, i: usize) {
+        let heirs = self.sites[i].heirs;
+        let core = self.sites[i].core.as_ref().unwrap();
+        if !core.reads_locally() {
+            return;
+        }
+        let Some(block) = self.sites[i].meta.superblock() else { return };
+        for slot in block.slots.iter().filter(|slot| slot.site.is_some()) {
+            let site = slot.site.unwrap().get();
+            let is_told = slot.generation.is_some() || slot.flags.contains(SlotFlags::FULL_SYNC_DUE);
+            let is_equal = core.peer_state(site_id(site.into())).is_some_and(|(_, part)| part == Part::Equal);
+            if heirs >> site & 1 == 0 && !is_told && !is_equal {
+                return self
+                    .fail(format!("I3: site {i} answers a write, and site {site} counts as having it"));
+            }
+        }
+    }
+
+    fn done(&mut self, i: usize, life: u32, ticket: Ticket, good: bool, key: u64) {
+        if self.sites[i].life != life || self.sites[i].core.is_none() {
+            return;
+        }
+        let Some(work) = self.sites[i].running.remove(&(ticket, key)) else { return };
+        let site = &mut self.sites[i];
+        let result = match work {
+            Work::Data(values) => {
+                site.data.write(&values);
+                let watched = std::env::var("BLOCK").ok().and_then(|b| b.parse::<u64>().ok());
+                if let Some(value) = watched.and_then(|b| values.1.get(b.checked_sub(values.0)? as usize)) {
+                    println!("{:>10} site {i}: writes {value}, {ticket:?}", self.now);
+                }
+                Ok(Bytes::new())
+            }
+            Work::Read(start, len) => Ok(site.data.read(start, len)),
+            Work::Sync(snapshot) if good => {
+                site.data.synced(&snapshot);
+                Ok(Bytes::new())
+            }
+            Work::Sync(_) => Err(Failure::Io),
+            Work::Store(blocks) => {
+                site.meta.write(&blocks);
+                Ok(Bytes::new())
+            }
+        };
+        self.event(i, Event::Done(ticket, result));
+    }
+
+    /// A site stops; with a power cut its caches are lost.
+    pub fn crash(&mut self, i: usize, power: bool) {
+        if self.sites[i].core.take().is_none() {
+            return;
+        }
+        self.log(i, if power { "loses its power" } else { "is killed" });
+        self.counts.cuts += 1;
+        self.counts.in_promotion += u64::from(std::mem::take(&mut self.sites[i].is_promoting));
+        let random = &mut self.random;
+        let site = &mut self.sites[i];
+        let record = site.meta.activity();
+        for work in std::mem::take(&mut site.running).into_values() {
+            match work {
+                Work::Data((first, values)) => {
+                    for (block, value) in (first..).zip(values).filter(|_| random.bool()) {
+                        site.data.write(&(block, vec![value]));
+                    }
+                }
+                Work::Store(blocks) => {
+                    let is_superblock = SUPERBLOCK_BLOCKS.contains(&blocks[0].0);
+                    let ring = ACTIVITY_START..ACTIVITY_START + 64;
+                    let leaves = blocks.iter().any(|(number, block)| {
+                        let new =
+                            crate::nbd::disk::format::ActivityRecord::decode(block, *number, site.meta.tag);
+                        new.is_ok_and(|new| record.extents().iter().any(|e| !new.extents().contains(e)))
+                    });
+                    self.counts.in_superblock += u64::from(is_superblock);
+                    self.counts.in_log += u64::from(ring.contains(&blocks[0].0));
+                    self.counts.in_eviction += u64::from(leaves);
+                    if power {
+                        site.meta.cut(&blocks, random);
+                    } else if random.bool() {
+                        site.meta.write(&blocks);
+                    }
+                }
+                Work::Read(..) | Work::Sync(_) => {}
+            }
+        }
+        site.life += 1;
+        if power {
+            site.data.cut(random);
+            self.model.cut(i);
+        }
+        if self.serving == Some(i) {
+            self.serving = None;
+            self.requests.clear();
+            self.model.primary_gone();
+        }
+        self.tell_links();
+    }
+
+    fn fault(&mut self) {
+        let n = self.sites.len();
+        let i = self.random.usize(..n);
+        match self.random.u8(..12) {
+            0..=3 => {
+                let power = self.random.u8(..3) != 0;
+                self.crash(i, power);
+                let delay = self.random.u64(100_000..4_000_000);
+                self.later(delay, Task::Restart(i));
+            }
+            4 => {
+                for j in 0..n {
+                    self.crash(j, true);
+                    let delay = self.random.u64(100_000..2_000_000);
+                    self.later(delay, Task::Restart(j));
+                }
+            }
+            5..=8 => {
+                let j = (i + 1 + self.random.usize(..n - 1)) % n;
+                if self.link(i, j) % 2 == 0 {
+                    *self.links.entry((i.min(j), i.max(j))).or_default() += 1;
+                    self.log(i, &format!("is cut off from {j}"));
+                    self.tell_links();
+                    let delay = self.random.u64(1000..4_000_000);
+                    self.later(delay, Task::Heal(i, j));
+                }
+            }
+            9 if self.random.u8(..4) == 0 && self.sites[i].heirs != 0 => self.sites[i].fail_sync = true,
+            9 if self.serving != Some(i) && self.sites[i].core.is_some() && !self.sites[i].is_promoting => {
+                self.log(i, "is to leave");
+                self.counts.leaves += 1;
+                self.event(i, Event::Command(Command::Leave));
+                let life = self.sites[i].life;
+                let delay = self.random.u64(1000..200_000);
+                self.later(delay, Task::Off(i, life));
+            }
+            10 => {
+                if let Some(primary) = self.serving {
+                    self.sites[primary].is_promoting = true;
+                    self.event(primary, Event::Command(Command::Demote));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A person who knows what is where, and never forces anything after the beginning.
+    fn operate(&mut self) {
+        let n = self.sites.len();
+        if self.sites.iter().any(|site| site.is_promoting) {
+            return;
+        }
+        if let Some(primary) = self.serving {
+            // A manager with a majority of its own does not wait for a primary that is cut off from it.
+            let is_alone = (0..n).all(|j| j == primary || !self.linked(primary, j));
+            if n < 3 || !self.has_quorum || !is_alone || self.random.u8(..4) != 0 {
+                return;
+            }
+            let i = (primary + 1 + self.random.usize(..n - 1)) % n;
+            if self.sites[i].core.is_some() {
+                self.log(i, "is to take over");
+                self.sites[i].is_promoting = true;
+                self.event(i, Event::Command(Command::Promote { force: false, fenced: Mask(0) }));
+            }
+            return;
+        }
+        if self.counts.promotions == 0 {
+            if self.sites[0].core.is_some() {
+                self.sites[0].is_promoting = true;
+                self.event(0, Event::Command(Command::Promote { force: true, fenced: Mask(0) }));
+            }
+            return;
+        }
+        let last = self.last_primary;
+        let heirs = self.sites[last].heirs;
+        let i = self.random.usize(..n);
+        if self.sites[i].core.is_none() {
+            return;
+        }
+        let mut fenced = Mask(0);
+        if i != last && heirs >> i & 1 == 1 && self.sites[last].core.is_none() {
+            fenced = Mask::of(last as u8);
+            self.hold_down = Some(last);
+        }
+        self.log(i, "is to be primary");
+        self.sites[i].is_promoting = true;
+        self.event(i, Event::Command(Command::Promote { force: false, fenced }));
+    }
+
+    fn client(&mut self) {
+        let Some(i) = self.serving.filter(|_| self.requests.len() < DEPTH && self.client_on) else { return };
+        self.next += 1;
+        let id = self.next;
+        // A few hot blocks in each extent, so that much overlaps.
+        let extent = self.random.u64(..EXTENTS);
+        let first = (extent << EXTENT_SHIFT) / BLOCK + self.random.u64(..40);
+        let n = self.random.u64(1..6);
+        let request = match self.random.u8(..16) {
+            0..=10 => {
+                let values: Vec<_> = (0..n).map(|k| id * 8 + k).collect();
+                let fua = self.random.u8(..12) == 0;
+                self.model.issue(id, first, &values);
+                self.requests.insert(id, Asked::Write { fua });
+                self.counts.writes += 1;
+                Request::Write { offset: first * BLOCK, data: disk::payload(&values), fua }
+            }
+            11 => {
+                self.model.issue(id, first, &vec![0; n as usize]);
+                self.requests.insert(id, Asked::Write { fua: false });
+                Request::Zeroes {
+                    offset: first * BLOCK,
+                    len: (n * BLOCK) as u32,
+                    fua: false,
+                    trim: self.random.bool(),
+                }
+            }
+            12 => {
+                let mark = self.model.mark();
+                self.requests.insert(id, Asked::Flush(mark));
+                self.counts.flushes += 1;
+                Request::Flush
+            }
+            _ => {
+                self.requests.insert(id, Asked::Read(first, n));
+                Request::Read { offset: first * BLOCK, len: (n * BLOCK) as u32 }
+            }
+        };
+        self.event(i, Event::Request(RequestId(id), request));
+    }
+
+    fn step(&mut self) -> bool {
+        let Some(Reverse((at, key))) = self.tasks.pop() else { return false };
+        self.now = at;
+        let Some(task) = self.todo.remove(&key) else { return true };
+        match task {
+            Task::Done(i, life, ticket, good) => self.done(i, life, ticket, good, key),
+            Task::Deliver { from, to, class, link, header, payload } => {
+                // Sometimes the daemon delivers what it queued in an earlier session.
+                let is_present = self.link(from, to) == link || self.random.u8(..8) == 0;
+                if is_present && self.linked(from, to) {
+                    self.event(to, Event::Packet { class, header, payload });
+                }
+            }
+            Task::Tick(i, life) => {
+                if self.sites[i].life == life && self.sites[i].core.is_some() {
+                    if self.trace
+                        && std::env::var("DUMP")
+                            .is_ok_and(|at| at.parse::<u64>().is_ok_and(|at| at <= self.now))
+                    {
+                        self.dump(i);
+                    }
+                    self.event(i, Event::Tick);
+                    self.later(100_000, Task::Tick(i, life));
+                }
+            }
+            Task::Client => {
+                self.client();
+                let longest = if self.random.u8(..10) == 0 || !self.faults_on { 20_000 } else { 600 };
+                let delay = self.random.u64(20..longest);
+                self.later(if self.serving.is_some() { delay } else { 20_000 }, Task::Client);
+            }
+            Task::Fault => {
+                if self.faults_on {
+                    self.fault();
+                }
+                let delay = self.random.u64(2000..400_000);
+                self.later(delay, Task::Fault);
+            }
+            Task::Operator => {
+                self.operate();
+                self.tell_links();
+                self.later(200_000, Task::Operator);
+            }
+            Task::Restart(i) => {
+                if self.hold_down == Some(i) {
+                    self.later(300_000, Task::Restart(i));
+                } else if self.sites[i].core.is_none() {
+                    self.start(i);
+                    self.tell_links();
+                }
+            }
+            Task::Cut(i, life, power) => {
+                if self.faults_on && self.sites[i].life == life {
+                    self.crash(i, power);
+                    let delay = self.random.u64(10_000..2_000_000);
+                    self.later(delay, Task::Restart(i));
+                }
+            }
+            Task::Off(i, life) => {
+                if self.sites[i].life == life {
+                    let power = self.random.bool();
+                    self.crash(i, power);
+                    let delay = self.random.u64(10_000..2_000_000);
+                    self.later(delay, Task::Restart(i));
+                }
+            }
+            Task::Fenced(i, life, site) => {
+                let other = usize::from(site.get());
+                let is_off = self.sites[other].core.is_none();
+                if is_off {
+                    self.hold_down = Some(other);
+                }
+                if self.sites[i].life == life {
+                    self.event(i, Event::Fenced(site, if is_off { 7 } else { 5 }));
+                }
+            }
+            Task::Heal(i, j) => {
+                let count = self.links.entry((i.min(j), i.max(j))).or_default();
+                if *count % 2 == 1 {
+                    *count += 1;
+                    self.tell_links();
+                }
+            }
+        }
+        true
+    }
+
+    /// Everything that a stuck core may wait for.
+    fn dump(&self, i: usize) {
+        let Some(core) = &self.sites[i].core else { return };
+        println!("site {i}: {:?}\n {:?}\n {:?}\n {:?}", core.log, core.activity, core.flushes, core.epochs);
+        println!(" held {:?} store {} {}", core.held, core.store.version, core.store.durable);
+        core.peers.iter().for_each(|peer| {
+            println!(
+                " {:?} {:?} {:?} out {:?} stable {} barriers {:?} in {:?} {:?}",
+                peer.site,
+                peer.stage,
+                peer.part,
+                peer.outstanding.len(),
+                peer.stable,
+                peer.barriers,
+                peer.inbound.front(),
+                peer.resync
+            )
+        });
+        core.ops.iter().for_each(|(id, op)| {
+            println!(
+                " op {id}: {:?} {:x}..{:x} blocks {} epoch {} done {} {:?}",
+                op.origin, op.start, op.end, op.blocks, op.epoch, op.is_done, op.pending
+            )
+        });
+    }
+
+    /// Runs until it holds, a minute at most. Returns true if it came to hold.
+    pub fn until(&mut self, holds: impl Fn(&World) -> bool) -> bool {
+        let end = self.now + 60_000_000;
+        while self.failure.is_none() && !holds(self) && self.now < end && self.step() {}
+        self.failure.is_none() && holds(self)
+    }
+
+    /// Gives a command and waits for its answer.
+    pub fn command(&mut self, i: usize, command: Command) -> Result<(), Refusal> {
+        self.answers.clear();
+        self.event(i, Event::Command(command));
+        assert!(self.until(|world| !world.answers.is_empty()), "{command:?} is not answered");
+        self.answers.remove(0).1
+    }
+
+    /// Asks a site for something; the answer is in [`World::replies`].
+    pub fn request(&mut self, i: usize, request: Request) -> u64 {
+        self.next += 1;
+        let id = SCRIPTED + self.next;
+        self.event(i, Event::Request(RequestId(id), request));
+        id
+    }
+
+    /// Writes a number into a block, and gives the number of the request.
+    pub fn write(&mut self, i: usize, block: u64, value: u64) -> u64 {
+        self.request(i, Request::Write { offset: block * BLOCK, data: disk::payload(&[value]), fua: false })
+    }
+
+    /// Cuts two sites off from each other, or lets them meet again.
+    pub fn cut(&mut self, a: usize, b: usize) {
+        *self.links.entry((a.min(b), a.max(b))).or_default() += 1;
+        self.tell_links();
+    }
+
+    /// A site that stopped starts again.
+    pub fn restart(&mut self, i: usize) {
+        self.start(i);
+        self.tell_links();
+    }
+
+    /// Returns true if the two are in sync, as the first sees it.
+    pub fn in_sync(&self, a: usize, b: usize) -> bool {
+        let state = self.sites[a].core.as_ref().and_then(|core| core.peer_state(site_id(b)));
+        state == Some((Stage::Joined, Part::Equal))
+    }
+
+    pub fn run_for(&mut self, micros: u64) {
+        let end = self.now + micros;
+        while self.failure.is_none() && self.tasks.peek().is_some_and(|Reverse((at, _))| *at <= end) {
+            self.step();
+        }
+        self.now = self.now.max(end);
+    }
+
+    pub fn set_faults(&mut self, on: bool) {
+        self.faults_on = on;
+    }
+
+    /// Heals everything, and waits until all sites are equal and one serves.
+    pub fn converge(&mut self) {
+        self.faults_on = false;
+        self.hold_down = None;
+        for count in self.links.values_mut() {
+            *count += *count % 2;
+        }
+        for i in 0..self.sites.len() {
+            self.sites[i].fail_sync = false;
+            // A failed disk is replaced, or repaired, by a restart.
+            let failed = |site: &Site| {
+                site.core.as_ref().is_some_and(|core| core.superblock().flags.contains(DiskFlags::FAILED))
+            };
+            if failed(&self.sites[i]) {
+                self.crash(i, false);
+            }
+            if self.sites[i].core.is_none() {
+                self.start(i);
+            }
+        }
+        self.tell_links();
+        for n in 0..600 {
+            self.run_for(100_000);
+            if self.failure.is_some() || self.is_equal() {
+                return;
+            }
+            let failed = |site: &Site| {
+                site.meta.superblock().is_some_and(|block| block.flags.contains(DiskFlags::FAILED))
+            };
+            if n > 300 && self.sites.iter().any(failed) {
+                // The newest data was on the disk that failed: only a person can say that it is to be given up.
+                self.is_over = true;
+                return;
+            }
+        }
+        let states: Vec<_> = (0..self.sites.len())
+            .map(|i| {
+                let core = self.sites[i].core.as_ref();
+                let peers: Vec<_> =
+                    (0..self.sites.len()).filter_map(|j| core?.peer_state(site_id(j))).collect();
+                format!(
+                    "{i}: {:?} {peers:?} {}",
+                    core.map(Core::role),
+                    core.map_or(String::new(), |c| c.superblock().flags.to_string())
+                )
+            })
+            .collect();
+        self.fail(format!("M6: not equal a minute after the last fault: {states:?}"));
+    }
+
+    fn is_equal(&self) -> bool {
+        let Some(i) = self.serving else { return false };
+        let Some(core) = &self.sites[i].core else { return false };
+        (0..self.sites.len()).filter(|j| *j != i).all(|j| {
+            core.peer_state(site_id(j)) == Some((Stage::Joined, Part::Equal))
+                && self.sites[j].core.as_ref().is_some_and(|core| {
+                    !core.superblock().slots.iter().any(|s| s.flags.contains(SlotFlags::SYNC_TARGET))
+                })
+        })
+    }
+
+    /// M3: at rest the disks of sites that call each other equal are equal; M1, M2: and hold what they must.
+    pub fn compare(&mut self) {
+        self.client_on = false;
+        self.run_for(300_000);
+        let Some(i) = self.serving.filter(|_| self.failure.is_none()) else { return };
+        let Some(core) = &self.sites[i].core else { return };
+        let good = core.reads_locally();
+        for j in (0..self.sites.len()).filter(|j| *j != i && good) {
+            if core.peer_state(site_id(j)) != Some((Stage::Joined, Part::Equal)) {
+                continue;
+            }
+            let (a, b) = (&self.sites[i].data.now, &self.sites[j].data.now);
+            if let Some(block) = (0..a.len()).find(|block| a[*block] != b[*block]) {
+                let what = format!(
+                    "M3: sites {i} and {j} are equal, and block {block} is {} and {}",
+                    a[block], b[block]
+                );
+                return self.fail(what);
+            }
+        }
+        if good {
+            for block in self.model.blocks().collect::<Vec<_>>() {
+                if let Err(why) = self.model.check(block, self.sites[i].data.now[block as usize]) {
+                    return self.fail(format!("M1, M2: at rest on site {i}: {why}"));
+                }
+            }
+        }
+        self.client_on = true;
+    }
+}
