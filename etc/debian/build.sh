@@ -3,21 +3,29 @@
 # the same bytes if SOURCE_DATE_EPOCH is given, or git knows the time of the last commit.
 #
 # Usage: etc/debian/build.sh PROGRAMS OUT   (directories: of the programs, and where the package goes)
-# DEB_ARCH names the architecture of cross-built programs.
+# TARGET, of etc/cross/targets: take what `make cross` built for it instead.
 set -eu
 
-bin=$(cd "$1" && pwd)
 out=$(mkdir -p "$2" && cd "$2" && pwd)
+if [ "${TARGET:-}" ]; then
+    # shellcheck source=etc/cross/lib.sh
+    . "$(dirname "$0")/../cross/lib.sh"
+    target "$TARGET"
+else
+    bin=$1 arch=$(dpkg --print-architecture)
+fi
+bin=$(cd "$bin" && pwd)
 cd "$(dirname "$0")/../.."
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2> /dev/null || date +%s)}
 export SOURCE_DATE_EPOCH
 umask 022
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
-arch=${DEB_ARCH:-$(dpkg --print-architecture)}
-# What the programs' symbols ask of the C library.
-glibc=$(grep -aoh 'GLIBC_[0-9][0-9.]*' "$bin/hadmd" "$bin/hadmctl" "$bin/hadm-probe" | sort -uV | tail -n 1)
+# What the programs' symbols ask of the C library: nothing, if they are static.
+glibc=$(grep -aoh 'GLIBC_[0-9][0-9.]*' "$bin/hadmd" "$bin/hadmctl" "$bin/hadm-probe" "$bin/hadm-nbd" | sort -uV | tail -n 1)
 root=$out/deb
+needs=passwd
+[ -z "$glibc" ] || needs="libc6 (>= ${glibc#GLIBC_}), libgcc-s1, passwd"
 rm -rf "$root"
 
 make --no-print-directory -s install bin="$bin" DESTDIR="$root" PREFIX=/usr SYSCONFDIR=/etc
@@ -35,7 +43,7 @@ Version: $version
 Architecture: $arch
 Maintainer: the hadmd developers <hadmd@localhost>
 Installed-Size: $(du -sk "$root/usr" | cut -f 1)
-Depends: libc6 (>= ${glibc#GLIBC_}), libgcc-s1, passwd
+Depends: $needs
 Section: admin
 Priority: optional
 Description: disk mirror daemon
