@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::process::getpgrp;
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use super::Failure;
@@ -139,7 +140,7 @@ struct Screen {
 
 impl Screen {
     fn new() -> Self {
-        let before = tcgetattr(io::stdin()).ok();
+        let before = is_foreground().then(|| tcgetattr(io::stdin()).ok()).flatten();
         let signal = Arc::new(AtomicUsize::new(0));
         if let Some(before) = &before {
             // The terminal has to be put right before the program ends.
@@ -196,9 +197,11 @@ impl Screen {
             return None;
         }
         let stdin = io::stdin();
+        // To read in the background would stop the program.
         let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
+        let fds = if is_foreground() { &mut fds[..] } else { &mut [] };
         // A signal interrupts it, and is looked for by the caller.
-        let ready = Timespec::try_from(left).is_ok_and(|left| poll(&mut fds, Some(&left)) == Ok(1));
+        let ready = Timespec::try_from(left).is_ok_and(|left| poll(fds, Some(&left)) == Ok(1));
         if !ready {
             return (self.signal.load(Ordering::Relaxed) != 0).then(Vec::new);
         }
@@ -214,7 +217,7 @@ impl Screen {
     }
 
     fn restore(&mut self) {
-        if let Some(before) = self.before.take() {
+        if let Some(before) = self.before.take().filter(|_| is_foreground()) {
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
         }
     }
@@ -224,6 +227,13 @@ impl Drop for Screen {
     fn drop(&mut self) {
         self.restore();
     }
+}
+
+/// Returns true if nothing keeps this program from the terminal's keys. In the background (`timeout 9 hadmctl ...` in a script) a
+/// change of the terminal's settings would stop the program, again and again, whatever signal is to end it.
+fn is_foreground() -> bool {
+    // A terminal of another session has no say, and does not answer.
+    tcgetpgrp(io::stdin()).map_or(true, |group| group == getpgrp())
 }
 
 /// Rows and columns of the terminal.

@@ -93,14 +93,15 @@ fn a_resync_is_told_in_words_on_both_sides() {
         env!("CARGO_BIN_EXE_hadmctl"),
         control.display()
     );
-    match Command::new("script").args(["-qec", &watch, "/dev/null"]).stdin(Stdio::null()).output() {
-        Ok(shown) => {
-            let shown = output(&shown);
+    match Command::new("script").arg("--version").output() {
+        Ok(_) => {
+            let bounded = ["-k", "5", "60", "script", "-qec", &watch, "/dev/null"];
+            let shown = output(&Command::new("timeout").args(bounded).stdin(Stdio::null()).output().unwrap());
             assert!(shown.contains("  site 1 [") && shown.contains(" %"), "{shown}");
         }
         Err(error) => eprintln!("SKIPPED: the bar on a terminal: script (package bsdutils): {error}"),
     }
-    let plain = Command::new("timeout").args(["1", "sh", "-c", &watch]).output().unwrap();
+    let plain = Command::new("timeout").args(["-k", "5", "1", "sh", "-c", &watch]).output().unwrap();
     assert!(!output(&plain).contains("site 1 ["), "{}", output(&plain));
     pair.stop();
 }

@@ -224,6 +224,27 @@ fn a_watch_goes_on_after_a_restart_of_the_daemon() {
     daemon.stop();
 }
 
+/// A script's `timeout` puts its command into the background of the terminal, where a change of the terminal's settings
+/// stops a program.
+#[test]
+fn a_watch_in_the_background_of_its_terminal_shows_and_ends() {
+    let net = Subnet::claim();
+    let config = ConfigBuilder::new(&net, 2).build();
+    let daemon = Daemon::start(&net, &config, 0);
+    let program = env!("CARGO_BIN_EXE_hadmctl");
+    let control = config.control(0);
+    let script =
+        format!("timeout 2 {program} --control {} status --watch; echo ended: $?", control.display());
+    // A session of its own, of which the terminal is the controlling one; bounded, since nothing else ends it.
+    let mut session = Command::new("timeout");
+    session.args(["-k", "1", "60", "setsid", "--ctty", "--wait", "sh", "-c", &script]).env("TERM", "xterm");
+    let screen = Terminal::start(&mut session);
+    screen.wait("peer", |lines| has(lines, "node 1 "));
+    screen.wait("end", |lines| has(lines, "ended: 124"));
+    assert!(screen.is_restored());
+    daemon.stop();
+}
+
 #[test]
 fn a_terminal_that_wants_no_colours_or_can_do_nothing_gets_none() {
     let net = Subnet::claim();
