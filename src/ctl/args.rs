@@ -75,8 +75,8 @@ Options:
       --version              print the version
   -h, --help                 print this help
 
-Exit status: 0 done, 1 the daemon cannot be reached or refuses, or doctor finds something wrong, 2 usage (also a
-peer that is not configured) or configuration, 4 the daemon is there and does not answer.
+Exit status: 0 well, 1 a peer or a check is not well, or a file cannot be written, 2 usage (also a peer or disk that
+is not configured) or configuration, 3 the daemon is not there, 4 it does not answer, 5 it refuses.
 ";
 
 /// A healthy daemon answers in milliseconds, one on an overloaded machine in a second or two.

@@ -22,6 +22,7 @@ use std::path::Path;
 
 use crate::config::Config;
 use crate::control::{Carried, Examination, Json, Request, SOCKET, Status, Transition, metrics};
+use crate::sys::exit;
 use crate::wire::PeerKey;
 use args::{Command, Options};
 use daemon::Daemon;
@@ -29,12 +30,16 @@ use daemon::Daemon;
 /// The reason why a command failed.
 #[derive(Debug)]
 pub enum Failure {
-    /// A sentence for the operator.
+    /// Something on this side, such as a file that cannot be written: a sentence for the operator.
     Said(String),
     /// The problems of a configuration file, ready to be printed.
     Configuration(String),
-    /// A daemon accepts connections and does not answer, in words.
+    /// No daemon is there, or it ended while it was asked: a sentence for the operator.
+    NotThere(String),
+    /// A daemon accepts connections and does not answer, or with something that is no answer, in words.
     NoAnswer(String),
+    /// The daemon refuses, in its own words, or the system on its behalf.
+    Refused(String),
     /// A peer that is not configured, and those that are.
     NoPeer(String),
     /// Everything was shown, and something in it is wrong.
@@ -48,14 +53,31 @@ impl fmt::Display for Failure {
         match self {
             Failure::Said(why)
             | Failure::Configuration(why)
+            | Failure::NotThere(why)
             | Failure::NoAnswer(why)
+            | Failure::Refused(why)
             | Failure::NoPeer(why) => f.write_str(why),
             Failure::Unwell | Failure::Unread => Ok(()),
         }
     }
 }
 
+impl Failure {
+    /// Returns the exit status of the program.
+    pub const fn status(&self) -> u8 {
+        match self {
+            Failure::Unread => 0,
+            Failure::Said(_) | Failure::Unwell => exit::FAILED,
+            Failure::Configuration(_) | Failure::NoPeer(_) => exit::USAGE,
+            Failure::NotThere(_) => exit::NOT_THERE,
+            Failure::NoAnswer(_) => exit::NO_ANSWER,
+            Failure::Refused(_) => exit::REFUSED,
+        }
+    }
+}
+
 impl From<io::Error> for Failure {
+    /// Takes an error of standard output or of this program's own files.
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Failure::Unread,
@@ -169,7 +191,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
 
 /// Reads an answer as this type.
 fn read<T: Json>(answer: &Carried) -> Result<T, Failure> {
-    answer.read().map_err(Failure::Said)
+    answer.read().map_err(Failure::NoAnswer)
 }
 
 /// Prints an answer: as it is in JSON, or as text for people.
@@ -199,5 +221,7 @@ fn follow(daemon: &mut Daemon, json: bool, out: &mut impl Write) -> Result<(), F
         print(out, &event, json, |event| show::event(event) + "\n")?;
         out.flush()?;
     }
-    Err(Failure::Said("the daemon ended the stream: it has stopped, or this client did not keep up".into()))
+    Err(Failure::NotThere(
+        "the daemon ended the stream: it has stopped, or this client did not keep up".into(),
+    ))
 }

@@ -362,7 +362,7 @@ fn at_most_16_clients_are_attended_to() {
     for _ in 0..20 {
         let refused = run(&harness, &["version"]);
         let why = String::from_utf8_lossy(&refused.stderr);
-        assert!(refused.status.code() == Some(1) && why.contains("16 clients"), "{why}");
+        assert!(refused.status.code() == Some(5) && why.contains("16 clients"), "{why}");
     }
     drop(clients);
     redial("a free place", PATIENCE, || run(&harness, &["version"]).status.success().then_some(()));
@@ -399,7 +399,7 @@ fn check_and_wrong_command_lines_need_no_daemon() {
         assert!(String::from_utf8_lossy(&wrong.stderr).contains("--help"), "{args:?}");
     }
     let absent = hadmctl(&["--control", "/nonexistent/socket", "status"]);
-    assert_eq!(absent.status.code(), Some(1));
+    assert_eq!(absent.status.code(), Some(3));
     assert!(String::from_utf8_lossy(&absent.stderr).contains("is hadmd running?"));
 }
 
@@ -411,7 +411,7 @@ fn a_plan_never_waits_for_a_pipe() {
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
     let refused = run(&harness, &["plan", pipe.to_str().unwrap()]);
     let why = String::from_utf8_lossy(&refused.stderr);
-    assert!(refused.status.code() == Some(1) && why.contains("it is no file"), "{why}");
+    assert!(refused.status.code() == Some(5) && why.contains("it is no file"), "{why}");
     harness.stop();
 }
 
