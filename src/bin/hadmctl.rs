@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     let Err(failure) = run(&options) else { return ExitCode::SUCCESS };
     match &failure {
         // The output has it all, or its reader has seen enough.
-        Failure::Unwell | Failure::Unread => {}
+        Failure::Unwell | Failure::Shown(_) | Failure::Unread => {}
         // Each line begins with the file's name.
         Failure::Configuration(text) => eprintln!("{text}"),
         failure => eprintln!("hadmctl: {failure}"),

@@ -70,6 +70,15 @@ impl Daemon {
         line.map(|line| Carried::event(&line).map_err(Failure::NoAnswer)).transpose()
     }
 
+    /// Waits for the next event of a stream, up to a point in time at most.
+    pub fn wait_for_event(&mut self, until: Option<Instant>) -> Result<(), Failure> {
+        match self.line_until(until) {
+            Ok(Some(_)) | Err(Failure::NoAnswer(_)) => Ok(()),
+            Ok(None) => Err(Failure::NotThere("the daemon ended".into())),
+            Err(failure) => Err(failure),
+        }
+    }
+
     /// Returns the next line; a late one is an error of [`is_late`] that keeps the bytes so far for the next call.
     fn line_until(&mut self, until: Option<Instant>) -> Result<Option<Vec<u8>>, Failure> {
         loop {

@@ -182,8 +182,10 @@ fn a_reset_is_told_the_same_everywhere() {
     assert_eq!(words("cause"), cause);
     let rest = "ended by peer, errno 104 ECONNRESET, 0 B queued)";
     let text = says(&harness, &["why", "1"]);
-    let line =
-        format!("{} node 1 connected -> disconnected: {cause} (after {age:.1} s, {rest}\n", words("time"));
+    let line = format!(
+        "{} node 1 (n1) connected -> disconnected: {cause} (after {age:.1} s, {rest}\n",
+        words("time")
+    );
     assert!(text.ends_with(&line), "{line} in\n{text}");
     harness.daemon.wait_log(&format!("node 1: session ended after {age:.1} s: {cause} ({rest}"), PATIENCE);
     let metrics = says(&harness, &["metrics"]);
@@ -393,7 +395,7 @@ fn check_and_wrong_command_lines_need_no_daemon() {
     let bad = hadmctl(&["check", file, "--hostname", "nobody"]);
     assert_eq!(bad.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&bad.stderr).contains(file));
-    for args in [&[][..], &["dance"], &["why"], &["status", "x"], &["metrics", "--json"], &["why", "99"]] {
+    for args in [&[][..], &["dance"], &["why"], &["status", "x"], &["events", "--for", "3"], &["why", "99"]] {
         let wrong = hadmctl(args);
         assert_eq!(wrong.status.code(), Some(2), "{args:?}");
         assert!(String::from_utf8_lossy(&wrong.stderr).contains("--help"), "{args:?}");
