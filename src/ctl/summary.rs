@@ -28,11 +28,13 @@ pub(super) fn summary(
     json: bool,
     out: &mut impl Write,
 ) -> Result<(), Failure> {
-    let daemon =
-        Daemon::connect(control, timeout).and_then(|mut daemon| read(&daemon.ask(&Request::Status)?));
-    let nbd = disks.exists().then(|| {
-        let mut program = Daemon::connect_to("hadm-nbd", disks, timeout)?;
-        program.ask_line(r#"{"v":1,"cmd":"status"}"#)
+    // Half of the time to connect, the other half to answer, and both programs at the same time.
+    let half = timeout / 2;
+    let ask = |program, path: &Path| Daemon::connect_to(program, path, half)?.ask(&Request::Status);
+    let (daemon, nbd) = std::thread::scope(|scope| {
+        let nbd = disks.exists().then(|| scope.spawn(|| ask("hadm-nbd", disks)));
+        let daemon = ask("hadmd", control).and_then(|status| read(&status));
+        (daemon, nbd.and_then(|nbd| nbd.join().ok()))
     });
     let (mut well, mut parts) = (true, Vec::new());
     let expected: Vec<&PeerStatus> = daemon.as_ref().map_or(Vec::new(), |status: &Status| {

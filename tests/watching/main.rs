@@ -15,6 +15,7 @@ mod bundle;
 mod chromium;
 mod completion;
 mod prometheus;
+mod schema;
 mod scripts;
 mod watch;
 mod web;
