@@ -46,9 +46,10 @@ systemd-test: ## the units under a real systemd; needs root
 	cargo build --locked
 	tests/systemd.sh $(CARGO_TARGET_DIR)/debug
 
-keepalived-test: ## the sample for keepalived with the real one, in network namespaces; needs root
+keepalived-test: ## the samples for keepalived with the real one, in network namespaces; needs root
 	cargo build --locked
 	tests/keepalived.sh $(CARGO_TARGET_DIR)/debug
+	tests/keepalived-disk.sh $(CARGO_TARGET_DIR)/debug
 
 openrc-test: ## the samples for OpenRC under a real one, unpacked from Debian's packages into a root of its own; needs root
 	cargo build --locked
@@ -180,7 +181,8 @@ install: ## install what `make build` built; PREFIX=/usr/local, SYSCONFDIR=/etc,
 	$(call put,644,$(doc),README.md etc/doc/SECURITY.md etc/doc/CHANGELOG.md LICENSE-MIT LICENSE-APACHE etc/one-site.xml etc/two-sites.xml etc/mirror.xml)
 	$(call put,644,$(doc)/procd,etc/procd/hadmd.init etc/procd/hadm-nbd.init)
 	$(call put,644,$(doc)/openrc,etc/openrc/hadmd etc/openrc/hadm-nbd)
-	$(call put,644,$(doc)/keepalived,etc/keepalived/keepalived.conf)
+	$(call put,644,$(doc)/keepalived,etc/keepalived/keepalived.conf etc/keepalived/mirror.conf)
+	$(call put,755,$(doc)/keepalived,etc/keepalived/hadm-disk)
 	$(call put,644,$(doc)/rsyslog,etc/rsyslog/hadmd.conf)
 	$(call put,644,$(doc)/logrotate,etc/logrotate/hadmd)
 	$(call put,644,$(doc)/prometheus,etc/prometheus/alerts.yml)

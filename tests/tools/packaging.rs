@@ -258,6 +258,8 @@ fn uninstall_leaves_the_configuration_and_nothing_else() {
         "/usr/local/bin/hadmctl",
         "/usr/local/sbin/hadmctl",
         "/usr/local/share/doc/hadmd/openrc/hadmd",
+        "/usr/local/share/doc/hadmd/keepalived/hadm-disk",
+        "/usr/local/share/doc/hadmd/keepalived/mirror.conf",
         "/usr/local/sbin/hadmd",
         "/usr/local/share/bash-completion/completions/hadmctl",
         "/usr/local/share/doc/hadmd/grafana/hadmd.json",
