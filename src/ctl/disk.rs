@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::Failure;
 use super::daemon::Daemon;
-use super::json::samples;
+use super::json::{list, samples, text};
 use super::names::{resource, site};
 use super::show::coloured;
 use super::watch::{Picture, Questions, has_colour, watch};
@@ -164,11 +164,12 @@ pub fn run(
     json: bool,
     out: &mut StdoutLock,
 ) -> Result<(), Failure> {
-    let mut program = Daemon::connect_to("hadm-nbd", control, timeout)?;
-    let names = || Daemon::connect_to("hadm-nbd", control, timeout)?.ask(&Request::Status);
+    let connect = || Daemon::connect_to("hadm-nbd", control, timeout);
+    let names = || connect()?.ask(&Request::Status);
     match (command, command.names()) {
         (Command::Plan { .. } | Command::Change { .. }, (Some(wanted), wanted_site)) => {
-            let status = names()?;
+            let mut program = connect()?;
+            let status = program.ask(&Request::Status)?;
             let found = resource(status.value(), wanted)?;
             let resource = Some(text(found, "name").to_owned());
             let site = wanted_site.map(|wanted| site(found, wanted)).transpose()?;
@@ -185,7 +186,8 @@ pub fn run(
             explain(watched, wanted, names)
         }
         (_, (wanted, _)) => {
-            explain(carry_out(command, &mut program, (wanted.cloned(), None), json, out), wanted, names)
+            let done = carry_out(command, &mut connect()?, (wanted.cloned(), None), json, out);
+            explain(done, wanted, names)
         }
     }
 }
@@ -197,7 +199,7 @@ fn explain(
     names: impl Fn() -> Result<Carried, Failure>,
 ) -> Result<(), Failure> {
     if let (Err(Failure::Refused(_)), Some(wanted)) = (&done, wanted) {
-        // Where that is refused, too, the first refusal says enough.
+        // If that is refused, too, the first refusal says enough.
         if let Ok(status) = names() {
             resource(status.value(), wanted)?;
         }
@@ -264,14 +266,6 @@ fn line(command: &str, mut fields: Value) -> String {
         fields.extend([("v".to_owned(), json!(VERSION)), ("cmd".to_owned(), json!(command))]);
     }
     fields.to_string()
-}
-
-pub(super) fn text<'a>(value: &'a Value, name: &str) -> &'a str {
-    value.get(name).and_then(Value::as_str).unwrap_or_default()
-}
-
-pub(super) fn list<'a>(value: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
-    value.get(name).and_then(Value::as_array).into_iter().flatten()
 }
 
 /// The status of all, a line each; with `bars`, a bar below it for each resync.

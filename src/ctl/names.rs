@@ -5,7 +5,7 @@
 use serde_json::Value;
 
 use super::Failure;
-use super::disk::{list, text};
+use super::json::{list, text};
 use crate::control::{PeerStatus, Status};
 use crate::wire::PeerKey;
 
