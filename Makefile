@@ -16,8 +16,8 @@ export CARGO_TARGET_DIR
 
 bin = $(CARGO_TARGET_DIR)/release
 doc = $(PREFIX)/share/doc/hadmd
-# Pacemaker looks nowhere else.
-ocf = /usr/lib/ocf/resource.d/hadm
+# Pacemaker looks in /usr/lib/ocf alone: with another prefix it takes a link there.
+ocf = $(PREFIX)/lib/ocf/resource.d/hadm
 # Debian's zsh looks for what packages bring elsewhere than for what is installed by hand.
 zsh = $(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 

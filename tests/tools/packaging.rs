@@ -257,7 +257,7 @@ fn uninstall_leaves_the_configuration_and_nothing_else() {
         "/usr/local/sbin/hadm-nbd",
         "/usr/local/bin/hadmctl",
         "/usr/local/sbin/hadmctl",
-        "/usr/lib/ocf/resource.d/hadm/hadm-disk",
+        "/usr/local/lib/ocf/resource.d/hadm/hadm-disk",
         "/usr/local/share/doc/hadmd/openrc/hadmd",
         "/usr/local/share/doc/hadmd/keepalived/hadm-disk",
         "/usr/local/share/doc/hadmd/keepalived/mirror.conf",
