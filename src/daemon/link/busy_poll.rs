@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Most credit that a reader gains: so many waits in a row may bring nothing before it looks seldom.
+/// Most credit that a reader gains: this many waits in a row may bring nothing before it looks seldom.
 const CREDIT_MAX: u8 = 4;
-/// A reader without credit looks in one of so many waits, to notice that it would bring something again.
+/// A reader without credit looks in one of this many waits, to notice that it would bring something again.
 const SELDOM: u8 = 16;
 /// Looks between two questions whether another thread wants to run.
 const LOOKS: u32 = 64;
