@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 
 use super::element::Element;
+use super::listeners::{Listener, What};
 use super::mirror::{self, Mirror};
 use super::model::{Mode, Node, Protocol, Resource, RunSite, Site};
 use super::problem::NO_NODE;
@@ -15,8 +16,10 @@ use crate::wire::{Compression, MAX_IDS, NodeId, ResourceId, SiteId};
 
 const IDS: usize = MAX_IDS as usize;
 
-pub(super) struct Cluster<'r> {
+pub(super) struct Cluster<'r, 'a> {
     resolve: &'r Resolver<'r>,
+    /// The places where something listens, in the order of the file.
+    pub(super) listeners: Vec<Listener<'a>>,
     site_ids: Vec<SiteId>,
     node_ids: Vec<(Option<SiteId>, NodeId)>,
     ids_unread: bool,
@@ -30,10 +33,12 @@ struct Host {
     site: usize,
 }
 
-impl<'r> Cluster<'r> {
-    pub(super) fn new(resolve: &'r Resolver<'r>) -> Self {
+impl<'r, 'a> Cluster<'r, 'a> {
+    /// Begins with the places where the rest of the file listens.
+    pub(super) fn new(resolve: &'r Resolver<'r>, listeners: Vec<Listener<'a>>) -> Self {
         Cluster {
             resolve,
+            listeners,
             site_ids: Vec::new(),
             node_ids: Vec::new(),
             ids_unread: false,
@@ -43,14 +48,14 @@ impl<'r> Cluster<'r> {
     }
 
     /// Reads `sites`. The result is complete only if no error was noted.
-    pub(super) fn sites(&mut self, sites: Element<'_>) -> Vec<Site> {
+    pub(super) fn sites(&mut self, sites: Element<'a>) -> Vec<Site> {
         sites.holds_only(&["site"]);
         let elements = sites.list("site", 1..=IDS).enumerate();
         self.note_unread(sites, "site");
         in_order(elements.filter_map(|(i, site)| self.site(site, i)), |site| site.id)
     }
 
-    fn site(&mut self, site: Element<'_>, number: usize) -> Option<Site> {
+    fn site(&mut self, site: Element<'a>, number: usize) -> Option<Site> {
         // C daemons read neither address nor port of a site.
         site.holds_only(&["id", "mode", "ipaddr", "port", "nodes"]);
         let id = site.get_unique("id", id(SiteId::LAST), &mut self.site_ids, "another site");
@@ -67,12 +72,12 @@ impl<'r> Cluster<'r> {
         Some(Site { id: id?, mode: mode?, nodes })
     }
 
-    fn nodes(&mut self, nodes: Element<'_>, site: Option<SiteId>, number: usize) -> Vec<Node> {
+    fn nodes(&mut self, nodes: Element<'a>, site: Option<SiteId>, number: usize) -> Vec<Node> {
         nodes.holds_only(&["node"]);
         let (mut ids, mut names, mut addrs) = (Vec::new(), Vec::new(), Vec::new());
         let elements = nodes.list("node", 1..=IDS);
         self.note_unread(nodes, "node");
-        let node = |el: Element<'_>| {
+        let node = |el: Element<'a>| {
             el.holds_only(&["id", "hostname", "ipaddr", "port"]);
             let id = el.get_unique("id", id(NodeId::LAST), &mut ids, "another node of this site");
             match id {
@@ -89,6 +94,7 @@ impl<'r> Cluster<'r> {
             });
             self.hosts_unread |= hostname.is_none();
             let addr = self.socket_addr(el, "ipaddr");
+            self.listen(el, ["ipaddr", "port"], addr, site.map(What::Node));
             if let Some(addr) = addr.filter(|addr| !add_new(&mut addrs, *addr)) {
                 el.error(format!(
                     "<node> listens at {addr}, as another node of this site does; give each its own"
@@ -110,6 +116,19 @@ impl<'r> Cluster<'r> {
         let ip = el.get(ip, address(self.resolve));
         let port = el.get("port", port);
         Some(SocketAddr::new(ip?, port?))
+    }
+
+    /// Notes that an element makes a machine listen, with the children that have its address and its port.
+    fn listen(
+        &mut self,
+        el: Element<'a>,
+        [ip, port]: [&str; 2],
+        addr: Option<SocketAddr>,
+        what: Option<What>,
+    ) {
+        if let (Some(addr), Some(what), Some(ip), Some(port)) = (addr, what, el.find(ip), el.find(port)) {
+            self.listeners.push(Listener { addr, what, ip, port });
+        }
     }
 
     /// Returns the local node by its host name, from the sites that were read.
@@ -136,7 +155,7 @@ impl<'r> Cluster<'r> {
     }
 
     /// Reads `resources`, after `sites`. The result is complete only if no error was noted.
-    pub(super) fn resources(&self, resources: Element<'_>) -> Vec<Resource> {
+    pub(super) fn resources(&mut self, resources: Element<'a>) -> Vec<Resource> {
         resources.holds_only(&["resource"]);
         let (mut ids, mut exports) = (Vec::new(), Vec::new());
         let elements = resources.list("resource", 0..=usize::from(ResourceId::LAST) + 1);
@@ -147,8 +166,8 @@ impl<'r> Cluster<'r> {
     }
 
     fn resource(
-        &self,
-        resource: Element<'_>,
+        &mut self,
+        resource: Element<'a>,
         ids: &mut Vec<ResourceId>,
         exports: &mut Vec<(SiteId, SocketAddr)>,
     ) -> Option<Resource> {
@@ -160,7 +179,8 @@ impl<'r> Cluster<'r> {
         let outer = mirror::read(resource, &Mirror::default());
         let mut sites = Vec::new();
         let elements = runsites.list("runsite", 1..=IDS);
-        let runsites = elements.filter_map(|runsite| self.runsite(runsite, outer.as_ref(), &mut sites));
+        let runsites =
+            elements.filter_map(|runsite| self.runsite(runsite, (resource, id, outer.as_ref()), &mut sites));
         let runsites = in_order(runsites, |runsite| runsite.site);
         let mut listeners = runsites.iter().filter_map(|at| Some((at.site, at.mirror.nbd?)));
         if let Some((site, addr)) = listeners.find(|export| !add_new(exports, *export)) {
@@ -172,9 +192,9 @@ impl<'r> Cluster<'r> {
     }
 
     fn runsite(
-        &self,
-        runsite: Element<'_>,
-        outer: Option<&Mirror>,
+        &mut self,
+        runsite: Element<'a>,
+        (resource, resource_id, outer): (Element<'a>, Option<ResourceId>, Option<&Mirror>),
         sites: &mut Vec<SiteId>,
     ) -> Option<RunSite> {
         let known = ["id", "ip", "port", "protocol", "compress", "disk", "bwr_disk", "runnodes"];
@@ -188,6 +208,8 @@ impl<'r> Cluster<'r> {
             Some(site)
         });
         let addr = self.socket_addr(runsite, "ip");
+        let what = resource_id.zip(site).map(|(resource, site)| What::RunSite(resource, site));
+        self.listen(runsite, ["ip", "port"], addr, what);
         let words = [("async", Protocol::Async), ("sync", Protocol::Sync)];
         let protocol = runsite.get("protocol", choice(words, "async or sync"));
         let words = [(Compression::Lz4.name(), Some(Compression::Lz4))];
@@ -195,6 +217,9 @@ impl<'r> Cluster<'r> {
         let disk = runsite.get("disk", text);
         let bwr_disk = runsite.get("bwr_disk", text);
         let mirror = mirror::read(runsite, outer.unwrap_or(&Mirror::default()));
+        let nbd = mirror.as_ref().and_then(|mirror| mirror.nbd);
+        let of = if runsite.find("nbd").is_some() { runsite } else { resource };
+        self.listen(of, ["nbd", "nbd"], nbd, site.map(What::Nbd));
         let run_nodes = runsite.required("runnodes").map(|run_nodes| self.run_nodes(run_nodes, site));
         Some(RunSite {
             site: site?,

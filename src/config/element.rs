@@ -9,7 +9,7 @@ use roxmltree::Node;
 
 use super::add_new;
 use super::problem::{Notes, shorten};
-use super::value::Wanted;
+use super::value::{Wanted, is_number};
 
 /// Longest part of a wrong value that a message repeats, in characters: enough to find it in the file.
 const SHOWN_MAX: usize = 60;
@@ -188,6 +188,12 @@ impl<'a> Element<'a> {
     /// Refuses a value that another element has.
     pub(super) fn refuse_again(self, owner: &str) {
         self.refuse(&format!("{owner} has it already; give each its own"));
+    }
+
+    /// Returns true if the value is a name other than that of every machine for itself.
+    pub(super) fn holds_other_name(self) -> bool {
+        let value = self.value();
+        !is_number(&value) && !value.contains("localhost")
     }
 
     fn texts(self) -> impl Iterator<Item = Node<'a, 'a>> {

@@ -19,7 +19,7 @@ use super::element::Element;
 use super::keys::KeyFile;
 use super::model::Config;
 use super::problem::{ConfigError, Notes, Problem, Severity, shorten};
-use super::{FILE_MAX, global, limits, value};
+use super::{FILE_MAX, global, limits, listeners, value};
 
 pub use value::Resolver;
 use value::stand_in;
@@ -33,6 +33,8 @@ const NAME_MAX: usize = 253;
 const LOOKUPS_LIMIT: Duration = Duration::from_secs(60);
 /// Longest part in bytes of the XML parser's message, which may repeat a name of any length.
 const SAID_MAX: usize = 300;
+/// Longest part in bytes of an element's name in a remedy.
+const NAME_SHOWN_MAX: usize = 60;
 
 /// A checked configuration, and warnings for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -195,12 +197,14 @@ fn read_root(root: Element<'_>, hostname: &str, resolve: &Resolver<'_>, key_file
         return None;
     }
     root.holds_only(&["global", "sites", "resources"]);
-    let global = root.required("global").and_then(|el| global::read(el, resolve, key_file));
-    let mut cluster = Cluster::new(resolve);
+    let mut places = Vec::new();
+    let global = root.required("global").and_then(|el| global::read(el, resolve, key_file, &mut places));
+    let mut cluster = Cluster::new(resolve, places);
     let sites_el = root.required("sites")?;
     let sites = cluster.sites(sites_el);
     let local = cluster.local(sites_el, &sites, hostname);
     let resources = root.optional("resources").map(|el| cluster.resources(el)).unwrap_or_default();
+    listeners::judge(&cluster.listeners, &resources);
 
     let (global, (site, node)) = global.zip(local)?;
     Some(Config {
@@ -222,17 +226,18 @@ fn read_root(root: Element<'_>, hostname: &str, resolve: &Resolver<'_>, key_file
     })
 }
 
-const OLDER_FORM: &str = "this file has the older form, without sites. Put <nodes> into \
+const OLDER_FORM: &str = "this file has the older form, without sites; `hadmctl convert` with this file prints it in the \
+     newer one. By hand: put <nodes> into \
      <sites><site><id>0</id><mode>share</mode>...</site></sites>. In each <resource>, put <runnodes> into \
      <runsites><runsite>...</runsite></runsites>, beside the site's <id>, <ip>, <port>, <protocol>, <disk> and \
      <bwr_disk>, and list in it the ids alone: <id>0</id> for each <runnode>";
 
-/// Returns the element that shows an older file: nodes, or a resource's nodes, without sites.
+/// Returns the element that shows an older file: nodes or servers, or a resource's nodes, without sites.
 fn older_form(root: Element<'_>) -> Option<Element<'_>> {
     if root.find("sites").is_some() {
         return None;
     }
-    let nodes = root.find("nodes").filter(|nodes| nodes.find("node").is_some());
+    let nodes = root.find("nodes").filter(|nodes| nodes.find("node").is_some()).or(root.find("servers"));
     let run_nodes = || {
         let mut resources = root.find("resources")?.named("resource");
         resources.find_map(|resource| resource.find("runnodes")?.find("runnode"))
@@ -261,7 +266,7 @@ fn syntax_problem(text: &str, error: &roxmltree::Error) -> Problem {
         }
         Xml::NoRootNode => at(0, "no XML element in it: a configuration is <hadm>...</hadm>".to_owned()),
         Xml::UnclosedRootNode | Xml::UnexpectedEndOfStream => {
-            at(text.len(), format!("not well-formed XML, the text ends early: {said}"))
+            at(text.len(), format!("not well-formed XML, the text ends early: {said}{}", remedy(error)))
         }
         _ => None,
     };
@@ -269,6 +274,30 @@ fn syntax_problem(text: &str, error: &roxmltree::Error) -> Problem {
         line: pos.row,
         col: pos.col,
         severity: Severity::Error,
-        message: format!("not well-formed XML: {said}"),
+        message: format!("not well-formed XML: {said}{}", remedy(error)),
     })
+}
+
+/// Returns what to do about an XML error, as the end of a sentence.
+fn remedy(error: &roxmltree::Error) -> String {
+    use roxmltree::Error as Xml;
+    let remedy = match error {
+        Xml::UnexpectedCloseTag(open, ..) => {
+            let open = shorten(open.clone(), NAME_SHOWN_MAX);
+            return format!(
+                "; close <{open}> with </{open}> first, or correct the misspelled one of the two"
+            );
+        }
+        Xml::UnclosedRootNode | Xml::UnexpectedEndOfStream => {
+            "; add the missing end, with </hadm> as the last element's"
+        }
+        Xml::MalformedEntityReference(_) | Xml::UnknownEntityReference(..) => {
+            "; write &amp; for & in a value"
+        }
+        Xml::InvalidComment(_) => "; take the -- out of the comment",
+        Xml::UnexpectedDeclaration(_) => "; delete everything before <?xml, or the second <?xml ...?>",
+        Xml::NonXmlChar(..) => "; delete that character",
+        _ => "; close each <name> with </name>, and write &lt; for < and &amp; for & in a value",
+    };
+    remedy.into()
 }

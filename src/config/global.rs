@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use super::element::Element;
 use super::keys::{KeyError, KeyFile, Keys};
+use super::listeners::{Listener, What};
 use super::model::{KernelUser, PeerAddr};
-use super::value::{Resolver, absolute, address, choice, place, port, seconds, whole};
+use super::value::{Resolver, absolute, choice, own_address, place, port, seconds, whole};
 
 /// The elements of `global`, both spellings of the heartbeat's among them.
 pub const GLOBAL_ELEMENTS: [&str; 13] = [
@@ -46,10 +47,20 @@ pub(super) struct Global {
     pub(super) metrics: Option<SocketAddr>,
 }
 
-pub(super) fn read(global: Element<'_>, resolve: &Resolver<'_>, key_file: KeyFile) -> Option<Global> {
+/// Reads `global`; adds the places where it listens to `listeners`.
+pub(super) fn read<'a>(
+    global: Element<'a>,
+    resolve: &Resolver<'_>,
+    key_file: KeyFile,
+    listeners: &mut Vec<Listener<'a>>,
+) -> Option<Global> {
     global.holds_only(&GLOBAL_ELEMENTS);
-    let ip = global.get("serverip", address(resolve));
+    let ip = global.get("serverip", own_address(resolve));
+    if let Some(at) = global.find("serverip").filter(|_| ip.is_some_and(|ip| ip.is_unspecified())) {
+        at.doubt("the daemon then listens at every address of this machine; write 127.0.0.1 for the kernel module alone");
+    }
     let server_port = global.get("serverport", port);
+    let server = ip.zip(server_port).map(SocketAddr::from);
     let kmod_port = global.get_or("kmodport", 0, port);
     let heartbeat = heartbeat(global);
     let max_packet = global.get_or("maxpacket", MAX_PACKET, whole(1 << 10..=1 << 30));
@@ -60,10 +71,17 @@ pub(super) fn read(global: Element<'_>, resolve: &Resolver<'_>, key_file: KeyFil
     let kernel_user = global.get_or("kerneluser", KernelUser::default(), kernel_user);
     let keys = global.optional("authkey").map_or(Some(None), |el| keys(el, key_file));
     let metrics = global.get_or("metrics", None, |value| place(value).map(Some));
+    let mut listen = |[ip, port]: [&str; 2], what, addr: Option<SocketAddr>| {
+        if let (Some(addr), Some(ip), Some(port)) = (addr, global.find(ip), global.find(port)) {
+            listeners.push(Listener { addr, what, ip, port });
+        }
+    };
+    listen(["serverip", "serverport"], What::Server, server);
+    listen(["metrics", "metrics"], What::Metrics, metrics.flatten());
 
     let (ping_interval, max_ping_count) = heartbeat?;
     Some(Global {
-        server: SocketAddr::new(ip?, server_port?),
+        server: server?,
         kmod_port: kmod_port?,
         ping_interval,
         max_ping_count,

@@ -12,6 +12,7 @@ mod file;
 mod global;
 pub mod keys;
 mod limits;
+mod listeners;
 pub mod mirror;
 mod model;
 mod problem;

@@ -3,6 +3,7 @@
 //! Each row replaces a piece of tests/data/config/valid.xml and lists everything that
 //! must be found, and nothing else.
 
+mod listeners;
 mod mirror;
 
 use std::io;
@@ -17,6 +18,7 @@ const VALID: &str = include_str!("../../tests/data/config/valid.xml");
 fn resolve(name: &str) -> io::Result<Vec<IpAddr>> {
     match name {
         "both.example" => Ok(vec!["2001:db8::7".parse().unwrap(), "192.0.2.7".parse().unwrap()]),
+        "debian.example" => Ok(vec!["127.0.1.1".parse().unwrap()]),
         "six.example" => Ok(vec!["2001:db8::7".parse().unwrap()]),
         "none.example" => Ok(vec![]),
         _ => Err(io::Error::new(io::ErrorKind::NotFound, "unknown name")),
@@ -361,8 +363,24 @@ fn addresses_are_addresses_or_resolvable_names() {
         );
         refused("198.51.100.5<", &format!("{name}<"), &[&message]);
     }
-    for text in ["10.1", "010.0.0.1", "1.2.3.400", "7", "0x7f000001", "fe80::1%eth0", "192.0.2.1:7000"] {
-        let message = format!("33:15: <ip> is {text:?}: it must be an address, such as 192.0.2.1");
+    let cases = [
+        ("10.1", ""),
+        ("010.0.0.1", ""),
+        ("1.2.3.400", ""),
+        ("7", ""),
+        ("0x7f000001", ""),
+        ("2001:db8::1::2", ""),
+        ("fe80::1%eth0", "; one with an interface is not supported, use another one of that machine"),
+        ("192.0.2.1:7000", "; write 192.0.2.1, and the port in an element of its own"),
+        ("192.0.2.1/24", "; write 192.0.2.1, without its prefix"),
+        ("[2001:db8::1]", "; write 2001:db8::1, without brackets"),
+        (
+            "[2001:db8::1]:7000",
+            "; write 2001:db8::1, without brackets, and the port in an element of its own",
+        ),
+    ];
+    for (text, remedy) in cases {
+        let message = format!("33:15: <ip> is {text:?}: it must be an address, such as 192.0.2.1{remedy}");
         refused("198.51.100.99", text, &[&message]);
     }
 }

@@ -5,7 +5,7 @@
 use serde_json::Value;
 
 use super::json::{Fields, Json, fields, objects};
-use super::status::{PeerName, PeerStatus};
+use super::status::{PeerName, PeerStatus, Warnings};
 use super::words::{Check, Fate, Known, PortState, Verdict};
 use crate::wire::{NodeId, ResourceId, SiteId};
 
@@ -191,25 +191,5 @@ impl Json for ExaminedPeer {
 
     fn read(value: &Value) -> Result<Self, String> {
         Ok(ExaminedPeer { peer: Json::read(value)?, found: Json::read(value)? })
-    }
-}
-
-/// Warnings about a file, a line each; no field if there are none.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Warnings(pub Vec<String>);
-
-impl Json for Warnings {
-    fn json(&self) -> Value {
-        self.0.json()
-    }
-
-    fn read(value: &Value) -> Result<Self, String> {
-        Option::read(value).map(|list| Warnings(list.unwrap_or_default()))
-    }
-
-    fn put(&self, name: &str, fields: &mut Fields) {
-        if !self.0.is_empty() {
-            fields.insert(name.into(), self.json());
-        }
     }
 }

@@ -23,13 +23,13 @@ mod tests;
 
 pub use answers::{
     CheckResult, Examination, ExaminedPeer, Mesh, MeshResource, MeshRow, MeshTable, OneSided, PeerFate,
-    PeerResult, Plan, Warnings,
+    PeerResult, Plan,
 };
 pub use json::Json;
 pub use request::{Request, object};
 pub use status::{
     ByCause, Call, Compress, Compressed, Kernel, PING_BOUNDS_US, PacketCounts, PeerCounters, PeerName,
-    PeerStatus, Pings, Running, Status, Stream, TransitionCount, TurnedAway, Wait,
+    PeerStatus, Pings, Running, Status, Stream, TransitionCount, TurnedAway, Wait, Warnings,
 };
 pub use transition::{
     Change, DaemonChange, Details, Event, SeenHeader, SessionAtEnd, SystemError, Transition,

@@ -69,6 +69,7 @@ pub(crate) fn status() -> Status {
         address: Some("192.0.2.1:7000".parse().unwrap()),
         server: "127.0.0.1:9998".parse().unwrap(),
         configuration: "00".into(),
+        warnings: Default::default(),
         keys: Vec::new(),
         owned: Vec::new(),
         kernel: Kernel { attached: true, since_s: Some(1.0) },

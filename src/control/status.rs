@@ -143,6 +143,8 @@ objects! {
         server: SocketAddr,
         /// The digest of the configuration, in hexadecimal digits.
         configuration: String,
+        /// The warnings about its file.
+        warnings: Warnings,
         /// The ids of the keys, the newest first, in hexadecimal digits.
         keys: Vec<String>,
         /// The resources whose logs this node owns.
@@ -422,5 +424,25 @@ impl Json for PeerName {
             }
         };
         key.map_or_else(|| unexpected("the name of a peer", value), |key| Ok(PeerName(key)))
+    }
+}
+
+/// Warnings about a file, a line each; no field if there are none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Warnings(pub Vec<String>);
+
+impl Json for Warnings {
+    fn json(&self) -> Value {
+        self.0.json()
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        Option::read(value).map(|list| Warnings(list.unwrap_or_default()))
+    }
+
+    fn put(&self, name: &str, fields: &mut Fields) {
+        if !self.0.is_empty() {
+            fields.insert(name.into(), self.json());
+        }
     }
 }

@@ -158,10 +158,12 @@ prop_compose! {
         (address, server, configuration) in (some(address()), address(), text()),
         (keys, owned) in (list(text()), list(resource())),
         (attached, since_s) in (any::<bool>(), some(seconds())),
-        (strays, refused, stalls) in (by_cause(), by_cause(), any::<u64>()),
+        (strays, refused, stalls, warnings) in (by_cause(), by_cause(), any::<u64>(), list(text())),
     ) -> Running {
-        let kernel = Kernel { attached, since_s };
-        Running { node, site, hostname, address, server, configuration, keys, owned, kernel, strays, refused, stalls }
+        let (kernel, warnings) = (Kernel { attached, since_s }, Warnings(warnings));
+        Running {
+            node, site, hostname, address, server, configuration, warnings, keys, owned, kernel, strays, refused, stalls
+        }
     }
 }
 

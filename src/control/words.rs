@@ -111,6 +111,8 @@ words! {
         DataDropped = "data dropped",
         /// The peer is no longer to be linked.
         Unwanted = "unwanted",
+        /// The session was not encrypted, and this side has a key since then.
+        ClearText = "not encrypted",
         /// This machine could not carry the session.
         NoResources = "no resources",
         /// The daemon ends.
@@ -155,6 +157,8 @@ words! {
         Unanswered = "unanswered",
         /// Its configuration is another one.
         OtherConfiguration = "other-configuration",
+        /// The session is not encrypted, though this side has a key.
+        NotEncrypted = "not-encrypted",
         /// Its port takes no new connections.
         PortShut = "port-shut",
         /// The operator disconnected it.
@@ -193,6 +197,8 @@ words! {
     Check {
         /// This machine has the node's address.
         Address = "address",
+        /// The file has no warnings.
+        Configuration = "configuration",
         /// The name of this machine.
         Hostname = "hostname",
         /// The kernel module is attached.

@@ -27,7 +27,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::config::Config;
-use crate::control::{Carried, Examination, Json, Request, SOCKET, Status, Transition, metrics};
+use crate::control::{self, Carried, Examination, Json, Request, SOCKET, Status, Transition, metrics};
 use crate::sys::exit;
 use crate::wire::PeerKey;
 use args::{Command, Options};
@@ -236,7 +236,12 @@ fn ask(daemon: &mut Daemon, command: &Command, json: bool, out: &mut StdoutLock)
             Ok(())
         }
         Command::Plan(file) => {
-            print(out, &daemon.ask_patiently(&Request::Plan(file.clone()))?, json, show::plan)
+            let answer = daemon.ask_patiently(&Request::Plan(file.clone()))?;
+            print(out, &answer, json, show::plan)?;
+            match read::<control::Plan>(&answer)?.refused.is_empty() {
+                true => Ok(()),
+                false => Err(Failure::Unwell),
+            }
         }
         Command::Reload => print(out, &daemon.ask_patiently(&Request::Reload)?, json, show::plan),
         Command::Connect(peer) => {

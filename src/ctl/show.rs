@@ -160,7 +160,7 @@ fn compress_line(compress: &Compress, connected: bool) -> String {
         Some(method) => format!("  compress {}", method.name()),
         None if !connected => "  compress not connected".into(),
         None if compress.wanted.is_none() => "  compress not wanted here any more".into(),
-        None => "  compress not wanted by the other side".into(),
+        None => "  compress not in this session: one of the two sides did not want it when it began".into(),
     };
     for (direction, done) in compress.directions() {
         let (plain, wire) = (done.plain_bytes as f64, done.wire_bytes as f64);

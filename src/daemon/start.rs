@@ -208,7 +208,12 @@ fn run(
         let Start { options, identity } = &*parsing;
         let file = &options.file;
         let loaded = Config::from_bytes(file, bytes, &hostname(options, identity.get()), &names.resolver());
-        accept(options, file, loaded, |warning| warn!("{warning}"))
+        let warnings = RefCell::new(Vec::new());
+        let config = accept(options, file, loaded, |warning| {
+            warn!("{warning}");
+            warnings.borrow_mut().push(warning.to_owned());
+        })?;
+        Ok((config, warnings.into_inner()))
     });
     let reloads = Reloads::start(options.file.clone(), parse, requests.clone())?;
     if matches!(first, Attempt::Loaded(_)) {
@@ -257,6 +262,7 @@ fn run(
     let (socket, file) = socket.unzip();
     let coordinator = Coordinator::new(Setup {
         config,
+        warnings,
         socket,
         modules,
         stop,

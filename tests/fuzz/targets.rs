@@ -186,7 +186,7 @@ pub fn hello(data: &[u8]) {
     let here = |port: u16| std::net::SocketAddr::new(at(200), port);
     let allowed = |key, last, port: u16| {
         let here = (port > 0).then(|| here(port));
-        AllowedPeer { key, addr: at(last), at: here, wanted: true, compress: None }
+        AllowedPeer { key, addr: at(last), at: here, wanted: true, held: false, compress: None }
     };
     let admission = Admission {
         node: node(2),

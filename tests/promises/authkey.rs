@@ -516,6 +516,37 @@ fn keys_change_while_everything_runs() {
     }
 }
 
+/// Sessions in clear text end when a key comes, on both sides, and the next ones are encrypted.
+#[test]
+fn a_key_that_comes_with_a_reload_encrypts_every_session() {
+    let net = Subnet::claim();
+    let dir = TempDir::new();
+    let key = dir.path.join("key");
+    let id = keygen(&key);
+    let nodes: Vec<Node> =
+        (0..2).map(|id| Node::start(&net, id, ConfigBuilder::new(&net, 2), None)).collect();
+    all_connected(&nodes);
+    assert_eq!(nodes[0].encryption(1), [Value::Null, Value::Null]);
+    assert!(String::from_utf8(nodes[0].ctl(&["doctor", "1"]).stdout).unwrap().contains("not encrypted"));
+    for node in &nodes {
+        fs::copy(&key, &node.key).unwrap();
+        let config = ConfigBuilder::new(&net, 2).set("authkey", node.key.display());
+        fs::write(&node.config.path, config.render()).unwrap();
+        good(node.ctl(&["reload"]));
+        node.daemon.wait_log("session ended", PATIENCE);
+    }
+    redial("an encrypted session", 4 * PATIENCE, || {
+        nodes.iter().all(|node| node.encryption(1 - node.id)[1] == *id).then_some(())
+    });
+    all_connected(&nodes);
+    assert_carries(&nodes[1], &nodes[0]);
+    let why = good(nodes[0].ctl(&["why", "1"]));
+    assert!(why.contains("it was not encrypted, and this node has a key (authkey) now"), "{why}");
+    for node in nodes {
+        node.daemon.stop();
+    }
+}
+
 /// A key file that others can read, or that is none, is refused everywhere, with what is wrong and what helps.
 #[test]
 fn bad_key_files_are_refused_at_start_check_and_reload() {

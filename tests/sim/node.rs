@@ -174,6 +174,7 @@ pub fn allowed(file: &File) -> Vec<AllowedPeer> {
         addr: addr(other),
         at: None,
         wanted: true,
+        held: false,
         compress: None,
     };
     file.peers.keys().map(allowed).collect()

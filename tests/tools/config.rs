@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -124,9 +124,10 @@ fn every_line_of_a_refusal_has_its_place() {
 fn an_older_file_is_refused_with_directions() {
     let found = refused(OLDER);
     assert_eq!(found.len(), 1, "{found:?}");
-    assert!(
-        found[0].starts_with("9:3: this file has the older form, without sites. Put <nodes> into <sites>")
-    );
+    assert!(found[0].starts_with("9:3: this file has the older form, without sites; `hadmctl convert`"));
+    assert!(found[0].contains("By hand: put <nodes> into <sites>"), "{found:?}");
+    let servers = OLDER.replace("<nodes>", "<servers>").replace("</nodes>", "</servers>");
+    assert!(refused(&servers)[0].starts_with("9:3: this file has the older form"), "{servers}");
     let (before, rest) = OLDER.split_once("<nodes>").unwrap();
     let (_, after) = rest.split_once("</nodes>").unwrap();
     assert!(refused(&format!("{before}{after}"))[0].starts_with("15:9: this file has the older form"));
@@ -136,10 +137,26 @@ fn an_older_file_is_refused_with_directions() {
 fn xml_errors_have_their_place() {
     let not_xml = |text: &str| refused(text).join("\n");
     assert_eq!(not_xml(""), "1:1: no XML element in it: a configuration is <hadm>...</hadm>");
-    assert_eq!(not_xml("<hadm>\n</hamd>"), "2:1: not well-formed XML: expected 'hadm' tag, not 'hamd'");
+    assert_eq!(
+        not_xml("<hadm>\n</hamd>"),
+        "2:1: not well-formed XML: expected 'hadm' tag, not 'hamd'; close <hadm> with </hadm> first, or correct the \
+         misspelled one of the two"
+    );
+    let remedies = [
+        ("<hadm><a>x & y</a></hadm>", "write &amp; for & in a value"),
+        ("<hadm><a>&b;</a></hadm>", "write &amp; for & in a value"),
+        ("<hadm><a>x < y</a></hadm>", "write &lt; for <"),
+        ("<hadm><!-- a -- b --></hadm>", "take the -- out of the comment"),
+        ("\n<?xml version='1.0'?><hadm/>", "delete everything before <?xml"),
+        ("<hadm><1/></hadm>", "close each <name> with </name>"),
+    ];
+    for (text, remedy) in remedies {
+        assert!(not_xml(text).contains(remedy), "{text}: {}", not_xml(text));
+    }
     assert_eq!(
         not_xml("<hadm>\n <a>"),
-        "2:5: not well-formed XML, the text ends early: the root node was opened but never closed"
+        "2:5: not well-formed XML, the text ends early: the root node was opened but never closed; add the missing end, with \
+         </hadm> as the last element's"
     );
     assert_eq!(
         not_xml("<?xml version='1.0'?>\n <!DOCTYPE a [<!ENTITY b 'c'>]>\n<hadm/>"),
@@ -259,10 +276,20 @@ fn style() -> impl Strategy<Value = Style> {
     })
 }
 
+/// An address that a machine can have, and that is not for itself alone.
 fn ip() -> impl Strategy<Value = IpAddr> {
-    let v4 = any::<[u8; 4]>().prop_map(IpAddr::from);
-    let v6 = any::<[u8; 16]>().prop_map(|bytes| IpAddr::from(bytes).to_canonical());
+    let v4 = (128..=223u8, any::<[u8; 3]>()).prop_map(|(a, [b, c, d])| IpAddr::from([a, b, c, d]));
+    let v6 = any::<u128>().prop_map(|bits| IpAddr::from(Ipv6Addr::from_bits(bits >> 3 | 1 << 125)));
     prop_oneof![3 => v4, 1 => v6]
+}
+
+/// Returns the address with the site's id as its end: each site has its own.
+fn at_site(addr: SocketAddr, site: u8) -> SocketAddr {
+    let ip = match addr.ip() {
+        IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() & !0xff | u32::from(site)).into(),
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !0xff | u128::from(site)).into(),
+    };
+    SocketAddr::new(ip, addr.port())
 }
 
 fn id<I: TryFrom<u32, Error: std::fmt::Debug>>(n: u32) -> I {
@@ -322,7 +349,7 @@ prop_compose! {
                 let nodes: Vec<_> = site.nodes.iter().map(|node| node.id).collect();
                 let bwr_disk = format!("{disk}-bwr");
                 let compress = (masks.1 % 2 == 1).then_some(Compression::Lz4);
-                RunSite { site: site.id, addr, protocol, compress, disk: disk.clone(), bwr_disk, mirror: Mirror::default(), run_nodes: picked(&nodes, masks.1) }
+                RunSite { site: site.id, addr: at_site(addr, site.id.get()), protocol, compress, disk: disk.clone(), bwr_disk, mirror: Mirror::default(), run_nodes: picked(&nodes, masks.1) }
             };
             let at_sites = picked(&sites.iter().collect::<Vec<_>>(), masks.0);
             Resource { id: id(n), name, runsites: at_sites.iter().map(at).collect() }

@@ -236,6 +236,10 @@ fn a_disconnected_peer_stays_away_until_it_is_connected_again() {
     harness.kernel.wait_state(bit(2), PATIENCE);
     assert_eq!(peer(&status(&harness), 1)["held"], true);
     assert!(harness.caller(1).try_call().is_err(), "it is turned away");
+    harness.daemon.wait_log("node 1 calls, but the operator has disconnected it here", PATIENCE);
+    let refused = &status(&harness)["refused"];
+    assert_ne!(refused["disconnected by the operator"], 0, "{refused}");
+    assert_eq!(refused["wrong direction"], 0, "{refused}");
     says(&harness, &["connect", "1"]);
     let back = harness.call(1);
     harness.assert_carries(&back);

@@ -126,8 +126,51 @@ fn what_needs_a_restart_is_refused_by_name() {
     assert_eq!(refused.status.code(), Some(5));
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(why.contains("ipaddr and port of the local node") && why.contains("restart"), "{why}");
+    let plan = hadmctl(&harness, &["plan", harness.config.path.to_str().unwrap()]);
+    assert_eq!(plan.status.code(), Some(1), "a reload would be refused");
+    assert!(String::from_utf8_lossy(&plan.stdout).contains("needs a restart: ipaddr and port"), "{plan:?}");
     harness.assert_carries(&one);
     harness.assert_carries(&two);
+    harness.stop();
+}
+
+/// Warnings come with the reload's answer, and stay in the doctor's until the file is right.
+#[test]
+fn warnings_about_the_file_in_force_are_shown() {
+    let harness = Harness::new(2);
+    let peer = harness.call(1);
+    let file = harness.config.path.to_str().unwrap();
+    rewrite(&harness, 2, |config| config.set("colour", "red"));
+    let warning = "warning: unknown element <colour>";
+    assert!(reload(&harness).contains(warning));
+    let doctor = || String::from_utf8(hadmctl(&harness, &["doctor"]).stdout).unwrap();
+    let line = |found: &str| found.lines().find(|line| line.contains("configuration ")).map(str::to_owned);
+    let found = line(&doctor()).unwrap();
+    assert!(found.starts_with("WRONG") && found.contains(warning) && found.contains(file), "{found}");
+    rewrite(&harness, 2, |config| config);
+    assert!(!reload(&harness).contains("warning"));
+    assert_eq!(line(&doctor()).filter(|line| line.starts_with("WRONG")), None);
+    harness.assert_carries(&peer);
+    harness.stop();
+}
+
+/// A place that the same file takes already is refused before anything is closed or opened.
+#[test]
+fn a_place_that_is_taken_twice_is_refused_by_every_command() {
+    let harness = Harness::new(2);
+    let peer = harness.call(1);
+    let node = format!("{}:7000", harness.net.ip(0));
+    rewrite(&harness, 2, |config| config.set("metrics", &node));
+    let file = harness.config.path.to_str().unwrap();
+    for args in [&["reload"][..], &["plan", file], &["check", file, "--hostname", "n0"]] {
+        let output = hadmctl(&harness, args);
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && why.contains("of the same machine listens at"),
+            "{args:?}: {why}"
+        );
+    }
+    harness.assert_carries(&peer);
     harness.stop();
 }
 

@@ -198,6 +198,8 @@ pub struct Refusals {
     /// Had the smaller id, was for a site at the port for nodes, or wanted a resource whose log this node does not
     /// own.
     pub direction: Counter,
+    /// Came from a peer that the operator keeps disconnected.
+    pub held: Counter,
     /// Came while the peer is held off because it repeatedly did not keep up.
     pub held_off: Counter,
     /// Were too many at once.
@@ -233,13 +235,14 @@ impl Refusals {
     }
 
     /// Returns each counter with its name in words.
-    pub fn list(&self) -> [(&'static str, u64); 10] {
+    pub fn list(&self) -> [(&'static str, u64); 11] {
         [
             ("silent", self.silent.get()),
             ("malformed", self.malformed.get()),
             ("unknown id", self.unknown.get()),
             ("wrong address", self.address.get()),
             ("wrong direction", self.direction.get()),
+            ("disconnected by the operator", self.held.get()),
             ("held off", self.held_off.get()),
             ("too many at once", self.too_many.get()),
             ("no key", self.keyless.get()),

@@ -418,6 +418,7 @@ impl Thread {
             (_, Failure::Refused(Refused::UnknownId(_) | Refused::OwnId(_))) => (4, &self.refusals.unknown),
             (_, Failure::Refused(Refused::UnknownRunsite(..))) => (7, &self.refusals.unknown),
             (_, Failure::Refused(Refused::Address { .. })) => (5, &self.refusals.address),
+            (_, Failure::Refused(Refused::Held(_))) => (13, &self.refusals.held),
             (_, Failure::Refused(Refused::NotOwner(_))) => (8, &self.refusals.direction),
             (_, Failure::Refused(Refused::Direction(_) | Refused::Scope)) => (6, &self.refusals.direction),
         };
@@ -451,7 +452,9 @@ impl Thread {
     /// address the call came from.
     fn whose(&self, side: &Side, failure: &Failure, source: SocketAddr) -> Option<PeerKey> {
         let Side::Caller(kind, _) = side else { return None };
-        if let Failure::Refused(Refused::Address { peer, .. } | Refused::NotOwner(peer))
+        if let Failure::Refused(
+            Refused::Address { peer, .. } | Refused::NotOwner(peer) | Refused::Held(peer),
+        )
         | Failure::HeldOff(peer, _) = failure
         {
             return Some(*peer);

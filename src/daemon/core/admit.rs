@@ -19,6 +19,8 @@ pub struct AllowedPeer {
     pub at: Option<SocketAddr>,
     /// True if it may be linked now: a site only while this node owns the resource's log.
     pub wanted: bool,
+    /// True if the operator keeps it disconnected.
+    pub held: bool,
     /// The compression that this side wants for its data link.
     pub compress: Option<Compression>,
 }
@@ -67,6 +69,8 @@ pub enum Refused {
     UnknownId(u8),
     /// The site is configured, but none of its runsites has the address that the hello names.
     UnknownRunsite(SiteId, Option<IpAddr>),
+    /// The operator keeps the peer disconnected.
+    Held(PeerKey),
     /// This node does not own the log of the resource.
     NotOwner(PeerKey),
     /// The caller's id is smaller than the local one: this side calls that peer.
@@ -97,6 +101,12 @@ impl fmt::Display for Refused {
             }
             Refused::UnknownRunsite(site, None) => {
                 write!(f, "the caller claims to be {site}, but does not name its runsite's address")
+            }
+            Refused::Held(peer) => {
+                write!(
+                    f,
+                    "{peer} calls, but the operator has disconnected it here (hadmctl connect links it again)"
+                )
             }
             Refused::NotOwner(peer) => {
                 write!(f, "{peer} calls, but this node does not own that log now")
@@ -140,13 +150,16 @@ impl Admission {
             Ok(site) if hello.scope == Scope::Site => Refused::UnknownRunsite(site, named),
             _ => Refused::UnknownId(hello.id),
         };
-        let &AllowedPeer { key: peer, addr, wanted, .. } = allowed.ok_or_else(unknown)?;
+        let &AllowedPeer { key: peer, addr, wanted, held, .. } = allowed.ok_or_else(unknown)?;
         let expected = (source.to_canonical() != addr.to_canonical()).then_some(addr);
         if let Some(expected) = expected.filter(|_| self.strict) {
             return Err(Refused::Address { peer, expected });
         }
         if hello.id < self.own_id(kind) {
             return Err(Refused::Direction(peer));
+        }
+        if held {
+            return Err(Refused::Held(peer));
         }
         if !wanted {
             return Err(Refused::NotOwner(peer));
@@ -216,7 +229,7 @@ mod tests {
     fn admission(strict: bool) -> Admission {
         let allowed = |key, last, port: u16| {
             let at = (port > 0).then_some(here(port));
-            AllowedPeer { key, addr: ip(last), at, wanted: true, compress: None }
+            AllowedPeer { key, addr: ip(last), at, wanted: true, held: false, compress: None }
         };
         Admission {
             node: NodeId::try_from(2).unwrap(),
@@ -282,6 +295,15 @@ mod tests {
             strict.admit(&bare, None, ip(113), ListenerKind::Site(here(7100))),
             Err(Refused::UnknownRunsite(_, None))
         ));
+    }
+
+    #[test]
+    fn a_peer_that_the_operator_disconnected_is_refused_for_that_alone() {
+        let mut admission = admission(true);
+        admission.allowed[1] = AllowedPeer { wanted: false, held: true, ..admission.allowed[1] };
+        let refused = admission.admit(&hello(3), None, ip(3), ListenerKind::Node).unwrap_err();
+        assert_eq!(refused, Refused::Held(node(3)));
+        assert!(refused.to_string().contains("the operator has disconnected it"), "{refused}");
     }
 
     /// Two resources at one port, whose other sites have one address: the floating address tells them apart.

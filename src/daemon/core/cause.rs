@@ -31,6 +31,8 @@ pub enum EndCause {
     DataDropped,
     /// The peer is no longer wanted here.
     Unwanted,
+    /// The session was in clear text, and this side has a key since then.
+    ClearText,
     /// This machine could not carry the session (threads, descriptors): the reason, and the system's error number.
     Resources(String, Option<i32>),
     /// The daemon ends.
@@ -66,6 +68,7 @@ impl EndCause {
             EndCause::PeersKernel => CauseKind::PeersKernel,
             EndCause::DataDropped => CauseKind::DataDropped,
             EndCause::Unwanted => CauseKind::Unwanted,
+            EndCause::ClearText => CauseKind::ClearText,
             EndCause::Resources(..) => CauseKind::NoResources,
             EndCause::Stopping => CauseKind::Stopping,
         }
@@ -105,6 +108,7 @@ impl fmt::Display for EndCause {
             EndCause::KernelDetached => f.write_str("the kernel module detached"),
             EndCause::DataDropped => f.write_str("data was dropped while no kernel module was attached"),
             EndCause::Unwanted => f.write_str("this node is no longer to be linked with it"),
+            EndCause::ClearText => f.write_str("it was not encrypted, and this node has a key (authkey) now"),
             EndCause::Resources(why, _) => write!(f, "out of resources: {why}"),
             EndCause::Stopping => f.write_str("the daemon ends"),
         }

@@ -108,7 +108,7 @@ impl fmt::Display for Setting {
             Setting::KernelUser => "kerneluser (kernel modules that attach from now on)",
             Setting::PeerAddr => "peeraddr",
             Setting::Metrics => "metrics",
-            Setting::Keys => "authkey (links made from now on)",
+            Setting::Keys => "authkey (sessions in clear text are made anew)",
             Setting::Resource(id) => return write!(f, "{id} at this site"),
         })
     }
@@ -292,7 +292,7 @@ mod tests {
             ),
             (|it| it.peer_addr = "Strict".into(), "peeraddr: Any -> Strict"),
             (|it| it.metrics = Some(at(8)), "metrics: none -> 10.0.0.1:8"),
-            (|it| it.keys = "key 1", "authkey (links made from now on): none -> key 1"),
+            (|it| it.keys = "key 1", "authkey (sessions in clear text are made anew): none -> key 1"),
             (|it| it.resources.clear(), "resource 0 at this site: 10.0.0.1:7 -> none"),
             (|it| it.resources.extend([(resource(1), at(9))]), "resource 1 at this site: none -> 10.0.0.1:9"),
         ];

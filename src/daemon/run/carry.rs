@@ -132,6 +132,8 @@ impl Coordinator {
         };
         let previous = self.peers.previous(peer).cloned();
         previous.iter().flatten().for_each(|budget| budget.void());
+        let is_clear =
+            self.config.keys.is_some() && [&data, &meta].iter().any(|link| link.encryption.is_none());
         self.tell_connected(peer, &data);
         let (from, how) = match data.called {
             true => (PeerState::Dialing, CauseKind::ThisSideCalled),
@@ -170,6 +172,14 @@ impl Coordinator {
                 self.router.set_session(peer, Some(session));
                 let details = Details { source: Some(source), ..Details::default() };
                 self.note(peer, (from, Outcome::Connected), (how, how.to_string()), details);
+                // A key came while the links were made.
+                if is_clear {
+                    let _ = self.events.send(Event::SessionLost {
+                        peer,
+                        session: id,
+                        cause: EndCause::ClearText,
+                    });
+                }
             }
             Err(error) => self.session_failed(peer, id, &error),
         }

@@ -83,6 +83,8 @@ const LOG_TICK: Duration = Duration::from_millis(500);
 pub struct Setup {
     /// The checked configuration.
     pub config: Config,
+    /// The warnings about its file.
+    pub warnings: Vec<String>,
     /// The Unix socket where a kernel module may connect, too.
     pub socket: Option<UnixListener>,
     /// The module list to look at; `None`: serve any kernel module that attaches.
@@ -114,6 +116,8 @@ struct Inbox {
 pub struct Coordinator {
     born: Instant,
     config: Arc<Config>,
+    /// The warnings about its file.
+    warnings: Vec<String>,
     digest: [u8; 8],
     /// The peers that may connect, as the reactor has them.
     admission: Admission,
@@ -141,7 +145,8 @@ impl Coordinator {
     /// # Errors
     /// A sentence for the operator: the thing that is missing, its place, and the remedy.
     pub fn new(setup: Setup) -> Result<Self, String> {
-        let Setup { config, socket, modules, stop, control_requests, control, notifier, names } = setup;
+        let Setup { config, warnings, socket, modules, stop, control_requests, control, notifier, names } =
+            setup;
         let born = Instant::now();
         let local = config.local_node().ok_or("the configuration has no local node")?.clone();
         let allowed = owner::allowed(&config);
@@ -193,6 +198,7 @@ impl Coordinator {
             born,
             core: Core::new(settings, Moment::ZERO),
             config: Arc::new(config),
+            warnings,
             digest,
             admission,
             router,

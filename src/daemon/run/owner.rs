@@ -27,6 +27,7 @@ pub(super) fn allowed(config: &Config) -> Vec<AllowedPeer> {
         addr: node.addr.ip(),
         at: None,
         wanted: true,
+        held: false,
         compress: None,
     });
     let sites = runsites_here(config).flat_map(|(resource, here)| {
@@ -36,6 +37,7 @@ pub(super) fn allowed(config: &Config) -> Vec<AllowedPeer> {
             addr: there.addr.ip(),
             at: Some(here.addr),
             wanted: false,
+            held: false,
             compress: here.compress,
         })
     });

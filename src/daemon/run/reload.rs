@@ -11,7 +11,8 @@ use super::{Coordinator, owner};
 use crate::config::{Config, PeerAddr};
 use crate::control::{self, Fate, PeerFate, PeerName, Plan, Warnings};
 use crate::daemon::core::reload::{Change, Difference, difference};
-use crate::daemon::core::{Action, Event};
+use crate::daemon::core::{Action, EndCause, Event};
+use crate::daemon::server::Loaded;
 use crate::wire::PeerKey;
 
 /// Returns the difference that a reload from one configuration to the other makes.
@@ -28,24 +29,28 @@ fn name(peer: PeerKey, fate: Fate, old: &Config, new: &Config) -> String {
     if fate == Fate::Removed { old.name(peer) } else { new.name(peer) }
 }
 
-/// Returns the difference as operators see it.
-pub(super) fn plan(difference: &Difference, old: &Config, new: &Config) -> Plan {
+/// Returns the difference as operators see it, with the warnings about the file.
+pub(super) fn plan(difference: &Difference, warnings: &[String], old: &Config, new: &Config) -> Plan {
     let fate = |&(key, fate)| PeerFate { peer: PeerName(key), name: Some(name(key, fate, old, new)), fate };
     let peers = difference.peers.iter().map(fate);
     Plan {
         refused: texts(&difference.refused),
         settings: texts(&difference.settings),
         peers: peers.collect(),
-        warnings: Warnings::default(),
+        warnings: Warnings(warnings.to_vec()),
     }
 }
 
 impl Coordinator {
-    /// Puts a new configuration in force.
+    /// Puts a new configuration in force, with the warnings about its file.
     ///
     /// # Errors
     /// The changes that need a restart; nothing has changed then.
-    pub(super) fn reload(&mut self, config: Config, actions: &mut Vec<Action>) -> Result<Plan, String> {
+    pub(super) fn reload(
+        &mut self,
+        (config, warnings): Loaded,
+        actions: &mut Vec<Action>,
+    ) -> Result<Plan, String> {
         let difference = between(&self.config, &config);
         if !difference.refused.is_empty() {
             return Err(format!(
@@ -77,6 +82,7 @@ impl Coordinator {
         // Log ownership has to be known before the wanted peers are.
         let _ = self.carry_out(actions);
         self.apply_wanted(actions);
+        self.end_clear_text(actions);
         // A peer that was added on both sides, or corrected, is not to wait for the end of a backoff.
         self.call_now(None, actions);
         self.machine.look_at_addresses();
@@ -91,6 +97,21 @@ impl Coordinator {
         let news = if news.is_empty() { "nothing changed".into() } else { news.join("; ") };
         info!("configuration reloaded: {news}");
         self.note_daemon(control::Change::Reloaded, &news);
-        Ok(plan(&difference, &old, &self.config))
+        let plan = plan(&difference, &warnings, &old, &self.config);
+        self.warnings = warnings;
+        Ok(plan)
+    }
+
+    /// Ends the sessions that are in clear text where links are to be encrypted: they are made anew, with a key.
+    fn end_clear_text(&mut self, actions: &mut Vec<Action>) {
+        let now = self.now();
+        for session in self.sessions() {
+            let (peer, id) = (session.statistics.key, session.id);
+            let encryption = self.peers.history(peer).and_then(|history| history.encryption);
+            if self.config.keys.is_some() && encryption.is_none() {
+                let lost = Event::SessionLost { peer, session: id, cause: EndCause::ClearText };
+                self.core.handle(now, lost, actions);
+            }
+        }
     }
 }

@@ -84,10 +84,11 @@ impl Coordinator {
             Request::Connect(peer) => allowed(peer).map(|key| self.hold(key, false, actions)),
             Request::Disconnect(peer) => allowed(peer).map(|key| self.hold(key, true, actions)),
             Request::Reload => {
-                unread(config).and_then(|config| self.reload(config, actions)).map(Answer::Plan)
+                unread(config).and_then(|loaded| self.reload(loaded, actions)).map(Answer::Plan)
             }
-            Request::Plan(_) => unread(config).map(|config| {
-                Answer::Plan(reload::plan(&reload::between(&self.config, &config), &self.config, &config))
+            Request::Plan(_) => unread(config).map(|(config, warnings)| {
+                let difference = reload::between(&self.config, &config);
+                Answer::Plan(reload::plan(&difference, &warnings, &self.config, &config))
             }),
             Request::LogLevel(level) => {
                 log::set_max_level(level);
@@ -139,8 +140,8 @@ impl Coordinator {
             // A peer cannot be called at an address that is not known yet.
             let known =
                 !is_stand_in(allowed.addr) || owner::role(&self.config, allowed.key) == Role::Acceptor;
-            allowed.wanted =
-                here && known && !self.peers.history(allowed.key).is_some_and(|history| history.held);
+            allowed.held = self.peers.history(allowed.key).is_some_and(|history| history.held);
+            allowed.wanted = here && known && !allowed.held;
         }
         // First the allowed peers, then the listeners, then calls and sessions: the system must not accept a peer
         // that is then refused.

@@ -14,7 +14,7 @@ use crate::config::keys::Keys;
 use crate::config::{Config, is_stand_in};
 use crate::control::{
     ByCause, Compress, Compressed, Kernel, PacketCounts, PeerCounters, PeerState, PeerStatus, Pings, Running,
-    Status, Stream, TurnedAway, Wait,
+    Status, Stream, TurnedAway, Wait, Warnings,
 };
 use crate::daemon::connect::Refusals;
 use crate::daemon::core::{Moment, View};
@@ -31,6 +31,7 @@ pub(super) struct Snapshot {
     pub known: Peers,
     pub own_views: OwnViews,
     digest: [u8; 8],
+    warnings: Vec<String>,
     peers: Vec<View>,
     refusals: Arc<Refusals>,
     strays: Vec<(&'static str, u64)>,
@@ -50,6 +51,7 @@ impl Coordinator {
             known: self.peers.clone(),
             own_views: self.views.own.clone(),
             digest: self.digest,
+            warnings: self.warnings.clone(),
             peers: self.core.views().collect(),
             refusals: Arc::clone(&self.reactor.refusals),
             strays: self.router.unroutable.list().to_vec(),
@@ -118,6 +120,7 @@ impl Snapshot {
             address: local.map(|node| node.addr),
             server: self.config.server,
             configuration: hex(&self.digest),
+            warnings: Warnings(self.warnings.clone()),
             keys: self.config.keys.iter().flat_map(Keys::ids).map(|id| id.to_string()).collect(),
             owned: table.owned.iter().copied().collect(),
             kernel: Kernel {

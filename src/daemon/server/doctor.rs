@@ -58,7 +58,7 @@ pub fn examine(control_requests: &Sender<ControlRequest>, only: Option<PeerKey>)
         .filter(|peer| selected(&peer))
         .map(|peer| {
             let port = ports.iter().find(|(key, _)| *key == peer.peer).map(|(_, port)| port);
-            let found = verdict::of(&peer, port, running.address);
+            let found = verdict::of(&peer, port, running.address, !running.keys.is_empty());
             ExaminedPeer { peer: PeerStatus { counters: PeerCounters::default(), ..peer }, found }
         })
         .collect();
@@ -148,6 +148,9 @@ fn local(running: &Running, waiting: &[Wait], peers: &[PeerStatus]) -> Vec<Check
             },
         ),
     ];
+    checks.extend(running.warnings.0.iter().map(|warning| {
+        wrong(Check::Configuration, warning.clone(), "Correct that line on every node, and reload.")
+    }));
     checks.extend(waiting.iter().filter_map(|wait| match wait {
         // The check of the address has reported it already.
         Wait::Address(_) => None,

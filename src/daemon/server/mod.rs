@@ -15,7 +15,7 @@ mod verdict;
 pub use names::{Answer, Names};
 pub use reload::{Parse, Reloads};
 pub use scrape::Scrape;
-pub use socket::{Kind, Loaded, Loader, Server, listen, serve};
+pub use socket::{Kind, Loader, Server, listen, serve};
 
 use crossbeam::channel::{Receiver, Sender};
 
@@ -35,13 +35,16 @@ pub const MAX_STREAMS: usize = 12;
 /// Most lines that may wait for a client; one that falls further behind is disconnected.
 pub const BACKLOG: usize = 1024;
 
+/// A checked configuration, and warnings about its file, ready to be shown.
+pub type Loaded = (Config, Vec<String>);
+
 /// A request on its way to the timer thread, and the channel for its answer. Lines beyond the channel's capacity are
 /// left out, and the sender is dropped: the client is disconnected.
 pub struct ControlRequest {
     /// The request.
     pub request: Request,
-    /// The checked configuration of a reload or plan.
-    pub config: Option<Box<Config>>,
+    /// The checked configuration of a reload or plan, with the warnings about its file.
+    pub config: Option<Box<Loaded>>,
     /// The channel for the lines of the answer.
     pub reply: Sender<Line>,
     /// Disconnected when no client waits for the answer any more.

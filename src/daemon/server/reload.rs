@@ -10,14 +10,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crossbeam::channel::{Receiver, Sender, bounded, never, unbounded};
 
-use super::ControlRequest;
 use super::names::Names;
+use super::{ControlRequest, Loaded};
 use crate::config::Config;
 use crate::control::{Line, Request};
 use crate::sys;
 
-/// Turns the bytes of a configuration file into a configuration; an error is ready to be shown.
-pub type Parse = Arc<dyn Fn(&[u8], &Names) -> Result<Config, String> + Send + Sync>;
+/// Turns the bytes of a configuration file into a configuration with its warnings; an error is ready to be shown.
+pub type Parse = Arc<dyn Fn(&[u8], &Names) -> Result<Loaded, String> + Send + Sync>;
 
 /// The answer to a request that a newer one has replaced.
 const REPLACED: &str = "nothing was changed by this request: a newer one took its place";
@@ -146,7 +146,7 @@ fn load_all(queue: &(Mutex<Queue>, Condvar), parse: &Parse, control: &Sender<Con
             let _ = job.reply.try_send(Line::bad(REPLACED));
             continue;
         }
-        let answer = parsed.map_or_else(|why| Some(Line::bad(why)), |config| apply(config, control));
+        let answer = parsed.map_or_else(|why| Some(Line::bad(why)), |loaded| apply(loaded, control));
         // The daemon ends.
         let Some(answer) = answer else { return };
         let good = matches!(answer, Line::Answer(Ok(_)));
@@ -162,9 +162,9 @@ fn load_all(queue: &(Mutex<Queue>, Condvar), parse: &Parse, control: &Sender<Con
 }
 
 /// Has the timer thread put a configuration in force; returns its answer, or `None` when the daemon ends.
-fn apply(config: Config, control: &Sender<ControlRequest>) -> Option<Line> {
+fn apply(loaded: Loaded, control: &Sender<ControlRequest>) -> Option<Line> {
     let (reply, answer) = bounded(1);
-    let config = Some(Box::new(config));
+    let config = Some(Box::new(loaded));
     control.send(ControlRequest { request: Request::Reload, config, reply, gone: never() }).ok()?;
     answer.recv().ok()
 }

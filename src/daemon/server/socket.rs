@@ -22,9 +22,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::Reloads;
 use super::clients::{Clients, Place, is_privileged};
-use super::{BACKLOG, ControlRequest, GROUP, MAX_STREAMS, doctor};
-use crate::config::Config;
-use crate::control::{Answer, Line, Request, Warnings};
+use super::{BACKLOG, ControlRequest, GROUP, Loaded, MAX_STREAMS, doctor};
+use crate::control::{Line, Request};
 use crate::{limited, sys};
 
 /// Longest time for a client to read a line.
@@ -37,9 +36,6 @@ const PLAN_PATIENCE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_secs(1);
 /// Longest request in bytes.
 const LINE_MAX: u64 = 4096;
-
-/// A checked configuration, and warnings about its file, ready to be shown.
-pub type Loaded = (Config, Vec<String>);
 
 /// Reads and checks a configuration file, or the daemon's own if none is named. An error is ready to be shown.
 pub type Loader = Arc<dyn Fn(Option<&Path>) -> Result<Loaded, String> + Send + Sync>;
@@ -334,7 +330,6 @@ fn attend(place: &Place, shared: &Shared) -> io::Result<()> {
             continue;
         }
         let (reply, lines) = bounded(BACKLOG);
-        let mut doubts = Vec::new();
         if request == Request::Reload {
             shared.reloads.ask(reply);
         } else {
@@ -344,10 +339,7 @@ fn attend(place: &Place, shared: &Shared) -> io::Result<()> {
                 _ => Ok(None),
             };
             let config = match config {
-                Ok(loaded) => loaded.map(|(config, warnings)| {
-                    doubts = warnings;
-                    Box::new(config)
-                }),
+                Ok(loaded) => loaded.map(Box::new),
                 Err(why) => {
                     client.say(&Line::bad(why))?;
                     continue;
@@ -361,7 +353,7 @@ fn attend(place: &Place, shared: &Shared) -> io::Result<()> {
         loop {
             select! {
                 recv(lines) -> line => match line {
-                    Ok(line) => client.say(&with_warnings(line, &doubts))?,
+                    Ok(line) => client.say(&line)?,
                     Err(_) => break,
                 },
                 // Also while there is nothing to send.
@@ -380,12 +372,4 @@ fn plan(shared: &Shared, file: &Path) -> Result<Loaded, String> {
     let loaded = (shared.load)(Some(file));
     let _ = end.try_recv();
     loaded
-}
-
-/// Adds the warnings about the file to an answer that says what would change.
-fn with_warnings(mut line: Line, warnings: &[String]) -> Line {
-    if let Line::Answer(Ok(Answer::Plan(plan))) = &mut line {
-        plan.warnings = Warnings(warnings.to_vec());
-    }
-    line
 }

@@ -11,6 +11,10 @@ use crate::wire::PeerKey;
 /// Age in seconds after which a refused call says nothing about now.
 const RECENT: f64 = 60.0;
 
+/// The remedy where a call cannot be made, or was refused on its way.
+const UNREACHABLE: &str = "Look at cables, addresses and routes of this machine, and for a firewall that rejects the call \
+                           (REJECT): it answers at once, where an address without a machine takes seconds.";
+
 /// The verdict, the evidence for it, and the remedy where something is wrong.
 type Found = (Verdict, String, Option<&'static str>);
 
@@ -23,16 +27,21 @@ fn wrong(verdict: Verdict, says: impl Into<String>, advice: &'static str) -> Fou
 }
 
 /// Returns the result for a peer from its status, and from its port's answer if the port was tried. `own` is the
-/// address at which this node listens.
-pub(super) fn of(peer: &PeerStatus, port: Option<&Port>, own: Option<SocketAddr>) -> PeerResult {
-    let (verdict, says, advice) = judge(peer, port, own);
+/// address at which this node listens; `encrypts` is true if it has a key.
+pub(super) fn of(
+    peer: &PeerStatus,
+    port: Option<&Port>,
+    own: Option<SocketAddr>,
+    encrypts: bool,
+) -> PeerResult {
+    let (verdict, says, advice) = judge(peer, port, own, encrypts);
     let (advice, port) = (advice.map(Into::into), port.map(Port::state));
     PeerResult { verdict, well: advice.is_none(), says, advice, port }
 }
 
-fn judge(peer: &PeerStatus, port: Option<&Port>, own: Option<SocketAddr>) -> Found {
+fn judge(peer: &PeerStatus, port: Option<&Port>, own: Option<SocketAddr>, encrypts: bool) -> Found {
     if peer.connected {
-        return connected(peer, port);
+        return connected(peer, port, encrypts);
     }
     if peer.held {
         let advice = "`hadmctl connect` with this peer links it again.";
@@ -53,7 +62,7 @@ fn judge(peer: &PeerStatus, port: Option<&Port>, own: Option<SocketAddr>) -> Fou
     }
 }
 
-fn connected(peer: &PeerStatus, port: Option<&Port>) -> Found {
+fn connected(peer: &PeerStatus, port: Option<&Port>, encrypts: bool) -> Found {
     let age = peer.age_s.unwrap_or_default();
     let rtt = peer.rtt_us.map_or("no ping answered yet".into(), |rtt| format!("rtt {rtt} us"));
     let version = match &peer.version {
@@ -61,7 +70,8 @@ fn connected(peer: &PeerStatus, port: Option<&Port>) -> Found {
         None => "no hello extension, so its configuration cannot be compared".into(),
     };
     let calls = if peer.role == Role::Caller { "this side calls" } else { "it calls" };
-    let says = format!("connected for {} s, {calls}, {rtt}, {version}", decimal(age, 0));
+    let encrypted = if peer.cipher.is_some() { "encrypted" } else { "not encrypted" };
+    let says = format!("connected for {} s, {calls}, {rtt}, {encrypted}, {version}", decimal(age, 0));
     // The last ping's ACK may be on its way.
     if peer.unanswered > 1 {
         return wrong(
@@ -69,6 +79,10 @@ fn connected(peer: &PeerStatus, port: Option<&Port>) -> Found {
             format!("{says}; {} pings in a row are not answered", peer.unanswered.saturating_sub(1)),
             "Look whether its machine is overloaded or stopped, or the network loses packets.",
         );
+    }
+    if encrypts && peer.cipher.is_none() {
+        let advice = "Disconnect and connect it with hadmctl: the next session has a key, or its verdict says why not.";
+        return wrong(Verdict::NotEncrypted, format!("{says}, though this node has a key"), advice);
     }
     if peer.same_config == Some(false) {
         return wrong(
@@ -108,12 +122,13 @@ fn called(peer: &PeerStatus) -> Found {
     };
     let advice = match verdict {
         CallVerdict::Refused => {
-            "Its machine is there: start hadmd on it, or compare ipaddr and port. A C daemon listens only at times."
+            "Its machine is there, or a firewall answers for it (REJECT): start hadmd on it, or compare ipaddr and \
+             port, and look at the firewalls' rules. A C daemon listens only at times."
         }
         CallVerdict::Silent => {
             "Look whether its machine is up, ipaddr is right, and no firewall drops the call."
         }
-        CallVerdict::Unreachable => "Look at cables, addresses and routes of this machine.",
+        CallVerdict::Unreachable => UNREACHABLE,
         CallVerdict::NoAnswer => {
             "Look what listens there: if it is hadmd, it hangs, and its log may say why; else compare port."
         }
@@ -144,18 +159,17 @@ fn awaited(peer: &PeerStatus, port: Option<&Port>, own: Option<SocketAddr>) -> F
         Some(Port::Refused) => wrong(
             Verdict::Refused,
             format!("it has to call and does not; its machine is there, nobody listens at {address}"),
-            "Start hadmd there, or compare ipaddr and port. A C daemon listens only at times.",
+            "Start hadmd there, or compare ipaddr and port; look for a firewall that rejects (REJECT). A C daemon \
+             listens only at times.",
         ),
         Some(Port::Silent) => wrong(
             Verdict::Silent,
             format!("it has to call and does not; nothing answers at {address}"),
             "Look whether its machine is up, ipaddr is right, and no firewall drops what goes there.",
         ),
-        Some(Port::Failed(why)) => wrong(
-            Verdict::Unreachable,
-            format!("it has to call and does not; {address}: {why}"),
-            "Look at cables, addresses and routes of this machine.",
-        ),
+        Some(Port::Failed(why)) => {
+            wrong(Verdict::Unreachable, format!("it has to call and does not; {address}: {why}"), UNREACHABLE)
+        }
         Some(Port::Open) | None => wrong(
             Verdict::NotCalling,
             format!("it has to call {own} and does not; somebody listens at {address}"),
@@ -172,7 +186,7 @@ mod tests {
     const OWN: &str = "192.0.2.1:7000";
 
     fn word(peer: &PeerStatus, port: Option<Port>) -> (&'static str, bool) {
-        let found = of(peer, port.as_ref(), OWN.parse().ok());
+        let found = of(peer, port.as_ref(), OWN.parse().ok(), false);
         assert_eq!(found.well, found.advice.is_none(), "{found:?}");
         (found.verdict.word(), found.well)
     }
@@ -192,6 +206,8 @@ mod tests {
         assert_eq!(word(&up(2, Some(true)), None), ("unanswered", false));
         assert_eq!(word(&up(0, Some(false)), None), ("other-configuration", false));
         assert_eq!(word(&up(0, Some(true)), Some(Port::Silent)), ("port-shut", false));
+        let clear = of(&PeerStatus { cipher: None, ..up(0, None) }, None, OWN.parse().ok(), true);
+        assert_eq!((clear.verdict.word(), clear.well), ("not-encrypted", false));
     }
 
     #[test]
@@ -214,7 +230,7 @@ mod tests {
         assert_eq!(word(&acceptor(3.0), Some(Port::Open)).0, "turned-away");
         assert_eq!(word(&acceptor(300.0), Some(Port::Open)).0, "not-calling");
         let site = PeerStatus { peer: "3:1".parse().unwrap(), ..acceptor(300.0) };
-        let says = of(&site, Some(&Port::Open), OWN.parse().ok()).says;
+        let says = of(&site, Some(&Port::Open), OWN.parse().ok(), false).says;
         assert!(says.contains("has to call 192.0.2.100 and"), "{says}");
         assert_eq!(word(&acceptor(300.0), Some(Port::Refused)).0, "refused");
         assert_eq!(word(&acceptor(300.0), Some(Port::Silent)).0, "silent");
