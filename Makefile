@@ -185,6 +185,7 @@ install: ## install what `make build` built; PREFIX=/usr/local, SYSCONFDIR=/etc,
 	$(call put,644,$(doc)/logrotate,etc/logrotate/hadmd)
 	$(call put,644,$(doc)/prometheus,etc/prometheus/alerts.yml)
 	$(call put,644,$(doc)/grafana,etc/grafana/hadmd.json)
+	$(call put,644,$(doc)/schema,etc/schema/hadmctl.json)
 	$(call keep,$(SYSCONFDIR)/hadm/hadm.xml,etc/one-site.xml)
 	$(call keep,$(SYSCONFDIR)/default/hadmd,etc/default/hadmd)
 

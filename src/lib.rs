@@ -12,7 +12,7 @@
 //! | module | its idea | imports from |
 //! |---|---|---|
 //! | [`probe`] | `hadm-probe`: plays the kernel module | `attach` `wire` |
-//! | [`ctl`] | `hadmctl`: requests to a running daemon | `config` `control` `wire` |
+//! | [`ctl`] | `hadmctl`: requests to a running daemon | `config` `control` `sys` `wire` |
 //! | [`daemon`] | the daemon | |
 //! | [`daemon::args`] | the command line of `hadmd` | `daemon::kmod` `logging` |
 //! | [`daemon::start`] | the part before and after the timer thread: log, signals, files | `config` `control` `daemon::args` `daemon::kmod` `daemon::pidfile` `daemon::run` `daemon::server` `logging` `service` `sys` |

@@ -10,7 +10,7 @@ function __hadmctl_given
             continue
         end
         switch $word
-            case --control --timeout --peer --type --hostname --listen --allow-host --disk-control --config
+            case --control --timeout --for --peer --type --hostname --listen --allow-host --disk-control --config
                 set skip yes
             case '-*'
             case '*'
@@ -28,7 +28,8 @@ function __hadmctl_ask
 end
 
 function __hadmctl_peers
-    __hadmctl_ask status | sed -nE -e 's/^node ([0-9]+) .*/\1/p' -e 's/^site ([0-9]+) of resource ([0-9]+) .*/\2:\1/p'
+    __hadmctl_ask status | sed -nE -e 's/^node ([0-9]+) \(([^)]+)\) .*/\1\n\2/p' -e 's/^node ([0-9]+) .*/\1/p' \
+        -e 's/^site ([0-9]+) of resource ([0-9]+) .*/\2:\1/p'
 end
 
 function __hadmctl_disks
@@ -47,7 +48,7 @@ function __hadmctl_candidates
         case --peer
             __hadmctl_peers
             return
-        case --timeout --type --hostname --listen --allow-host
+        case --timeout --for --type --hostname --listen --allow-host
             return
     end
     if string match -q -- '-*' (commandline -ct)
@@ -61,6 +62,9 @@ function __hadmctl_candidates
             __hadmctl_help | sed -n '/^Disk commands/,/^$/s/^  \([a-z][a-z]*\).*/\1/p'
         case why connect disconnect doctor
             __hadmctl_peers
+        case wait
+            __hadmctl_peers
+            echo all
         case loglevel
             printf '%s\n' off error warn info debug trace
         case 'disk *'

@@ -26,18 +26,13 @@ fn main() -> ExitCode {
             return exit::USAGE.into();
         }
     };
-    let (status, why) = match run(&options) {
-        // The reader of the output has seen enough.
-        Ok(()) | Err(Failure::Unread) => return ExitCode::SUCCESS,
-        Err(Failure::Unwell) => return exit::FAILED.into(),
-        Err(Failure::Configuration(text)) => {
-            eprintln!("{text}");
-            return exit::USAGE.into();
-        }
-        Err(Failure::NoPeer(why)) => (exit::USAGE, why),
-        Err(Failure::NoAnswer(why)) => (exit::NO_ANSWER, why),
-        Err(Failure::Said(why)) => (exit::FAILED, why),
-    };
-    eprintln!("hadmctl: {why}");
-    status.into()
+    let Err(failure) = run(&options) else { return ExitCode::SUCCESS };
+    match &failure {
+        // The output has it all, or its reader has seen enough.
+        Failure::Unwell | Failure::Shown(_) | Failure::Unread => {}
+        // Each line begins with the file's name.
+        Failure::Configuration(text) => eprintln!("{text}"),
+        failure => eprintln!("hadmctl: {failure}"),
+    }
+    failure.status().into()
 }

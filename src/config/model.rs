@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::config::keys::Keys;
 use crate::config::mirror::Mirror;
-use crate::wire::{Compression, NodeId, ResourceId, SiteId};
+use crate::wire::{Compression, NodeId, PeerKey, ResourceId, SiteId};
 
 /// A checked configuration, seen from the local node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,6 +151,42 @@ impl Config {
     /// Returns the local node.
     pub fn local_node(&self) -> Option<&Node> {
         self.local_nodes().iter().find(|node| node.id == self.node)
+    }
+
+    /// Returns the host names of a peer: of the node, or of the nodes of the site that may run the resource.
+    pub fn hosts(&self, peer: PeerKey) -> Vec<&str> {
+        let (site, runs): (SiteId, &[NodeId]) = match &peer {
+            PeerKey::Node(node) => (self.site, std::slice::from_ref(node)),
+            PeerKey::Site(resource, site) => {
+                (*site, self.runsite(*resource, *site).map_or(&[], |at| &at.run_nodes))
+            }
+        };
+        let nodes = self.sites.iter().find(|known| known.id == site).map_or(&[][..], |site| &site.nodes);
+        let meant = nodes.iter().filter(|node| runs.contains(&node.id));
+        meant.map(|node| node.hostname.as_str()).collect()
+    }
+
+    /// Returns a peer's name for people: a node's host name, or a site's resource and hosts, as `data at beta`.
+    pub fn name(&self, peer: PeerKey) -> String {
+        let hosts = match self.hosts(peer)[..] {
+            [first, second, _, ..] => format!("{first}, {second}, ..."),
+            ref few => few.join(", "),
+        };
+        match peer {
+            PeerKey::Node(_) => hosts,
+            PeerKey::Site(resource, _) => {
+                format!("{} at {hosts}", self.resource_name(resource).unwrap_or_default())
+            }
+        }
+    }
+
+    /// Returns the name of a resource.
+    pub fn resource_name(&self, id: ResourceId) -> Option<&str> {
+        self.resources.iter().find(|resource| resource.id == id).map(|resource| resource.name.as_str())
+    }
+
+    fn runsite(&self, resource: ResourceId, site: SiteId) -> Option<&RunSite> {
+        self.resources.iter().find(|known| known.id == resource)?.runsite(site)
     }
 
     /// Returns the local node's own address.

@@ -116,6 +116,8 @@ objects! {
     PeerFate {
         /// The peer.
         peer: PeerName,
+        /// Its name for people, as in the status.
+        name: Option<String>,
         /// Its fate.
         fate: Fate,
     }

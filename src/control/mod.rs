@@ -113,6 +113,15 @@ impl fmt::Display for Line {
     }
 }
 
+/// The reason why an answer has no content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoData {
+    /// The daemon refuses, in its own words.
+    Refused(String),
+    /// The line is no answer of this protocol.
+    Unknown(String),
+}
+
 /// The JSON content of a daemon's line: to be printed as it is, or read as the type that belongs to the request.
 #[derive(Clone, Debug)]
 pub struct Carried(Value);
@@ -121,15 +130,13 @@ impl Carried {
     /// Takes the content of an answer.
     ///
     /// # Errors
-    /// The reason why the daemon refuses, or that the line is no line of this protocol.
-    pub fn answer(line: &[u8]) -> Result<Self, String> {
-        let mut line = Self::line(line)?;
-        match line.get("ok").and_then(Value::as_bool) {
-            Some(true) => Ok(Carried(line.get_mut("data").map(Value::take).unwrap_or_default())),
-            _ => {
-                let why = line.get("error").and_then(Value::as_str);
-                Err(why.unwrap_or("refused without a reason").into())
-            }
+    /// The reason why there is none.
+    pub fn answer(line: &[u8]) -> Result<Self, NoData> {
+        let mut line = Self::line(line).map_err(NoData::Unknown)?;
+        match (line.get("ok").and_then(Value::as_bool), line.get("error").and_then(Value::as_str)) {
+            (Some(true), _) => Ok(Carried(line.get_mut("data").map(Value::take).unwrap_or_default())),
+            (Some(false), why) => Err(NoData::Refused(why.unwrap_or("refused without a reason").into())),
+            (None, _) => Err(NoData::Unknown(format!("the daemon answered with something else: {line}"))),
         }
     }
 

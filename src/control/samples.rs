@@ -9,6 +9,9 @@ use super::{
 pub(crate) fn peer() -> PeerStatus {
     PeerStatus {
         peer: "1".parse().unwrap(),
+        name: Some("n1".into()),
+        hosts: Some(vec!["n1".into()]),
+        resource_name: None,
         role: Role::Caller,
         address: Some("192.0.2.2:7000".parse().unwrap()),
         from: Some("192.0.2.100".parse().unwrap()),

@@ -169,6 +169,12 @@ objects! {
     PeerStatus {
         /// The peer's key.
         peer: PeerKey,
+        /// Its name for people: a node's host name, or a site's resource and hosts, as `data at beta`.
+        name: Option<String>,
+        /// The host names of the node, or of the nodes of the site that may run the resource.
+        hosts: Option<Vec<String>>,
+        /// The name of a site's resource.
+        resource_name: Option<String>,
         /// The caller of the two sides.
         role: Role,
         /// The address at which it is called.
@@ -304,6 +310,18 @@ objects! {
         queued_bytes: u64,
         /// Packets dropped.
         dropped: ByCause,
+    }
+}
+
+impl PeerStatus {
+    /// Returns the peer's key and name, for people.
+    pub fn label(&self) -> String {
+        self.peer.label(self.name.as_deref())
+    }
+
+    /// Returns true if it is to be connected: not a site whose links another node of this site has.
+    pub fn is_expected(&self) -> bool {
+        self.state != PeerState::Off || self.held || !self.address_known
     }
 }
 

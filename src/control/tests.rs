@@ -85,11 +85,11 @@ prop_compose! {
 
 prop_compose! {
     fn transition()(
-        (peer, time, unix_s) in (key(), text(), seconds()),
+        (peer, name, time, unix_s) in (key(), some(text()), text(), seconds()),
         (from, to, kind) in (one_of(PeerState::ALL), one_of(Outcome::ALL), one_of(CauseKind::ALL)),
         (cause, details) in (text(), details().boxed()),
     ) -> Transition {
-        Transition { peer, time, unix_s, from, to, kind, cause, details }
+        Transition { peer, name, time, unix_s, from, to, kind, cause, details }
     }
 }
 
@@ -126,6 +126,7 @@ prop_compose! {
 prop_compose! {
     fn peer()(
         (peer, role, state) in (key(), one_of(Role::ALL), one_of(PeerState::ALL)),
+        (name, hosts, resource_name) in (some(text()), some(list(text())), some(text())),
         (address, source, from) in (some(address()), some(address()), some(any::<std::net::IpAddr>())),
         (address_known, held, connected, views) in any::<(bool, bool, bool, bool)>(),
         (age_s, next_attempt_s) in (some(seconds()), some(seconds())),
@@ -139,7 +140,7 @@ prop_compose! {
         books in some([counts().boxed(), counts().boxed(), counts().boxed(), counts().boxed()]),
     ) -> PeerStatus {
         PeerStatus {
-            peer, role, address, from, state, address_known, held, connected, age_s, source, version, same_config,
+            peer, name, hosts, resource_name, role, address, from, state, address_known, held, connected, age_s, source, version, same_config,
             cipher, key, sessions, violations, attempts, next_attempt_s, last_error, call,
             turned_away: turned_away.map(|(age_s, why)| TurnedAway { age_s, why }),
             views, unanswered, rtt_us, pings, compress,
@@ -237,7 +238,7 @@ proptest! {
         (verdict, port, peer) in (one_of(Verdict::ALL), some(one_of(PortState::ALL)), peer().boxed()),
         (well, says, advice) in (any::<bool>(), text(), some(text())),
         (refused, settings, warnings) in (list(text()), list(text()), list(text())),
-        fates in list((key(), one_of(Fate::ALL))),
+        fates in list((key(), some(text()), one_of(Fate::ALL))),
     ) {
         comes_back(&Mesh { node, site, meshes });
         let check = |(check, well, says, advice)| CheckResult { check, well, says, advice };
@@ -247,7 +248,7 @@ proptest! {
             checks: checks.into_iter().map(check).collect(),
             peers: vec![ExaminedPeer { peer, found }],
         });
-        let fate = |(key, fate)| PeerFate { peer: PeerName(key), fate };
+        let fate = |(key, name, fate)| PeerFate { peer: PeerName(key), name, fate };
         let peers = fates.into_iter().map(fate).collect();
         comes_back(&Plan { refused, settings, peers, warnings: Warnings(warnings) });
     }

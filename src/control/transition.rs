@@ -17,6 +17,8 @@ use crate::wire::{Class, PeerKey, ResourceId};
 pub struct Transition {
     /// The peer.
     pub peer: PeerKey,
+    /// Its name for people, as in the status.
+    pub name: Option<String>,
     /// The time, in the form of RFC 3339.
     pub time: String,
     /// The time, in seconds since 1970.
@@ -79,6 +81,7 @@ impl Json for Transition {
     fn json(&self) -> Value {
         let mut fields = Fields::new();
         self.peer.put("peer", &mut fields);
+        put_some(self.name.as_ref(), "name", &mut fields);
         self.time.put("time", &mut fields);
         self.unix_s.put("unix_s", &mut fields);
         self.from.put("from", &mut fields);
@@ -120,6 +123,7 @@ impl Json for Transition {
         };
         Ok(Transition {
             peer: Json::take("peer", fields)?,
+            name: Json::take("name", fields)?,
             time: Json::take("time", fields)?,
             unix_s: Json::take("unix_s", fields)?,
             from: Json::take("from", fields)?,

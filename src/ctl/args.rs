@@ -7,27 +7,30 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use super::{bundle, disk, web};
+use super::{bundle, disk, names, web};
 use crate::wire::{PacketType, PeerKey};
 
 /// The text of `--help`.
 pub const USAGE: &str = "\
-Usage: hadmctl [--control FILE] [--timeout SECS] COMMAND
+Usage: hadmctl [--control FILE] [--timeout SECS] [--json] COMMAND
 
-Asks and steers a running hadmd.
+Asks and steers a running hadmd. Every command has --json, for scripts.
 
 Commands:
-  status [--json] [--watch]  the daemon, its kernel module and every peer; --watch: again each second, with rates
-  events [--json]            what is connected now, then a line for each change as it happens
-  doctor [PEER] [--json]     examine a peer, or this node and every peer: what is wrong, and what helps
-  mesh [--json]              who sees whom, as the peers tell it; what only one side sees is marked
-  why PEER [--json]          the last 32 transitions of a peer: when, what, why, who; why RES, doctor RES: those of disk
-  trace [--peer PEER] [--type N] [--json]
+  status [--watch]           the daemon, its kernel module and every peer; --watch: again each second, with rates
+  summary [--disk-control FILE]
+                             one line: peers, kernel module and disks, in a second at most
+  wait PEER|all [--for SECS] wait until the peer is connected, or all are; without --for, for ever
+  events                     what is connected now, then a line for each change as it happens
+  doctor [PEER]              examine a peer, or this node and every peer: what is wrong, and what helps
+  mesh                       who sees whom, as the peers tell it; what only one side sees is marked
+  why PEER                   the last 32 transitions of a peer: when, what, why, who; why RES, doctor RES: those of disk
+  trace [--peer PEER] [--type N]
                              packet headers as they are read
   metrics                    Prometheus text
   connect PEER               link a peer again that was disconnected
   disconnect PEER            end a peer's session, and leave it so until connect or a restart
-  plan FILE [--json]         what a reload of FILE would do to each peer; changes nothing
+  plan FILE                  what a reload of FILE would do to each peer; changes nothing
   reload                     read the configuration file anew and put it in force
   loglevel LEVEL             off, error, warn, info, debug or trace
   check FILE [--hostname NAME]
@@ -44,11 +47,10 @@ Commands:
   version                    versions of this program and of the daemon
 
 Disk commands:
-  status [RES] [--json] [--watch]
-                             role, disk and other sites of each mirrored disk
+  status [RES] [--watch]     role, disk and other sites of each mirrored disk
   metrics                    Prometheus text
-  why RES [--json]           the last 32 events of a mirrored disk: when, what, why
-  doctor [RES] [--json]      examine disks, metadata and the other sites: what is wrong, and what helps
+  why RES                    the last 32 events of a mirrored disk: when, what, why
+  doctor [RES]               examine disks, metadata and the other sites: what is wrong, and what helps
   primary RES [--force]      serve the disk here; --force: though newer data may be elsewhere
   secondary RES              serve it here no more
   connect RES [SITE]         mirror with the site again, or with all, after disconnect
@@ -56,42 +58,51 @@ Disk commands:
   verify RES [SITE]          compare this primary's disk with the site's while both are in use
   resync RES [SITE] [--full] copy to the site that is not primary what is marked; --full: all that differs
   pause RES [SITE]           stop resyncs, until resume or a restart
-  plan RES [SITE] [--json]   the consequences of a connect; changes nothing
+  plan RES [SITE]            the consequences of a connect; changes nothing
   discard RES                give up this secondary's changes when the sites meet next
   resume RES [SITE]          let resyncs go on, and writes that wait for a lost site
   grow RES                   says how a mirrored disk is made larger
 
-PEER is N for node N, or R:S for site S of resource R. RES is a resource's name or id, SITE a site's id.
+PEER is the host name of a node or N for node N, or RES:SITE for a site of a resource. RES is a resource's name or id,
+SITE a site's id or the host name of a node there, which may stand for RES:SITE if it can mean nothing else.
 
 Options:
       --control FILE         the daemon's control socket [default: /run/hadm/hadmd.sock];
                              for disk, that of hadm-nbd [default: /run/hadm/hadm-nbd.sock]
-      --timeout SECS         how long the daemon may take to answer [default: 5]; a stream that has begun
-                             may be silent for longer
+      --timeout SECS         how long the daemon may take to answer [default: 5, for summary 1]; a stream that
+                             has begun may be silent for longer
+      --json                 print the result as JSON, as etc/schema/hadmctl.json and hadm-json(7) say
+      --for SECS             wait: how long
       --listen ADDR:PORT     web: where browsers connect [default: 127.0.0.1:9465]
       --allow-host NAME      web: a name by which browsers may call it, beside its address and localhost
-      --disk-control FILE    web, bundle: the control socket of hadm-nbd
+      --disk-control FILE    web, bundle, summary, why, doctor: the control socket of hadm-nbd
       --config FILE          bundle: the configuration [default: /etc/hadm/hadm.xml]
       --version              print the version
   -h, --help                 print this help
 
-Exit status: 0 done, 1 the daemon cannot be reached or refuses, or doctor finds something wrong, 2 usage (also a
-peer that is not configured) or configuration, 4 the daemon is there and does not answer.
+Exit status: 0 well, 1 a peer or a check is not well, or a file cannot be written, 2 usage (also a peer or disk that
+is not configured) or configuration, 3 the daemon is not there, 4 it does not answer, 5 it refuses.
 ";
 
 /// A healthy daemon answers in milliseconds, one on an overloaded machine in a second or two.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The same for a line in a prompt: nobody waits long for that.
+const SUMMARY_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Parses seconds, with or without a fraction.
-fn seconds(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("--timeout: {text:?} is no number of seconds from 0.1 to 86400");
+fn seconds(option: &str, text: &str, least: f64, most: f64) -> Result<Duration, String> {
+    let wrong = || format!("{option}: {text:?} is no number of seconds from {least} to {most}");
     let number: f64 = text.parse().map_err(|_| wrong())?;
-    if (0.1..=86400.0).contains(&number) { Ok(Duration::from_secs_f64(number)) } else { Err(wrong()) }
+    if (least..=most).contains(&number) { Ok(Duration::from_secs_f64(number)) } else { Err(wrong()) }
 }
 
-/// Returns true if it can be no peer, but the name of a resource.
-fn is_name(text: &str) -> bool {
-    text.starts_with(|first: char| first.is_alphabetic() || first == '_')
+/// Checks the name of a peer as far as that needs no daemon.
+fn peer(text: &str) -> Result<String, String> {
+    if names::is_id(text) {
+        text.parse::<PeerKey>()?;
+    }
+    if text.is_empty() { Err("the name of a peer is empty".into()) } else { Ok(text.into()) }
 }
 
 /// A parsed command line.
@@ -99,8 +110,12 @@ fn is_name(text: &str) -> bool {
 pub struct Options {
     /// The control socket; `None`: the default one.
     pub control: Option<PathBuf>,
+    /// The control socket of `hadm-nbd`, for commands that ask both; `None`: the default one.
+    pub disks: Option<PathBuf>,
     /// Longest time for the daemon to answer.
     pub timeout: Duration,
+    /// True if the result is to be JSON.
+    pub json: bool,
     /// The command.
     pub command: Command,
 }
@@ -109,17 +124,19 @@ pub struct Options {
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the usage text says what each is")]
 pub enum Command {
-    Status { json: bool, watch: bool },
-    Events { json: bool },
-    Doctor { peer: Option<PeerKey>, json: bool },
-    Mesh { json: bool },
-    Why { peer: PeerKey, json: bool },
-    Trace { peer: Option<PeerKey>, kind: Option<PacketType>, json: bool },
+    Status { watch: bool },
+    Summary,
+    Wait { peer: Option<String>, limit: Option<Duration> },
+    Events,
+    Doctor { peer: Option<String> },
+    Mesh,
+    Why { peer: String },
+    Trace { peer: Option<String>, kind: Option<PacketType> },
     Metrics,
-    Connect(PeerKey),
-    Disconnect(PeerKey),
+    Connect(String),
+    Disconnect(String),
     LogLevel(LevelFilter),
-    Plan { file: PathBuf, json: bool },
+    Plan(PathBuf),
     Reload,
     Check(PathBuf, String),
     Keygen { file: PathBuf, rotate: bool },
@@ -128,17 +145,6 @@ pub enum Command {
     Bundle(bundle::Settings),
     Convert(PathBuf),
     Disk(disk::Command),
-}
-
-impl Command {
-    /// Returns the peer that the command names, if it names one: the daemon has to know it.
-    pub fn peer(&self) -> Option<PeerKey> {
-        match self {
-            Command::Doctor { peer, .. } | Command::Trace { peer, .. } => *peer,
-            Command::Why { peer, .. } | Command::Connect(peer) | Command::Disconnect(peer) => Some(*peer),
-            _ => None,
-        }
-    }
 }
 
 /// The result of reading a command line.
@@ -157,20 +163,21 @@ pub enum Parsed {
 pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
     use lexopt::prelude::*;
     let (mut control, mut force, mut full) = (None, false, false);
-    let mut timeout = TIMEOUT;
+    let (mut timeout, mut limit) = (None, None);
     let mut rotate = false;
-    let (mut json, mut watch, mut peer, mut kind, mut hostname) = (false, false, None, None, None);
-    let (mut listen, mut names, mut disks, mut config) = (None, Vec::new(), None, None::<PathBuf>);
+    let (mut json, mut watch, mut traced, mut kind, mut hostname) = (false, false, None, None, None);
+    let (mut listen, mut hosts, mut disks, mut config) = (None, Vec::new(), None, None::<PathBuf>);
     let mut words = Vec::new();
     while let Some(arg) = args.next()? {
         match arg {
             Long("control") => control = Some(args.value()?.into()),
             Long("force") => force = true,
             Long("full") => full = true,
-            Long("timeout") => timeout = seconds(&args.value()?.string()?)?,
+            Long("timeout") => timeout = Some(seconds("--timeout", &args.value()?.string()?, 0.1, 86_400.0)?),
+            Long("for") => limit = Some(seconds("--for", &args.value()?.string()?, 0.0, 31_622_400.0)?),
             Long("json") => json = true,
             Long("watch") => watch = true,
-            Long("peer") => peer = Some(args.value()?.parse::<PeerKey>()?),
+            Long("peer") => traced = Some(peer(&args.value()?.string()?)?),
             Long("type") => kind = Some(PacketType(args.value()?.parse()?)),
             Long("rotate") => rotate = true,
             Long("listen") => {
@@ -180,9 +187,9 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
                     })
                 })?)
             }
-            Long("allow-host") => names.push(args.value()?.string()?),
+            Long("allow-host") => hosts.push(args.value()?.string()?),
             Long("config") => config = Some(args.value()?.into()),
-            Long("disk-control") => disks = Some(args.value()?.into()),
+            Long("disk-control") => disks = Some(PathBuf::from(args.value()?)),
             Long("hostname") => hostname = Some(args.value()?.string()?),
             Long("version") => {
                 return Ok(Parsed::Print(format!("hadmctl {}\n", env!("CARGO_PKG_VERSION"))));
@@ -194,23 +201,24 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     if let ["disk", rest @ ..] = &words[..] {
-        let alien = peer.is_some() || kind.is_some() || hostname.is_some() || rotate;
-        let alien = alien || listen.is_some() || !names.is_empty() || disks.is_some() || config.is_some();
-        let command = disk::parse(rest, disk::Given { json, watch, force, full, alien })?;
-        return Ok(Parsed::Run(Options { control, timeout, command: Command::Disk(command) }));
+        let alien = traced.is_some() || limit.is_some() || kind.is_some() || hostname.is_some() || rotate;
+        let alien = alien || listen.is_some() || !hosts.is_empty() || disks.is_some() || config.is_some();
+        let command = disk::parse(rest, disk::Given { watch, force, full, alien })?;
+        let timeout = timeout.unwrap_or(TIMEOUT);
+        return Ok(Parsed::Run(Options { control, disks, timeout, json, command: Command::Disk(command) }));
     }
     let given = [
         (force, "--force", &["disk primary"][..]),
         (full, "--full", &["disk resync"]),
-        (json, "--json", &["status", "events", "doctor", "mesh", "why", "trace", "plan"][..]),
+        (limit.is_some(), "--for", &["wait"]),
         (watch, "--watch", &["status"]),
-        (peer.is_some(), "--peer", &["trace"]),
+        (traced.is_some(), "--peer", &["trace"]),
         (kind.is_some(), "--type", &["trace"]),
         (hostname.is_some(), "--hostname", &["check"]),
         (rotate, "--rotate", &["keygen"]),
         (listen.is_some(), "--listen", &["web"]),
-        (!names.is_empty(), "--allow-host", &["web"]),
-        (disks.is_some(), "--disk-control", &["web", "bundle"]),
+        (!hosts.is_empty(), "--allow-host", &["web"]),
+        (disks.is_some(), "--disk-control", &["web", "bundle", "summary", "why", "doctor"]),
         (config.is_some(), "--config", &["bundle"]),
     ];
     if let Some((_, option, at)) = given
@@ -220,27 +228,19 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
         return Err(format!("{option} goes with {}", at.join(", ")).into());
     }
     let command = match words[..] {
-        ["status"] => Command::Status { json, watch },
-        ["events"] => Command::Events { json },
-        ["doctor"] => Command::Doctor { peer: None, json },
-        ["doctor", peer] => match peer.parse() {
-            Ok(peer) => Command::Doctor { peer: Some(peer), json },
-            Err(_) if is_name(peer) => {
-                Command::Disk(disk::Command::Doctor { resource: Some(peer.to_owned()), json })
-            }
-            Err(error) => return Err(error.into()),
-        },
-        ["mesh"] => Command::Mesh { json },
-        ["why", peer] => match peer.parse() {
-            Ok(peer) => Command::Why { peer, json },
-            // Not the id of anything: the name of a resource, which hadm-nbd knows.
-            Err(_) if is_name(peer) => Command::Disk(disk::Command::Why { resource: peer.to_owned(), json }),
-            Err(error) => return Err(error.into()),
-        },
-        ["trace"] => Command::Trace { peer, kind, json },
+        ["status"] => Command::Status { watch },
+        ["summary"] => Command::Summary,
+        ["wait", "all"] => Command::Wait { peer: None, limit },
+        ["wait", one] => Command::Wait { peer: Some(peer(one)?), limit },
+        ["events"] => Command::Events,
+        ["doctor"] => Command::Doctor { peer: None },
+        ["doctor", one] => Command::Doctor { peer: Some(peer(one)?) },
+        ["mesh"] => Command::Mesh,
+        ["why", one] => Command::Why { peer: peer(one)? },
+        ["trace"] => Command::Trace { peer: traced, kind },
         ["metrics"] => Command::Metrics,
-        ["connect", peer] => Command::Connect(peer.parse()?),
-        ["disconnect", peer] => Command::Disconnect(peer.parse()?),
+        ["connect", one] => Command::Connect(peer(one)?),
+        ["disconnect", one] => Command::Disconnect(peer(one)?),
         ["loglevel", level] => Command::LogLevel(
             level
                 .parse()
@@ -254,25 +254,29 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
         ["plan", file] => {
             // The daemon reads it, and has another working directory.
             let file = std::path::absolute(file).map_err(|error| format!("plan: {error}"))?;
-            Command::Plan { file, json }
+            Command::Plan(file)
         }
         ["reload"] => Command::Reload,
         ["version"] => Command::Version,
+        ["bundle", "-"] if json => {
+            return Err("bundle -: standard output is the archive; --json goes with a FILE".into());
+        }
         ["bundle"] | ["bundle", _] => {
             let file = words.get(1).map(PathBuf::from);
             let config = config.unwrap_or_else(|| bundle::CONFIG.into());
-            Command::Bundle(bundle::Settings { file, config, disks })
+            Command::Bundle(bundle::Settings { file, config, disks: disks.clone() })
         }
         ["convert", file] => Command::Convert(file.into()),
         ["web"] => {
             let listen =
                 listen.map_or_else(|| web::LISTEN.parse().map_err(|_| web::LISTEN.to_owned()), Ok)?;
-            Command::Web(web::Settings { listen, names, disks })
+            Command::Web(web::Settings { listen, names: hosts, disks: disks.clone() })
         }
         [] => return Err("a command is missing".into()),
         [command @ ("why" | "connect" | "disconnect"), ..] => {
             return Err(format!("{command} takes one PEER").into());
         }
+        ["wait", ..] => return Err("wait takes one PEER, or all".into()),
         ["doctor", ..] => return Err("doctor takes one PEER, or none".into()),
         ["loglevel", ..] => return Err("loglevel takes one LEVEL".into()),
         ["bundle", ..] => return Err("bundle takes one FILE, or none".into()),
@@ -280,12 +284,14 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
             return Err(format!("{command} takes one FILE").into());
         }
         [
-            command @ ("status" | "events" | "mesh" | "trace" | "metrics" | "reload" | "version" | "web"),
+            command @ ("status" | "summary" | "events" | "mesh" | "trace" | "metrics" | "reload" | "version"
+            | "web"),
             ..,
         ] => {
             return Err(format!("{command} takes no arguments").into());
         }
         [command, ..] => return Err(format!("unknown command {command:?}").into()),
     };
-    Ok(Parsed::Run(Options { control, timeout, command }))
+    let usual = if matches!(command, Command::Summary) { SUMMARY_TIMEOUT } else { TIMEOUT };
+    Ok(Parsed::Run(Options { control, disks, timeout: timeout.unwrap_or(usual), json, command }))
 }

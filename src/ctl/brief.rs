@@ -5,6 +5,7 @@
 use super::show::{coloured, daemon_lines, size, span, state_code};
 use super::watch::Picture;
 use crate::control::{PeerState, PeerStatus, Status, Stream};
+use crate::wire::PeerKey;
 
 /// Bytes a second in each direction, data and meta together; nothing across a restart of the daemon.
 pub(super) struct Rates {
@@ -51,6 +52,20 @@ pub(super) fn trouble(peer: &PeerStatus) -> String {
     })
 }
 
+/// The peer's key and name in 23 columns.
+fn short(peer: &PeerStatus) -> String {
+    let whole = match peer.peer {
+        PeerKey::Node(_) => peer.label(),
+        PeerKey::Site(resource, site) => {
+            format!("{}:{} ({})", resource.get(), site.get(), peer.name.as_deref().unwrap_or_default())
+        }
+    };
+    match whole.char_indices().nth(23) {
+        None => whole,
+        Some(_) => whole.chars().take(20).chain("...".chars()).collect(),
+    }
+}
+
 /// The daemon in some lines, and each peer in one.
 pub(super) fn picture(now: &Status, before: Option<&Status>, colour: bool) -> Picture {
     let mut head = daemon_lines(now, colour);
@@ -64,7 +79,7 @@ pub(super) fn picture(now: &Status, before: Option<&Status>, colour: bool) -> Pi
         // The colour must not count as width.
         let state = coloured(&format!("{:<9}", peer.state.word()), state_code(peer.state), colour);
         let age = peer.age_s.filter(|_| peer.connected).map(span).unwrap_or_default();
-        let begin = format!("{:<23} {state} {age:<11}", peer.peer.to_string());
+        let begin = format!("{:<23} {state} {age:<11}", short(peer));
         if !peer.connected {
             return format!("{begin} {}", trouble(peer));
         }
@@ -91,12 +106,13 @@ mod tests {
         let mut now = samples::status();
         now.peers[0].connected = true;
         now.peers[0].peer = "254:31".parse().unwrap();
+        now.peers[0].name = Some("mail at backup.example.com".into());
         now.peers[0].age_s = Some(3599.0);
         let mut before = now.clone();
         before.uptime_s -= 0.5;
         before.peers[0].counters.0[0].1.forwarded_bytes = 12;
         let shown = picture(&now, Some(&before), false);
-        let expected = "site 31 of resource 254 waiting   59 min 59 s  250 us      0 B   1.0 kB    128 B";
+        let expected = "254:31 (mail at back... waiting   59 min 59 s  250 us      0 B   1.0 kB    128 B";
         assert_eq!(shown.rows, [expected]);
         assert_eq!(expected.len(), 80);
         before.pid += 1;

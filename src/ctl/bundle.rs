@@ -10,6 +10,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde_json::{Value, json};
+
 use super::daemon::Daemon;
 use super::{Failure, convert, disk, show, tables};
 use crate::config::Config;
@@ -44,6 +46,17 @@ struct Member {
     text: String,
 }
 
+impl Member {
+    fn is_available(&self) -> bool {
+        !self.text.starts_with("not available: ")
+    }
+
+    fn json(&self) -> Value {
+        let Member { name, about, text } = self;
+        json!({ "name": name, "about": about, "bytes": text.len(), "available": self.is_available() })
+    }
+}
+
 /// Makes the archive.
 ///
 /// # Errors
@@ -52,6 +65,7 @@ pub(super) fn bundle(
     settings: &Settings,
     control: &Path,
     timeout: Duration,
+    json: bool,
     out: &mut impl Write,
 ) -> Result<(), Failure> {
     let now = SystemTime::now();
@@ -68,7 +82,9 @@ pub(super) fn bundle(
         let _ = io::stderr().write_all(list.as_bytes());
         return Ok(out.write_all(&archive)?);
     }
-    out.write_all(list.as_bytes())?;
+    if !json {
+        out.write_all(list.as_bytes())?;
+    }
     let fail = |error: io::Error| {
         let remedy = match error.kind() {
             io::ErrorKind::AlreadyExists => "; name another file, or remove it",
@@ -79,8 +95,12 @@ pub(super) fn bundle(
     // Addresses and names of a cluster are nobody else's business.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(fail)?;
     file.write_all(&archive).and_then(|()| file.sync_all()).map_err(fail)?;
-    writeln!(out, "\nwritten to {}", path.display())?;
-    Ok(())
+    if json {
+        let members: Vec<Value> = members.iter().map(Member::json).collect();
+        let bundle = json!({ "file": path.display().to_string(), "members": members });
+        return Ok(writeln!(out, "{bundle}")?);
+    }
+    Ok(writeln!(out, "\nwritten to {}", path.display())?)
 }
 
 /// Everything, without secrets.
@@ -285,8 +305,9 @@ fn is_secret(word: &str) -> bool {
 
 fn contents(members: &[Member], host: &str, time: &str) -> String {
     let mut text = format!("Of {host} at {time}, by hadmctl {}:\n", env!("CARGO_PKG_VERSION"));
-    for Member { name, about, text: inside } in members {
-        let missing = if inside.starts_with("not available: ") { "  (not available)" } else { "" };
+    for member in members {
+        let Member { name, about, text: inside } = member;
+        let missing = if member.is_available() { "" } else { "  (not available)" };
         let _ = writeln!(text, "  {name:<24} {:>8} bytes  {about}{missing}", inside.len());
     }
     text += "Keys and whatever looks like one are left out. Addresses, host names and comments of the configuration are in it.\n";

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::Failure;
-use crate::control::{Carried, Request};
+use crate::control::{Carried, NoData, Request};
 
 /// Time between two attempts to connect to a socket whose queue is full.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -47,23 +47,36 @@ impl Daemon {
             }
         };
         let stream = stream.map_err(|error| {
-            let remedy = match error.kind() {
-                _ if is_late(&error) => return no_answer(path, timeout),
-                io::ErrorKind::PermissionDenied => "be root, or in group hadm".to_owned(),
-                _ => format!("is {program} running? option --control names another socket"),
-            };
             let whom = if program == "hadmd" { "the daemon" } else { program };
-            Failure::Said(format!("cannot reach {whom} at {}: {error}; {remedy}", path.display()))
+            let why = format!("cannot reach {whom} at {}: {error}", path.display());
+            match error.kind() {
+                _ if is_late(&error) => no_answer(path, timeout),
+                io::ErrorKind::PermissionDenied => {
+                    Failure::Refused(format!("{why}; be root, or in group hadm"))
+                }
+                _ => Failure::NotThere(format!(
+                    "{why}; is {program} running? option --control names another socket"
+                )),
+            }
         })?;
-        stream.set_write_timeout(Some(timeout))?;
-        let reader = BufReader::new(stream.try_clone()?);
+        stream.set_write_timeout(Some(timeout)).map_err(broken)?;
+        let reader = BufReader::new(stream.try_clone().map_err(broken)?);
         Ok(Daemon { reader, stream, path: path.into(), program, timeout, line: Vec::new() })
     }
 
     /// Returns the next event of a stream, `None` when the daemon hung up. Waits without a limit.
     pub fn event(&mut self) -> Result<Option<Carried>, Failure> {
         let line = self.line_until(None)?;
-        line.map(|line| Carried::event(&line).map_err(Failure::Said)).transpose()
+        line.map(|line| Carried::event(&line).map_err(Failure::NoAnswer)).transpose()
+    }
+
+    /// Waits for the next event of a stream, up to a point in time at most.
+    pub fn wait_for_event(&mut self, until: Option<Instant>) -> Result<(), Failure> {
+        match self.line_until(until) {
+            Ok(Some(_)) | Err(Failure::NoAnswer(_)) => Ok(()),
+            Ok(None) => Err(Failure::NotThere("the daemon ended".into())),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Returns the next line; a late one is an error of [`is_late`] that keeps the bytes so far for the next call.
@@ -73,13 +86,13 @@ impl Daemon {
             if left == Some(Duration::ZERO) {
                 return Err(no_answer(&self.path, self.timeout));
             }
-            self.stream.set_read_timeout(left)?;
+            self.stream.set_read_timeout(left).map_err(broken)?;
             match self.reader.read_until(b'\n', &mut self.line) {
                 Ok(_) if self.line.last() == Some(&b'\n') => break,
                 Ok(0) => return Ok(None),
                 Ok(_) => {}
                 Err(error) if is_late(&error) || error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(broken(error)),
             }
         }
         Ok(Some(std::mem::take(&mut self.line)))
@@ -112,7 +125,7 @@ impl Daemon {
                     let mut other = Daemon::connect_to(self.program, &self.path, self.timeout)?;
                     match other.ask(&Request::Status) {
                         // A refusal shows that it works, too.
-                        Ok(_) | Err(Failure::Said(_)) => {}
+                        Ok(_) | Err(Failure::Refused(_)) => {}
                         Err(failure) => return Err(failure),
                     }
                 }
@@ -126,15 +139,23 @@ impl Daemon {
             // A daemon that refuses a client sends the reason before it hangs up.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             Err(error) if is_late(&error) => Err(no_answer(&self.path, self.timeout)),
-            done => Ok(done?),
+            done => done.map_err(broken),
         }
     }
 }
 
 /// Returns the content of an answer, or the daemon's reason for a refusal.
 fn judge(answer: Option<Vec<u8>>) -> Result<Carried, Failure> {
-    let answer = answer.ok_or_else(|| Failure::Said("the daemon hung up".into()))?;
-    Carried::answer(&answer).map_err(Failure::Said)
+    let answer = answer.ok_or_else(|| Failure::NotThere("the daemon hung up".into()))?;
+    Carried::answer(&answer).map_err(|error| match error {
+        NoData::Refused(why) => Failure::Refused(why),
+        NoData::Unknown(why) => Failure::NoAnswer(why),
+    })
+}
+
+/// The connection broke: the daemon has ended.
+fn broken(error: io::Error) -> Failure {
+    Failure::NotThere(format!("the connection to the daemon broke: {error}"))
 }
 
 fn no_answer(path: &Path, timeout: Duration) -> Failure {

@@ -10,8 +10,11 @@ use serde_json::{Value, json};
 
 use super::Failure;
 use super::daemon::Daemon;
+use super::json::samples;
+use super::names::{ambiguous, has_host};
 use super::show::coloured;
 use super::watch::{Picture, Questions, has_colour, watch};
+use crate::control::{Carried, VERSION};
 
 /// Default path of `hadm-nbd`'s control socket.
 pub(super) const SOCKET: &str = "/run/hadm/hadm-nbd.sock";
@@ -23,8 +26,6 @@ pub enum Command {
     Status {
         /// Name or id.
         resource: Option<String>,
-        /// As JSON.
-        json: bool,
         /// Again and again.
         watch: bool,
     },
@@ -34,24 +35,18 @@ pub enum Command {
     Plan {
         /// Name or id.
         resource: String,
-        /// The other site; all if none.
-        site: Option<u8>,
-        /// As JSON.
-        json: bool,
+        /// The id of the other site, or a host name there; all if none.
+        site: Option<String>,
     },
     /// The latest events of a mirror.
     Why {
         /// Name or id.
         resource: String,
-        /// As JSON.
-        json: bool,
     },
     /// An examination: the faults, and their remedies.
     Doctor {
         /// Name or id; all if none.
         resource: Option<String>,
-        /// As JSON.
-        json: bool,
     },
     /// A change: the request to `hadm-nbd`.
     Change {
@@ -59,8 +54,8 @@ pub enum Command {
         word: String,
         /// Name or id.
         resource: String,
-        /// The other site, where a request needs one.
-        site: Option<u8>,
+        /// The id of the other site, or a host name there, where a request needs one.
+        site: Option<String>,
         /// True if data may be lost.
         force: bool,
         /// Everything, not only the chunks that are marked.
@@ -71,8 +66,6 @@ pub enum Command {
 /// The options that were given.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Given {
-    /// `--json`.
-    pub json: bool,
     /// `--watch`.
     pub watch: bool,
     /// `--force`.
@@ -97,9 +90,6 @@ pub fn parse(words: &[&str], given: Given) -> Result<Command, String> {
     if given.watch && *word != "status" {
         return Err("--watch goes with disk status".into());
     }
-    if given.json && !matches!(*word, "status" | "why" | "doctor" | "plan") {
-        return Err("--json goes with disk status, why, doctor and plan".into());
-    }
     if given.force && *word != "primary" {
         return Err("--force goes with disk primary".into());
     }
@@ -111,14 +101,12 @@ pub fn parse(words: &[&str], given: Given) -> Result<Command, String> {
     match (*word, rest) {
         ("status", [] | [_]) => Ok(Command::Status {
             resource: rest.first().map(|resource| (*resource).to_owned()),
-            json: given.json,
             watch: given.watch,
         }),
-        ("why", [resource]) => Ok(Command::Why { resource: (*resource).to_owned(), json: given.json }),
-        ("doctor", [] | [_]) => Ok(Command::Doctor {
-            resource: rest.first().map(|resource| (*resource).to_owned()),
-            json: given.json,
-        }),
+        ("why", [resource]) => Ok(Command::Why { resource: (*resource).to_owned() }),
+        ("doctor", [] | [_]) => {
+            Ok(Command::Doctor { resource: rest.first().map(|resource| (*resource).to_owned()) })
+        }
         ("metrics", []) => Ok(Command::Metrics),
         ("metrics", _) => Err("disk metrics takes no arguments".into()),
         ("status" | "doctor", _) => Err(format!("disk {word} takes one RES, or none")),
@@ -127,15 +115,15 @@ pub fn parse(words: &[&str], given: Given) -> Result<Command, String> {
             | "resume" | "grow",
             [resource],
         ) => Ok(change(word, resource, None, given)),
-        ("plan", [resource]) => {
-            Ok(Command::Plan { resource: (*resource).into(), site: None, json: given.json })
-        }
+        ("plan", [resource]) => Ok(Command::Plan { resource: (*resource).into(), site: None }),
         (_, [resource, site]) if may_name_site => {
-            let id = site.parse().ok().filter(|id| *id < crate::wire::MAX_IDS);
-            let id = id.ok_or_else(|| format!("disk {word}: {site:?} is no site's id"))?;
+            let is_id = site.bytes().all(|byte| byte.is_ascii_digit());
+            if is_id && site.parse().ok().is_none_or(|id: u8| id >= crate::wire::MAX_IDS) {
+                return Err(format!("disk {word}: {site:?} is no site's id"));
+            }
             Ok(match *word {
-                "plan" => Command::Plan { resource: (*resource).into(), site: Some(id), json: given.json },
-                _ => change(word, resource, Some(id), given),
+                "plan" => Command::Plan { resource: (*resource).into(), site: Some((*site).into()) },
+                _ => change(word, resource, Some(site), given),
             })
         }
         _ if may_name_site => Err(format!("disk {word} takes one RES, and perhaps one SITE")),
@@ -146,9 +134,23 @@ pub fn parse(words: &[&str], given: Given) -> Result<Command, String> {
     }
 }
 
-fn change(word: &str, resource: &str, site: Option<u8>, given: Given) -> Command {
+fn change(word: &str, resource: &str, site: Option<&str>, given: Given) -> Command {
     let Given { force, full, .. } = given;
-    Command::Change { word: word.into(), resource: resource.into(), site, force, full }
+    Command::Change { word: word.into(), resource: resource.into(), site: site.map(Into::into), force, full }
+}
+
+impl Command {
+    /// Returns the resource and the site that the command names.
+    fn names(&self) -> (Option<&String>, Option<&String>) {
+        match self {
+            Command::Metrics => (None, None),
+            Command::Status { resource, .. } | Command::Doctor { resource } => (resource.as_ref(), None),
+            Command::Why { resource } => (Some(resource), None),
+            Command::Plan { resource, site } | Command::Change { resource, site, .. } => {
+                (Some(resource), site.as_ref())
+            }
+        }
+    }
 }
 
 /// Carries out a command.
@@ -157,58 +159,67 @@ fn change(word: &str, resource: &str, site: Option<u8>, given: Given) -> Command
 /// The reason why it failed.
 pub fn run(
     command: &Command,
-    control: Option<&Path>,
+    control: &Path,
     timeout: Duration,
+    json: bool,
     out: &mut StdoutLock,
 ) -> Result<(), Failure> {
     let is_terminal = out.is_terminal();
-    let control = control.unwrap_or(Path::new(SOCKET));
-    let status =
-        |resource: &Option<String>| json!({ "v": 1, "cmd": "status", "resource": resource }).to_string();
-    if let Command::Status { resource, json, watch: true } = command {
-        let mut questions = Questions::new("hadm-nbd", control, timeout);
-        return watch(&mut questions, &status(resource), *json, out, |status, _| {
-            let rows = show(status.value(), is_terminal).lines().map(str::to_owned).collect();
-            Ok(Picture { head: Vec::new(), rows })
-        });
-    }
     let mut program = Daemon::connect_to("hadm-nbd", control, timeout)?;
+    let (mut resource, mut site) = (None, None);
+    if let (Some(wanted), wanted_site) = command.names() {
+        let status = program.ask_line(&line("status", json!({})))?;
+        let found = find(status.value(), wanted)?;
+        resource = Some(text(found, "name").to_owned());
+        site = wanted_site.map(|wanted| find_site(found, wanted)).transpose()?;
+    }
+    let print = |out: &mut StdoutLock, answer: &Carried, show: &dyn Fn(&Value) -> String| {
+        let text = if json { format!("{answer}\n") } else { show(answer.value()) };
+        Ok(out.write_all(text.as_bytes())?)
+    };
     match command {
-        Command::Status { resource, json, .. } => {
-            let status = program.ask_line(&status(resource))?;
-            let text = if *json { format!("{status}\n") } else { show(status.value(), false) };
-            Ok(out.write_all(text.as_bytes())?)
+        Command::Status { watch: true, .. } => {
+            drop(program);
+            let mut questions = Questions::new("hadm-nbd", control, timeout);
+            let line = line("status", json!({ "resource": resource }));
+            watch(&mut questions, &line, json, out, |status, _| {
+                let rows = show(status.value(), is_terminal).lines().map(str::to_owned).collect();
+                Ok(Picture { head: Vec::new(), rows })
+            })
         }
-        Command::Why { resource, json } => {
-            let events =
-                program.ask_line(&json!({ "v": 1, "cmd": "why", "resource": resource }).to_string())?;
-            let text = if *json { format!("{events}\n") } else { history(events.value()) };
-            Ok(out.write_all(text.as_bytes())?)
+        Command::Status { .. } => {
+            let status = program.ask_line(&line("status", json!({ "resource": resource })))?;
+            print(out, &status, &|status| show(status, false))
         }
-        Command::Plan { resource, site, json } => {
-            let line = json!({ "v": 1, "cmd": "plan", "resource": resource, "site": site }).to_string();
-            let plans = program.ask_line_patiently(&line)?;
-            let text = if *json { format!("{plans}\n") } else { consequences(plans.value()) };
-            Ok(out.write_all(text.as_bytes())?)
+        Command::Why { .. } => {
+            print(out, &program.ask_line(&line("why", json!({ "resource": resource })))?, &history)
         }
-        Command::Doctor { resource, json } => {
-            let line = json!({ "v": 1, "cmd": "doctor", "resource": resource }).to_string();
-            let found = program.ask_line_patiently(&line)?;
-            let text = if *json { format!("{found}\n") } else { findings(found.value(), has_colour(out)) };
-            out.write_all(text.as_bytes())?;
+        Command::Plan { .. } => {
+            let line = line("plan", json!({ "resource": resource, "site": site }));
+            print(out, &program.ask_line_patiently(&line)?, &consequences)
+        }
+        Command::Doctor { .. } => {
+            let found = program.ask_line_patiently(&line("doctor", json!({ "resource": resource })))?;
+            let colour = has_colour(out);
+            print(out, &found, &|found| findings(found, colour))?;
             match found.value().get("well").and_then(Value::as_bool) {
                 Some(true) => Ok(()),
                 _ => Err(Failure::Unwell),
             }
         }
         Command::Metrics => {
-            let text = program.ask_line(&json!({ "v": 1, "cmd": "metrics" }).to_string())?;
-            Ok(out.write_all(text.value().as_str().unwrap_or_default().as_bytes())?)
+            let text = program.ask_line(&line("metrics", json!({})))?;
+            let text = text.value().as_str().unwrap_or_default();
+            Ok(out.write_all(if json { samples(text) } else { text.into() }.as_bytes())?)
         }
-        Command::Change { word, resource, site, force, full } => {
-            let line = json!({ "v": 1, "cmd": word, "resource": resource, "site": site, "force": force, "full": full });
-            let after = program.ask_line_patiently(&line.to_string())?;
-            if let Some(sentence) = after.value().get("sentence").and_then(Value::as_str) {
+        Command::Change { word, force, full, .. } => {
+            let fields = json!({ "resource": resource, "site": site, "force": force, "full": full });
+            let after = program.ask_line_patiently(&line(word, fields))?;
+            let sentence = after.value().get("sentence").and_then(Value::as_str);
+            if json {
+                let done = json!({ "done": word, "resource": resource, "site": site, "sentence": sentence });
+                writeln!(out, "{done}")?;
+            } else if let (Some(sentence), Some(resource)) = (sentence, resource) {
                 writeln!(out, "{resource}: {sentence}")?;
             }
             Ok(())
@@ -216,11 +227,56 @@ pub fn run(
     }
 }
 
-fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+/// A request's line.
+fn line(command: &str, mut fields: Value) -> String {
+    if let Some(fields) = fields.as_object_mut() {
+        fields.extend([("v".to_owned(), json!(VERSION)), ("cmd".to_owned(), json!(command))]);
+    }
+    fields.to_string()
+}
+
+/// The resource of a name or, where no name fits, of an id.
+fn find<'a>(status: &'a Value, wanted: &str) -> Result<&'a Value, Failure> {
+    let by_name = list(status, "resources").find(|resource| text(resource, "name") == wanted);
+    let has_id =
+        |resource: &&Value| wanted.parse().ok().is_some_and(|id: u64| resource.get("id") == Some(&id.into()));
+    by_name.or_else(|| list(status, "resources").find(has_id)).ok_or_else(|| {
+        let names: Vec<&str> = list(status, "resources").map(|resource| text(resource, "name")).collect();
+        Failure::NoPeer(format!("no resource {wanted:?} is served here; there are: {}", names.join(", ")))
+    })
+}
+
+/// The id of a resource's other site, which its id or the host name of a node there names.
+fn find_site(resource: &Value, wanted: &str) -> Result<u64, Failure> {
+    let sites = |short: bool| -> Vec<u64> {
+        let is_meant = |peer: &&Value| {
+            let hosts: Vec<String> = list(peer, "hosts").filter_map(Value::as_str).map(Into::into).collect();
+            wanted.parse().ok() == peer.get("site").and_then(Value::as_u64) || has_host(&hosts, wanted, short)
+        };
+        let meant = list(resource, "peers").filter(is_meant);
+        meant.filter_map(|peer| peer.get("site").and_then(Value::as_u64)).collect()
+    };
+    let whole = sites(false);
+    let name = text(resource, "name");
+    match if whole.is_empty() { sites(true) } else { whole }[..] {
+        [only] => Ok(only),
+        [] => {
+            let sites = list(resource, "peers").filter_map(|peer| peer.get("site")).map(ToString::to_string);
+            let sites: Vec<String> = sites.collect();
+            Err(Failure::NoPeer(format!(
+                "{wanted:?} is no other site of resource {name:?}; those are: {}",
+                sites.join(", ")
+            )))
+        }
+        ref several => Err(ambiguous(wanted, several.iter().map(|site| format!("site {site} of {name}")))),
+    }
+}
+
+pub(super) fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn list<'a>(value: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
+pub(super) fn list<'a>(value: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
     value.get(name).and_then(Value::as_array).into_iter().flatten()
 }
 
@@ -313,7 +369,6 @@ mod tests {
             (&["primary"], none, "takes one RES"),
             (&["primary", "a", "b"], none, "takes one RES"),
             (&["secondary", "a"], forced, "--force goes with disk primary"),
-            (&["primary", "a"], Given { json: true, ..none }, "goes with disk status"),
             (&["why", "a"], Given { watch: true, ..none }, "goes with disk status"),
             (&["why"], none, "takes one RES"),
             (&["doctor", "a", "b"], none, "takes one RES, or none"),

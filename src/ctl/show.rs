@@ -102,7 +102,7 @@ fn peer_lines(peer: &PeerStatus, colour: bool, line: &mut impl FnMut(String)) {
     let age = peer.age_s.map(|age| format!(" for {}", span(age))).unwrap_or_default();
     let mut head = format!(
         "{:<22} {}{age}  {} ({})",
-        peer.peer.to_string(),
+        peer.label(),
         coloured(peer.state.word(), code, colour),
         peer.address.map(|address| address.to_string()).unwrap_or_default(),
         peer.role,
@@ -182,7 +182,7 @@ pub(super) fn plan(plan: &Plan) -> String {
             let _ = writeln!(out, "{what}: {entry}");
         }
     }
-    for PeerFate { peer, fate } in &plan.peers {
+    for PeerFate { peer, fate, .. } in &plan.peers {
         let _ = writeln!(out, "{}: {fate}", peer.0);
     }
     out
@@ -194,7 +194,7 @@ pub(super) fn snapshot(status: &Status) -> String {
     let attached = status.running.as_ref().is_some_and(|running| running.kernel.attached);
     let _ = writeln!(out, "now: kernel module {}", if attached { "attached" } else { "detached" });
     for peer in &status.peers {
-        let _ = writeln!(out, "now: {} {}", peer.peer, peer.state);
+        let _ = writeln!(out, "now: {} {}", peer.label(), peer.state);
     }
     out
 }
@@ -215,7 +215,8 @@ pub(super) fn transitions(transitions: &[Transition]) -> String {
 
 /// Returns one transition of a peer.
 fn transition(transition: &Transition) -> String {
-    let Transition { time, peer, from, to, cause, details, .. } = transition;
+    let Transition { time, peer, name, from, to, cause, details, .. } = transition;
+    let peer = peer.label(name.as_deref());
     format!("{time} {peer} {from} -> {to}: {cause}{details}")
 }
 

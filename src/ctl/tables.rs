@@ -21,8 +21,7 @@ pub(super) fn doctor(found: &Examination, colour: bool) -> String {
         }
     }
     for ExaminedPeer { peer, found } in &found.peers {
-        let _ =
-            writeln!(out, "{} {}: {}", head(found.well, &peer.peer.to_string()), found.verdict, found.says);
+        let _ = writeln!(out, "{} {}: {}", head(found.well, &peer.label()), found.verdict, found.says);
         let Some(advice) = &found.advice else { continue };
         // The steps of the call matter only for a peer that is not connected.
         for step in peer.call.iter().filter(|_| !peer.connected).flat_map(|call| &call.steps) {

@@ -41,6 +41,11 @@ impl PeerKey {
         }
     }
 
+    /// Returns the key with the peer's name for people, if that is known.
+    pub fn label(self, name: Option<&str>) -> String {
+        name.map_or_else(|| self.to_string(), |name| format!("{self} ({name})"))
+    }
+
     /// Returns the peer's bit in `node_to` of its scope.
     pub const fn mask(self) -> Mask {
         Mask::of(self.id())

@@ -24,3 +24,4 @@ mod life;
 mod orders;
 mod protocol;
 mod refusals;
+mod scripts;

@@ -18,7 +18,7 @@ pub const SLOW: Duration = Duration::from_secs(4);
 pub const SIZE: u64 = 32 << 20;
 pub const CHUNK: usize = 64 << 10;
 /// The machines of sites 0, 1 and 2.
-const MACHINES: [usize; 3] = [A0, B0, A1];
+pub const MACHINES: [usize; 3] = [A0, B0, A1];
 pub const FLUSH: u16 = 3;
 
 /// Sites of one resource, `data`.

@@ -220,7 +220,7 @@ fn the_last_request_to_reload_wins() {
         std::fs::write(&config.path, count(60)).unwrap();
         slow.release("getaddrinfo");
         let first = first.join().unwrap();
-        assert_eq!(first.status.code(), Some(1));
+        assert_eq!(first.status.code(), Some(5));
         let why = String::from_utf8_lossy(&first.stderr).into_owned();
         assert!(why.contains("a newer one took its place"), "{why}");
     });
@@ -380,7 +380,7 @@ fn at_boot_the_own_address_and_the_modules_are_waited_for() {
             assert_eq!(fields, ["kernel", "peers", "pid", "uptime_s", "version", "waiting"]);
             assert_eq!(Status::read(&answer).unwrap().json().to_string(), answer.to_string());
             let refused = hadmctl(&config, &["reload"]);
-            assert_eq!(refused.status.code(), Some(1));
+            assert_eq!(refused.status.code(), Some(5));
             if ends {
                 let began = Instant::now();
                 daemon.term();

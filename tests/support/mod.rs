@@ -15,6 +15,7 @@ mod link;
 mod metrics;
 mod packet;
 mod peer;
+mod schema;
 mod subnet;
 
 pub use config::{ConfigBuilder, ConfigFile};
@@ -26,6 +27,7 @@ pub use link::{Filter, Flood, Link};
 pub use metrics::assert_exposition;
 pub use packet::{HEADER, MAGIC, Packet, kind};
 pub use peer::{Acceptor, Caller, DATA, FakePeer, HELLO, META, connect_from, hello};
+pub use schema::{assert_fits, fits, schema};
 pub use subnet::Subnet;
 
 use std::io::{ErrorKind, Read};

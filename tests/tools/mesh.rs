@@ -91,9 +91,12 @@ fn a_stopped_node_is_seen_by_one_side_only() {
     daemons[2].signal(Signal::STOP);
     let expected = [("here", json!([1, 2])), ("told", json!([0])), ("told", json!([0, 1]))];
     let nodes = wait_rows(&slow.control(0), &expected);
-    assert_eq!(one_sided(&nodes), ["node 2 sees node 1, node 1 does not see node 2"]);
+    assert_eq!(one_sided(&nodes), ["node 2 (n2) sees node 1 (n1), node 1 does not see node 2"]);
     let text = String::from_utf8(hadmctl(&slow.control(0), &["mesh"]).stdout).unwrap();
-    assert!(text.contains("node 2 (n2)  +  !  -") && text.contains("node 2 sees node 1,"), "{text}");
+    assert!(
+        text.contains("node 2 (n2)  +  !  -") && text.contains("node 2 (n2) sees node 1 (n1),"),
+        "{text}"
+    );
     // It has missed two ticks by then.
     wait_rows(&slow.control(0), &[("here", json!([1, 2])), ("told", json!([0])), ("stale", json!([0, 1]))]);
 }
@@ -123,7 +126,7 @@ fn views_go_to_those_who_take_them_and_end_there() {
         &harness.config.control(0),
         &[("here", own), ("told", first), ("told", second), ("unknown", none)],
     );
-    assert_eq!(one_sided(&nodes), ["node 1 sees node 2, node 2 does not see node 1"]);
+    assert_eq!(one_sided(&nodes), ["node 1 (n1) sees node 2 (n2), node 2 does not see node 1"]);
     let lasts = nodes["one_sided"][0]["for_s"].as_f64().unwrap();
     assert!((3.0..7.0).contains(&lasts), "{nodes}");
     assert!(nodes["rows"][3]["why"].as_str().unwrap().contains("C daemon"), "{nodes}");

@@ -261,6 +261,8 @@ fn uninstall_leaves_the_configuration_and_nothing_else() {
         "/usr/local/sbin/hadmd",
         "/usr/local/share/bash-completion/completions/hadmctl",
         "/usr/local/share/doc/hadmd/grafana/hadmd.json",
+        "/usr/local/share/doc/hadmd/schema/hadmctl.json",
+        "/usr/local/share/man/man7/hadm-json.7",
         "/usr/local/share/doc/hadmd/prometheus/alerts.yml",
         "/usr/local/share/fish/vendor_completions.d/hadmctl.fish",
         "/usr/local/share/man/man5/hadm.xml.5",

@@ -107,7 +107,7 @@ fn a_bad_file_changes_nothing_and_says_why() {
     let peer = harness.call(1);
     std::fs::write(&harness.config.path, "<hadm><global></hadm>").unwrap();
     let refused = hadmctl(&harness, &["reload"]);
-    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.status.code(), Some(5));
     let file = harness.config.path.to_str().unwrap();
     assert!(String::from_utf8_lossy(&refused.stderr).contains(file));
     harness.daemon.signal(Signal::HUP);
@@ -123,7 +123,7 @@ fn what_needs_a_restart_is_refused_by_name() {
     // Node 2 would go, too: nothing of it may happen.
     move_node_0(&harness, 2, 9);
     let refused = hadmctl(&harness, &["reload"]);
-    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.status.code(), Some(5));
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(why.contains("ipaddr and port of the local node") && why.contains("restart"), "{why}");
     harness.assert_carries(&one);

@@ -172,7 +172,7 @@ fn a_reload_moves_closes_and_refuses() {
     assert_eq!(talk(at, b"").unwrap_err().kind(), ErrorKind::ConnectionRefused);
     let taken = TcpListener::bind(at).unwrap();
     let refused = reload(Some(at));
-    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.status.code(), Some(5));
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(why.contains("nothing was changed: cannot serve metrics"), "{why}");
     scrape(elsewhere);

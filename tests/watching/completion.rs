@@ -78,11 +78,13 @@ fn shells_offer_peers_disks_and_commands() {
         let of = |words: &[&str]| offered(shell, words).unwrap();
         for command in ["why", "connect", "disconnect", "doctor"] {
             let found = of(&["hadmctl", "--control", control, command, ""]);
-            assert_eq!(found, set(&["1", "0:1"]), "{shell} {command}");
+            assert_eq!(found, set(&["1", "n1", "0:1"]), "{shell} {command}");
         }
+        let found = of(&["hadmctl", "--control", control, "wait", "--for", "3", ""]);
+        assert_eq!(found, set(&["1", "n1", "0:1", "all"]), "{shell} wait");
         assert_eq!(
             of(&["hadmctl", "--control", control, "trace", "--peer", ""]),
-            set(&["1", "0:1"]),
+            set(&["1", "n1", "0:1"]),
             "{shell}"
         );
         assert_eq!(

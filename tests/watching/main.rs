@@ -15,6 +15,8 @@ mod bundle;
 mod chromium;
 mod completion;
 mod prometheus;
+mod schema;
+mod scripts;
 mod watch;
 mod web;
 

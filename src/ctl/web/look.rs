@@ -50,5 +50,5 @@ fn ask(daemon: &mut Questions, state: &mut State, time: &str) -> Result<(), Fail
 }
 
 fn answer<T: Json>(daemon: &mut Questions, request: &Request) -> Result<T, Failure> {
-    daemon.ask(&request.line())?.read().map_err(Failure::Said)
+    daemon.ask(&request.line())?.read().map_err(Failure::NoAnswer)
 }

@@ -46,6 +46,7 @@ pub fn serve(
     settings: &Settings,
     control: Option<&Path>,
     timeout: Duration,
+    json: bool,
     out: &mut impl Write,
 ) -> Result<(), Failure> {
     let fail = |error| {
@@ -68,8 +69,11 @@ pub fn serve(
     let disks = settings.disks.clone().unwrap_or_else(|| disk::SOCKET.into());
     let looking = std::thread::Builder::new().name("look".into());
     looking.spawn(move || look::look(control, disks, timeout, &board)).map_err(fail)?;
-    writeln!(out, "http://{at}/")?;
-    if !at.ip().is_loopback() {
+    match json {
+        true => writeln!(out, "{}", serde_json::json!({ "url": format!("http://{at}/") }))?,
+        false => writeln!(out, "http://{at}/")?,
+    }
+    if !json && !at.ip().is_loopback() {
         writeln!(
             out,
             "everyone who reaches {at} can read the page: it has no password and is not encrypted"

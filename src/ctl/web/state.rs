@@ -179,11 +179,11 @@ impl Traffic {
 
 /// A transition as a line of the log.
 fn entry(transition: &Transition) -> Entry {
-    let Transition { peer, time, from, to, cause, details, .. } = transition;
+    let Transition { peer, name, time, from, to, cause, details, .. } = transition;
     let mood = if *to == Outcome::Connected { Mood::Good } else { Mood::Bad };
     Entry {
         time: time.clone(),
-        subject: peer.to_string(),
+        subject: peer.label(name.as_deref()),
         text: format!("{from} → {to}: {cause}{details}"),
         mood,
     }
@@ -197,6 +197,7 @@ mod tests {
     fn transition(time: &str) -> Transition {
         Transition {
             peer: "1".parse().unwrap(),
+            name: None,
             time: time.into(),
             unix_s: 0.0,
             from: PeerState::Waiting,

@@ -47,7 +47,8 @@ impl Coordinator {
                 Action::Ping { peer, session, unanswered } => {
                     if unanswered > 1 {
                         debug!(
-                            "{peer}: {} of {} pings not answered",
+                            "{}: {} of {} pings not answered",
+                            self.named(peer),
                             unanswered - 1,
                             self.config.max_ping_count
                         );
@@ -201,6 +202,7 @@ impl Coordinator {
         // With placeholder addresses the own digest cannot be compared.
         let comparable = !super::has_stand_ins(&self.config);
         let digest = theirs.and_then(|extension| extension.digest).filter(|_| comparable);
+        let name = self.named(peer);
         let Some(history) = self.peers.history_mut(peer) else { return };
         history.since = Some(Instant::now());
         history.source = Some(link.source);
@@ -211,7 +213,7 @@ impl Coordinator {
         history.sessions += 1;
         history.unreachable = false;
         if let Some((since, true)) = history.silent.take() {
-            info!("{peer} calls again, after {} s", since.elapsed().as_secs());
+            info!("{name} calls again, after {} s", since.elapsed().as_secs());
         }
         self.reactor.refusals.forget(peer);
         let who = match &history.version {
@@ -231,12 +233,12 @@ impl Coordinator {
         limited!(
             Level::Info,
             ("connected", peer.code()),
-            "{peer}: connected ({how} {}; {who}{encrypted}{compress})",
+            "{name}: connected ({how} {}; {who}{encrypted}{compress})",
             link.source
         );
         if let Some(theirs) = digest.filter(|theirs| *theirs != self.digest) {
             warn!(
-                "{peer} has another configuration: its digest is {}, here it is {}; compare the files",
+                "{name} has another configuration: its digest is {}, here it is {}; compare the files",
                 hex(&theirs),
                 hex(&self.digest)
             );
@@ -251,12 +253,12 @@ impl Coordinator {
             let now = match silent {
                 None if is_missing => Some((Instant::now(), false)),
                 Some((since, false)) if is_missing && since.elapsed() >= SILENCE => {
-                    let peer = view.key;
+                    let name = self.named(view.key);
                     let seconds = since.elapsed().as_secs();
-                    match self.reactor.refusals.last(peer) {
-                        Some((_, why)) => info!("{peer} calls, but is refused for {seconds} s now: {why}"),
+                    match self.reactor.refusals.last(view.key) {
+                        Some((_, why)) => info!("{name} calls, but is refused for {seconds} s now: {why}"),
                         None => info!(
-                            "{peer} does not call: nothing for {seconds} s; it does not run, or cannot reach this node"
+                            "{name} does not call: nothing for {seconds} s; it does not run, or cannot reach this node"
                         ),
                     }
                     Some((since, true))
@@ -273,7 +275,8 @@ impl Coordinator {
     }
 
     fn session_failed(&self, peer: PeerKey, session: SessionId, error: &std::io::Error) {
-        limited!(Level::Error, ("threads", peer.code()), "{peer}: cannot start its threads: {error}");
+        let name = self.named(peer);
+        limited!(Level::Error, ("threads", peer.code()), "{name}: cannot start its threads: {error}");
         let cause = EndCause::Resources(error.to_string(), error.raw_os_error());
         // The loss comes back as an event: the core alone ends sessions.
         let _ = self.events.send(Event::SessionLost { peer, session, cause });
@@ -290,6 +293,7 @@ impl Coordinator {
 
     fn end_session(&mut self, peer: PeerKey, id: SessionId, cause: &EndCause) {
         let session = self.session(peer, id);
+        let name = self.named(peer);
         let Some(history) = self.peers.history_mut(peer) else { return };
         let age = history.since.take().map_or(0.0, |since| since.elapsed().as_secs_f64());
         history.last_error = Some(cause.to_string());
@@ -317,7 +321,7 @@ impl Coordinator {
         limited!(
             Level::Warn,
             ("session ended", peer.code()),
-            "{peer}: session ended after {} s: {cause}{details}",
+            "{name}: session ended after {} s: {cause}{details}",
             decimal(age, 1)
         );
         details.age_s = Some(age);

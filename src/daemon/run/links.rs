@@ -121,8 +121,9 @@ impl Coordinator {
                     limited!(
                         log::Level::Warn,
                         ("other address", peer.code()),
-                        "{peer} calls from {}, but its configured address is {expected}: accepted, since element \
+                        "{} calls from {}, but its configured address is {expected}: accepted, since element \
                          peeraddr is not strict",
+                        self.named(peer),
                         source.ip()
                     );
                 }
@@ -155,7 +156,7 @@ impl Coordinator {
                 history.called(steps, Some((verdict, why.clone())));
                 history.last_error = Some(why.clone());
                 let level = if news { log::Level::Info } else { log::Level::Debug };
-                log::log!(level, "{peer} cannot be reached: {why}; trying again");
+                log::log!(level, "{} cannot be reached: {why}; trying again", self.named(peer));
                 let details = Details {
                     link: Some(class),
                     error: errno.map(report::system_error),

@@ -62,8 +62,10 @@ fn one_sided(word: &str, rows: &[Row]) -> Vec<OneSided> {
         })
         .map(|(from, to)| {
             let lasts = (from.age + from.view.unchanged).min(to.age + to.view.unchanged);
-            let text =
-                format!("{word} {0} sees {word} {1}, {word} {1} does not see {word} {0}", from.id, to.id);
+            let text = format!(
+                "{word} {0} ({2}) sees {word} {1} ({3}), {word} {1} does not see {word} {0}",
+                from.id, to.id, from.name, to.name
+            );
             OneSided { sees: from.id, unseen_by: to.id, for_s: lasts.as_secs_f64(), text }
         })
         .collect()
@@ -85,8 +87,9 @@ impl Snapshot {
             // The configuration has them in the order of their ids.
             let sites = resource.runsites.iter().map(|runsite| {
                 let away = runsite.site != self.config.site;
-                let key = away.then_some(PeerKey::Site(resource.id, runsite.site));
-                self.row(runsite.site.get(), runsite.addr.ip().to_string(), key, Some(resource.id))
+                let peer = PeerKey::Site(resource.id, runsite.site);
+                let name = self.config.hosts(peer).join(", ");
+                self.row(runsite.site.get(), name, away.then_some(peer), Some(resource.id))
             });
             let rows: Vec<Row> = sites.collect();
             let owned = self.table.owned.contains(&resource.id);
@@ -154,7 +157,7 @@ mod tests {
         ];
         let found = one_sided("node", &rows);
         let texts: Vec<_> = found.iter().map(|pair| pair.text.as_str()).collect();
-        assert_eq!(texts, ["node 1 sees node 2, node 2 does not see node 1"]);
+        assert_eq!(texts, ["node 1 (n1) sees node 2 (n2), node 2 does not see node 1"]);
         // No longer than the younger of the two views is unchanged.
         assert_eq!(found[0].for_s, 5.0);
     }

@@ -12,6 +12,7 @@ use crate::config::{Config, PeerAddr};
 use crate::control::{self, Fate, PeerFate, PeerName, Plan, Warnings};
 use crate::daemon::core::reload::{Change, Difference, difference};
 use crate::daemon::core::{Action, Event};
+use crate::wire::PeerKey;
 
 /// Returns the difference that a reload from one configuration to the other makes.
 pub(super) fn between(old: &Config, new: &Config) -> Difference {
@@ -22,9 +23,15 @@ fn texts(changes: &[Change]) -> Vec<String> {
     changes.iter().map(Change::to_string).collect()
 }
 
+/// Returns a peer's name in the new configuration, or in the old one that alone has it.
+fn name(peer: PeerKey, fate: Fate, old: &Config, new: &Config) -> String {
+    if fate == Fate::Removed { old.name(peer) } else { new.name(peer) }
+}
+
 /// Returns the difference as operators see it.
-pub(super) fn plan(difference: &Difference) -> Plan {
-    let peers = difference.peers.iter().map(|&(key, fate)| PeerFate { peer: PeerName(key), fate });
+pub(super) fn plan(difference: &Difference, old: &Config, new: &Config) -> Plan {
+    let fate = |&(key, fate)| PeerFate { peer: PeerName(key), name: Some(name(key, fate, old, new)), fate };
+    let peers = difference.peers.iter().map(fate);
     Plan {
         refused: texts(&difference.refused),
         settings: texts(&difference.settings),
@@ -65,7 +72,7 @@ impl Coordinator {
         self.digest = config.digest();
         self.admission.allowed = owner::allowed(&config);
         self.admission.strict = config.peer_addr == PeerAddr::Strict;
-        self.config = Arc::new(config);
+        let old = std::mem::replace(&mut self.config, Arc::new(config));
         self.sessions().iter().for_each(|session| self.watch_links(session));
         // Log ownership has to be known before the wanted peers are.
         let _ = self.carry_out(actions);
@@ -79,11 +86,11 @@ impl Coordinator {
                 .peers
                 .iter()
                 .filter(|(_, fate)| *fate != Fate::Kept)
-                .map(|(key, fate)| format!("{key} {fate}")),
+                .map(|(key, fate)| format!("{}, {key} {fate}", name(*key, *fate, &old, &self.config))),
         );
         let news = if news.is_empty() { "nothing changed".into() } else { news.join("; ") };
         info!("configuration reloaded: {news}");
         self.note_daemon(control::Change::Reloaded, &news);
-        Ok(plan(&difference))
+        Ok(plan(&difference, &old, &self.config))
     }
 }

@@ -86,8 +86,9 @@ impl Coordinator {
             Request::Reload => {
                 unread(config).and_then(|config| self.reload(config, actions)).map(Answer::Plan)
             }
-            Request::Plan(_) => unread(config)
-                .map(|config| Answer::Plan(reload::plan(&reload::between(&self.config, &config)))),
+            Request::Plan(_) => unread(config).map(|config| {
+                Answer::Plan(reload::plan(&reload::between(&self.config, &config), &self.config, &config))
+            }),
             Request::LogLevel(level) => {
                 log::set_max_level(level);
                 Ok(Answer::Done)
@@ -95,6 +96,11 @@ impl Coordinator {
         };
         // A client that has hung up already needs no answer.
         let _ = reply.try_send(Line::Answer(answer));
+    }
+
+    /// Returns a peer's name and key, for the log.
+    pub(super) fn named(&self, key: PeerKey) -> String {
+        format!("{}, {key}", self.config.name(key))
     }
 
     fn why(&self, key: PeerKey) -> Vec<Arc<Transition>> {
@@ -116,7 +122,8 @@ impl Coordinator {
         if let Some(history) = self.peers.history_mut(key) {
             history.held = held;
         }
-        info!("{key}: {} by the operator", if held { "disconnected" } else { "connected again" });
+        let what = if held { "disconnected" } else { "connected again" };
+        info!("{}: {what} by the operator", self.named(key));
         self.apply_wanted(actions);
         Answer::Done
     }
@@ -160,8 +167,9 @@ impl Coordinator {
     ) {
         let unix_s =
             SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let transition =
-            Arc::new(Transition { peer, time: timestamp(), unix_s, from, to, kind, cause, details });
+        let name = Some(self.config.name(peer));
+        let time = timestamp();
+        let transition = Arc::new(Transition { peer, name, time, unix_s, from, to, kind, cause, details });
         if let Some(history) = self.peers.history_mut(peer) {
             if history.transitions.len() == HISTORY {
                 history.transitions.pop_front();

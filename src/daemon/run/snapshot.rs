@@ -21,7 +21,7 @@ use crate::daemon::core::{Moment, View};
 use crate::daemon::peer::{Direction, PeerStatistics, Session};
 use crate::daemon::route::{Entry, Table};
 use crate::sys::Counter;
-use crate::wire::Compression;
+use crate::wire::{Compression, PeerKey};
 
 /// The state at the moment `now`. Counters are read when they are reported, and may be newer.
 pub(super) struct Snapshot {
@@ -145,9 +145,16 @@ impl Snapshot {
         let encryption = connected.and_then(|history| history.encryption);
         let call = owner::call(&self.config, view.key);
         let refused = self.refusals.last(view.key);
+        let resource = match view.key {
+            PeerKey::Node(_) => None,
+            PeerKey::Site(resource, _) => Some(resource),
+        };
         let waits = (view.state == PeerState::Waiting).then_some(view.until).flatten();
         PeerStatus {
             peer: view.key,
+            name: Some(self.config.name(view.key)),
+            hosts: Some(self.config.hosts(view.key).into_iter().map(Into::into).collect()),
+            resource_name: resource.and_then(|id| self.config.resource_name(id)).map(Into::into),
             role: view.role,
             address: call.map(|(to, _)| to),
             from: call.map(|(_, from)| from),

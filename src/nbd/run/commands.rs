@@ -11,10 +11,11 @@ use serde_json::{Value, json};
 use super::mirror::Mirror;
 use super::shared::Shared;
 use super::{doctor, metrics, status};
+use crate::config::Config;
 use crate::control::object;
 use crate::nbd::core::{Command, Refusal};
 use crate::nbd::mirror::promotion::{Fencing, Objection};
-use crate::wire::{Mask, SiteId};
+use crate::wire::{Mask, PeerKey, SiteId};
 
 /// Longest time of a change of the role before its client is referred to the status: longer than a lost site
 /// is waited for by default, and than a disk that works takes for a flush.
@@ -52,7 +53,7 @@ pub fn answer(line: &str, shared: &Shared, is_privileged: bool) -> Result<Value,
             "pid": std::process::id(),
             "server": server,
             "attached": shared.attachment.is_attached(),
-            "resources": mirrors.into_iter().map(|mirror| status::status(mirror)).collect::<Vec<_>>(),
+            "resources": mirrors.into_iter().map(|mirror| with_hosts(mirror, &shared.config())).collect::<Vec<_>>(),
         }));
     }
     if command == "metrics" {
@@ -111,6 +112,18 @@ pub fn answer(line: &str, shared: &Shared, is_privileged: bool) -> Result<Value,
             Ok(Value::Null)
         }
     }
+}
+
+/// The state of a mirror, with the host names of the other sites.
+fn with_hosts(mirror: &Mirror, config: &Config) -> Value {
+    let mut status = status::status(mirror);
+    let peers = status.get_mut("peers").and_then(Value::as_array_mut);
+    for (peer, site) in peers.into_iter().flatten().zip(&mirror.peers) {
+        if let Some(fields) = peer.as_object_mut() {
+            fields.insert("hosts".into(), config.hosts(PeerKey::Site(mirror.id, *site)).into());
+        }
+    }
+    status
 }
 
 /// The mirror of a name or, where no name fits, of an id.
