@@ -109,12 +109,12 @@ fn seeds_that_find_mistakes() {
     }
 }
 
-/// Mistakes, each with a seed that finds it. That of the wrong twin is in `scenarios`.
-const MISTAKES: [(Mutation, u64); 9] = [
+/// Mistakes, each with a seed that finds it. Those of the hot chunk and of the wrong twin are in `scenarios`: chance alone
+/// brings them about too seldom.
+const MISTAKES: [(Mutation, u64); 8] = [
     (Mutation::PromoteHalfSynced, 2),
     (Mutation::Unordered, 3),
     (Mutation::FlushLies, 2),
-    (Mutation::ResyncUnlocked, 28),
     (Mutation::AcceptGaps, 3),
     (Mutation::WrittenIsStable, 4),
     (Mutation::EvictEarly, 2),

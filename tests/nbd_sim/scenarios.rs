@@ -103,6 +103,28 @@ fn a_disk_that_was_rolled_back_is_compared_from_end_to_end() {
     assert!(is_twin_taken(Some(Mutation::TakeTwin)), "the mutant was not found");
 }
 
+/// Writes a block while a resync reads its chunk. Returns true if the older content comes after the newer one.
+fn is_hot_chunk_set_back(mutation: Option<Mutation>) -> bool {
+    let mut world = mirrored_with(2, mutation, |_| {});
+    world.cut(0, 1);
+    let id = world.write(0, 5, 1);
+    assert!(is_answered(&mut world, id));
+    world.cut(0, 1);
+    assert!(world.until(|world| world.is_reading(0)), "{:?}", world.notes);
+    let id = world.write(0, 5, 2);
+    assert!(is_answered(&mut world, id) && world.until(|world| world.in_sync(0, 1)), "{:?}", world.failure);
+    world.run_for(1_000_000);
+    assert_eq!(value(&world, 0, 5), 2);
+    value(&world, 1, 5) != 2
+}
+
+/// The sixth mistake: what a resync read before a write must not come after it.
+#[test]
+fn a_hot_chunk_never_goes_back_during_its_resync() {
+    assert!(!is_hot_chunk_set_back(None));
+    assert!(is_hot_chunk_set_back(Some(Mutation::ResyncUnlocked)), "the mutant was not found");
+}
+
 #[test]
 fn a_frozen_primary_answers_no_write_until_the_site_is_back_or_a_person_says_so() {
     let mut world = mirrored(2, |config| config.tuning.freeze = true);

@@ -962,6 +962,11 @@ impl World {
         self.tell_links();
     }
 
+    /// Returns true while a read of a site's data disk is under way.
+    pub fn is_reading(&self, i: usize) -> bool {
+        self.sites[i].running.values().any(|work| matches!(work, Work::Read(..)))
+    }
+
     /// Returns true if the two are in sync, as the first sees it.
     pub fn in_sync(&self, a: usize, b: usize) -> bool {
         let state = self.sites[a].core.as_ref().and_then(|core| core.peer_state(site_id(b)));
