@@ -16,10 +16,12 @@ export CARGO_TARGET_DIR
 
 bin = $(CARGO_TARGET_DIR)/release
 doc = $(PREFIX)/share/doc/hadmd
+# Pacemaker looks in /usr/lib/ocf alone: with another prefix it takes a link there.
+ocf = $(PREFIX)/lib/ocf/resource.d/hadm
 # Debian's zsh looks for what packages bring elsewhere than for what is installed by hand.
 zsh = $(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 
-.PHONY: help build demo test log-test systemd-test keepalived-test openrc-test sim nbd-sim chaos fmt lint clean man-lint deb deb-test install uninstall msrv cross cross-test \
+.PHONY: help build demo test log-test systemd-test keepalived-test ocf-test openrc-test sim nbd-sim chaos fmt lint clean man-lint deb deb-test install uninstall msrv cross cross-test \
         cross-pair size bench bench-nbd bench-plot profile vm-test fuzz miri race deny screenshots
 
 help: ## list the targets
@@ -46,9 +48,14 @@ systemd-test: ## the units under a real systemd; needs root
 	cargo build --locked
 	tests/systemd.sh $(CARGO_TARGET_DIR)/debug
 
-keepalived-test: ## the sample for keepalived with the real one, in network namespaces; needs root
+keepalived-test: ## the samples for keepalived with the real one, in network namespaces; needs root
 	cargo build --locked
 	tests/keepalived.sh $(CARGO_TARGET_DIR)/debug
+	tests/keepalived-disk.sh $(CARGO_TARGET_DIR)/debug
+
+ocf-test: ## the resource agent for Pacemaker without a cluster, with ocf-tester and crm_simulate where they are installed
+	cargo build --locked
+	tests/ocf.sh $(CARGO_TARGET_DIR)/debug
 
 openrc-test: ## the samples for OpenRC under a real one, unpacked from Debian's packages into a root of its own; needs root
 	cargo build --locked
@@ -180,7 +187,9 @@ install: ## install what `make build` built; PREFIX=/usr/local, SYSCONFDIR=/etc,
 	$(call put,644,$(doc),README.md etc/doc/SECURITY.md etc/doc/CHANGELOG.md LICENSE-MIT LICENSE-APACHE etc/one-site.xml etc/two-sites.xml etc/mirror.xml)
 	$(call put,644,$(doc)/procd,etc/procd/hadmd.init etc/procd/hadm-nbd.init)
 	$(call put,644,$(doc)/openrc,etc/openrc/hadmd etc/openrc/hadm-nbd)
-	$(call put,644,$(doc)/keepalived,etc/keepalived/keepalived.conf)
+	$(call put,644,$(doc)/keepalived,etc/keepalived/keepalived.conf etc/keepalived/mirror.conf)
+	$(call put,755,$(doc)/keepalived,etc/keepalived/hadm-disk)
+	$(call put,755,$(ocf),etc/ocf/hadm-disk)
 	$(call put,644,$(doc)/rsyslog,etc/rsyslog/hadmd.conf)
 	$(call put,644,$(doc)/logrotate,etc/logrotate/hadmd)
 	$(call put,644,$(doc)/prometheus,etc/prometheus/alerts.yml)
@@ -200,4 +209,5 @@ uninstall: ## remove what `make install` installed, but not the configuration
 	rm -f $(patsubst %,'$(DESTDIR)$(PREFIX)/lib/%',systemd/system/hadmd.service systemd/system/hadm-nbd.service sysusers.d/hadm.conf \
 		udev/rules.d/90-hadmd.rules)
 	rm -f '$(DESTDIR)$(zsh)/_hadmctl' '$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/hadmctl.fish'
+	rm -f '$(DESTDIR)$(ocf)/hadm-disk'
 	rm -rf '$(DESTDIR)$(doc)'

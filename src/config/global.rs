@@ -11,7 +11,7 @@ use super::model::{KernelUser, PeerAddr};
 use super::value::{Resolver, absolute, address, choice, place, port, seconds, whole};
 
 /// The elements of `global`, both spellings of the heartbeat's among them.
-pub const GLOBAL_ELEMENTS: [&str; 12] = [
+pub const GLOBAL_ELEMENTS: [&str; 13] = [
     "serverip",
     "serverport",
     "kmodport",
@@ -20,6 +20,7 @@ pub const GLOBAL_ELEMENTS: [&str; 12] = [
     "ping",
     "maxpacket",
     "slowtimeout",
+    "busypoll",
     "peeraddr",
     "kerneluser",
     "authkey",
@@ -28,6 +29,8 @@ pub const GLOBAL_ELEMENTS: [&str; 12] = [
 
 const MAX_PACKET: u32 = 16 << 20;
 const SLOW_TIMEOUT: Duration = Duration::from_secs(10);
+/// Microseconds: a wait that is longer costs little beside a sleep.
+const BUSY_POLL_MAX: u32 = 1000;
 
 pub(super) struct Global {
     pub(super) server: SocketAddr,
@@ -36,6 +39,7 @@ pub(super) struct Global {
     pub(super) max_ping_count: u32,
     pub(super) max_packet: u32,
     pub(super) slow_timeout: Duration,
+    pub(super) busy_poll: Duration,
     pub(super) peer_addr: PeerAddr,
     pub(super) kernel_user: KernelUser,
     pub(super) keys: Option<Keys>,
@@ -50,6 +54,7 @@ pub(super) fn read(global: Element<'_>, resolve: &Resolver<'_>, key_file: KeyFil
     let heartbeat = heartbeat(global);
     let max_packet = global.get_or("maxpacket", MAX_PACKET, whole(1 << 10..=1 << 30));
     let slow_timeout = global.get_or("slowtimeout", SLOW_TIMEOUT, seconds("0.1", "3600"));
+    let busy_poll = global.get_or("busypoll", 0, whole(0..=BUSY_POLL_MAX));
     let words = [("strict", PeerAddr::Strict), ("any", PeerAddr::Any)];
     let peer_addr = global.get_or("peeraddr", PeerAddr::default(), choice(words, "strict or any"));
     let kernel_user = global.get_or("kerneluser", KernelUser::default(), kernel_user);
@@ -64,6 +69,7 @@ pub(super) fn read(global: Element<'_>, resolve: &Resolver<'_>, key_file: KeyFil
         max_ping_count,
         max_packet: max_packet?,
         slow_timeout: slow_timeout?,
+        busy_poll: Duration::from_micros(busy_poll?.into()),
         peer_addr: peer_addr?,
         kernel_user: kernel_user?,
         keys: keys?,

@@ -25,6 +25,8 @@ pub struct Config {
     pub max_packet: u32,
     /// Longest time that a peer may hold up the others in any ten times that time (`slowtimeout`, default 10 s).
     pub slow_timeout: Duration,
+    /// Time for which a reader looks for further bytes before it sleeps (`busypoll`, at most 1 ms, default 0).
+    pub busy_poll: Duration,
     /// The rule whether a caller must come from its configured address (`peeraddr`).
     pub peer_addr: PeerAddr,
     /// The users that may attach as the kernel module (`kerneluser`).

@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 
 use super::Failure;
 use super::daemon::Daemon;
-use super::json::samples;
-use super::names::{ambiguous, has_host};
+use super::json::{list, samples, text};
+use super::names::{resource, site};
 use super::show::coloured;
 use super::watch::{Picture, Questions, has_colour, watch};
-use crate::control::{Carried, VERSION};
+use crate::control::{Carried, Request, VERSION};
 
 /// Default path of `hadm-nbd`'s control socket.
 pub(super) const SOCKET: &str = "/run/hadm/hadm-nbd.sock";
@@ -164,29 +164,62 @@ pub fn run(
     json: bool,
     out: &mut StdoutLock,
 ) -> Result<(), Failure> {
-    let is_terminal = out.is_terminal();
-    let mut program = Daemon::connect_to("hadm-nbd", control, timeout)?;
-    let (mut resource, mut site) = (None, None);
-    if let (Some(wanted), wanted_site) = command.names() {
-        let status = program.ask_line(&line("status", json!({})))?;
-        let found = find(status.value(), wanted)?;
-        resource = Some(text(found, "name").to_owned());
-        site = wanted_site.map(|wanted| find_site(found, wanted)).transpose()?;
+    let connect = || Daemon::connect_to("hadm-nbd", control, timeout);
+    let names = || connect()?.ask(&Request::Status);
+    match (command, command.names()) {
+        (Command::Plan { .. } | Command::Change { .. }, (Some(wanted), wanted_site)) => {
+            let mut program = connect()?;
+            let status = program.ask(&Request::Status)?;
+            let found = resource(status.value(), wanted)?;
+            let resource = Some(text(found, "name").to_owned());
+            let site = wanted_site.map(|wanted| site(found, wanted)).transpose()?;
+            carry_out(command, &mut program, (resource, site), json, out)
+        }
+        (Command::Status { watch: true, .. }, (wanted, _)) => {
+            let mut questions = Questions::new("hadm-nbd", control, timeout);
+            let line = line("status", json!({ "resource": wanted }));
+            let is_terminal = out.is_terminal();
+            let watched = watch(&mut questions, &line, json, out, |status, _| {
+                let rows = show(status.value(), is_terminal).lines().map(str::to_owned).collect();
+                Ok(Picture { head: Vec::new(), rows })
+            });
+            explain(watched, wanted, names)
+        }
+        (_, (wanted, _)) => {
+            let done = carry_out(command, &mut connect()?, (wanted.cloned(), None), json, out);
+            explain(done, wanted, names)
+        }
     }
+}
+
+/// Turns a refusal into the failure of a name where there is no such resource.
+fn explain(
+    done: Result<(), Failure>,
+    wanted: Option<&String>,
+    names: impl Fn() -> Result<Carried, Failure>,
+) -> Result<(), Failure> {
+    if let (Err(Failure::Refused(_)), Some(wanted)) = (&done, wanted) {
+        // If that is refused, too, the first refusal says enough.
+        if let Ok(status) = names() {
+            resource(status.value(), wanted)?;
+        }
+    }
+    done
+}
+
+/// Carries out a command with a resource and a site that are known.
+fn carry_out(
+    command: &Command,
+    program: &mut Daemon,
+    (resource, site): (Option<String>, Option<u64>),
+    json: bool,
+    out: &mut StdoutLock,
+) -> Result<(), Failure> {
     let print = |out: &mut StdoutLock, answer: &Carried, show: &dyn Fn(&Value) -> String| {
         let text = if json { format!("{answer}\n") } else { show(answer.value()) };
         Ok(out.write_all(text.as_bytes())?)
     };
     match command {
-        Command::Status { watch: true, .. } => {
-            drop(program);
-            let mut questions = Questions::new("hadm-nbd", control, timeout);
-            let line = line("status", json!({ "resource": resource }));
-            watch(&mut questions, &line, json, out, |status, _| {
-                let rows = show(status.value(), is_terminal).lines().map(str::to_owned).collect();
-                Ok(Picture { head: Vec::new(), rows })
-            })
-        }
         Command::Status { .. } => {
             let status = program.ask_line(&line("status", json!({ "resource": resource })))?;
             print(out, &status, &|status| show(status, false))
@@ -233,51 +266,6 @@ fn line(command: &str, mut fields: Value) -> String {
         fields.extend([("v".to_owned(), json!(VERSION)), ("cmd".to_owned(), json!(command))]);
     }
     fields.to_string()
-}
-
-/// The resource of a name or, where no name fits, of an id.
-fn find<'a>(status: &'a Value, wanted: &str) -> Result<&'a Value, Failure> {
-    let by_name = list(status, "resources").find(|resource| text(resource, "name") == wanted);
-    let has_id =
-        |resource: &&Value| wanted.parse().ok().is_some_and(|id: u64| resource.get("id") == Some(&id.into()));
-    by_name.or_else(|| list(status, "resources").find(has_id)).ok_or_else(|| {
-        let names: Vec<&str> = list(status, "resources").map(|resource| text(resource, "name")).collect();
-        Failure::NoPeer(format!("no resource {wanted:?} is served here; there are: {}", names.join(", ")))
-    })
-}
-
-/// The id of a resource's other site, which its id or the host name of a node there names.
-fn find_site(resource: &Value, wanted: &str) -> Result<u64, Failure> {
-    let sites = |short: bool| -> Vec<u64> {
-        let is_meant = |peer: &&Value| {
-            let hosts: Vec<String> = list(peer, "hosts").filter_map(Value::as_str).map(Into::into).collect();
-            wanted.parse().ok() == peer.get("site").and_then(Value::as_u64) || has_host(&hosts, wanted, short)
-        };
-        let meant = list(resource, "peers").filter(is_meant);
-        meant.filter_map(|peer| peer.get("site").and_then(Value::as_u64)).collect()
-    };
-    let whole = sites(false);
-    let name = text(resource, "name");
-    match if whole.is_empty() { sites(true) } else { whole }[..] {
-        [only] => Ok(only),
-        [] => {
-            let sites = list(resource, "peers").filter_map(|peer| peer.get("site")).map(ToString::to_string);
-            let sites: Vec<String> = sites.collect();
-            Err(Failure::NoPeer(format!(
-                "{wanted:?} is no other site of resource {name:?}; those are: {}",
-                sites.join(", ")
-            )))
-        }
-        ref several => Err(ambiguous(wanted, several.iter().map(|site| format!("site {site} of {name}")))),
-    }
-}
-
-pub(super) fn text<'a>(value: &'a Value, name: &str) -> &'a str {
-    value.get(name).and_then(Value::as_str).unwrap_or_default()
-}
-
-pub(super) fn list<'a>(value: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
-    value.get(name).and_then(Value::as_array).into_iter().flatten()
 }
 
 /// The status of all, a line each; with `bars`, a bar below it for each resync.

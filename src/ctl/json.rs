@@ -8,6 +8,16 @@ use serde_json::{Value, json};
 
 use crate::config::{ConfigError, Loaded, Problem, Severity};
 
+/// A field that is a text; empty if there is none.
+pub(super) fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value.get(name).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The items of a field that is a list.
+pub(super) fn list<'a>(value: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
+    value.get(name).and_then(Value::as_array).into_iter().flatten()
+}
+
 /// The samples of a Prometheus page, a line of JSON.
 pub(super) fn samples(text: &str) -> String {
     let samples: Vec<Value> = text.lines().filter(|line| !line.starts_with('#')).filter_map(sample).collect();

@@ -2,7 +2,10 @@
 //!
 //! Guesses nothing: a name that can mean several is refused, with all that it can mean. Used by the commands.
 
+use serde_json::Value;
+
 use super::Failure;
+use super::json::{list, text};
 use crate::control::{PeerStatus, Status};
 use crate::wire::PeerKey;
 
@@ -12,10 +15,10 @@ pub(super) fn is_id(text: &str) -> bool {
 }
 
 /// Returns true if one of these host names is meant: whole, or up to its first dot where `short`.
-pub(super) fn has_host(hosts: &[String], text: &str, short: bool) -> bool {
+fn has_host(hosts: &[String], wanted: &str, short: bool) -> bool {
     hosts.iter().any(|host| {
         let host = if short { host.split('.').next().unwrap_or(host) } else { host };
-        host.eq_ignore_ascii_case(text)
+        host.eq_ignore_ascii_case(wanted)
     })
 }
 
@@ -83,6 +86,46 @@ pub(super) fn unknown(text: &str, status: &Status) -> Failure {
         list(|peer| Some(peer.peer.to_string())),
         list(|peer| peer.name.clone())
     ))
+}
+
+/// The resource of a name or, where no name fits, of an id.
+pub(super) fn resource<'a>(status: &'a Value, wanted: &str) -> Result<&'a Value, Failure> {
+    let by_name = list(status, "resources").find(|resource| text(resource, "name") == wanted);
+    let has_id =
+        |resource: &&Value| wanted.parse().ok().is_some_and(|id: u64| resource.get("id") == Some(&id.into()));
+    by_name.or_else(|| list(status, "resources").find(has_id)).ok_or_else(|| {
+        let name = |resource: &Value| {
+            format!("{} ({})", text(resource, "name"), resource.get("id").unwrap_or(&Value::Null))
+        };
+        let names: Vec<String> = list(status, "resources").map(name).collect();
+        Failure::NoPeer(format!("no resource {wanted:?} is served here; there are: {}", names.join(", ")))
+    })
+}
+
+/// The id of a resource's other site, which its id or the host name of a node there names.
+pub(super) fn site(resource: &Value, wanted: &str) -> Result<u64, Failure> {
+    let sites = |short: bool| -> Vec<u64> {
+        let is_meant = |peer: &&Value| {
+            let hosts: Vec<String> = list(peer, "hosts").filter_map(Value::as_str).map(Into::into).collect();
+            wanted.parse().ok() == peer.get("site").and_then(Value::as_u64) || has_host(&hosts, wanted, short)
+        };
+        let meant = list(resource, "peers").filter(is_meant);
+        meant.filter_map(|peer| peer.get("site").and_then(Value::as_u64)).collect()
+    };
+    let whole = sites(false);
+    let name = text(resource, "name");
+    match if whole.is_empty() { sites(true) } else { whole }[..] {
+        [only] => Ok(only),
+        [] => {
+            let sites = list(resource, "peers").filter_map(|peer| peer.get("site")).map(ToString::to_string);
+            let sites: Vec<String> = sites.collect();
+            Err(Failure::NoPeer(format!(
+                "{wanted:?} is no other site of resource {name:?}; those are: {}",
+                sites.join(", ")
+            )))
+        }
+        ref several => Err(ambiguous(wanted, several.iter().map(|site| format!("site {site} of {name}")))),
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::daemon::Daemon;
-use super::disk::{list, text};
+use super::json::{list, text};
 use super::{Failure, read, wait};
 use crate::control::{PeerStatus, Request, Status};
 

@@ -4,12 +4,14 @@
 
 mod counter;
 pub mod exit;
+mod load;
 mod memory;
 mod netlink;
 mod owner;
 mod tcp;
 
 pub use counter::Counter;
+pub use load::runnable_threads;
 pub use memory::{become_io_flusher, lock_memory, set_oom_score};
 pub use netlink::{changes, watch_network};
 pub use owner::Owners;
@@ -164,6 +166,11 @@ pub fn receive_polled(
 fn wait_readable(stream: &impl AsFd, limit: Option<Duration>) -> bool {
     let limit = limit.map(|limit| Timespec::try_from(limit).unwrap_or_default());
     poll(&mut [PollFd::new(stream, PollFlags::IN)], limit.as_ref()) != Ok(0)
+}
+
+/// Returns true if a read would not block: there are bytes, or the end, or an error.
+pub fn is_readable(stream: &impl AsFd) -> bool {
+    wait_readable(stream, Some(Duration::ZERO))
 }
 
 /// Writes the parts in one call, as far as the socket takes them at once; `WouldBlock` if it takes nothing.

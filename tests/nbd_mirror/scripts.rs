@@ -51,8 +51,8 @@ fn results_fit_the_schema_and_sites_have_names() {
     pair.wait_in_sync();
     result(&["why", "data"], "disk_why", 0);
     result(&["disk", "why", "data"], "disk_why", 0);
-    refused(&["disk", "why", "mail"], 2, "no resource \"mail\" is served here; there are: data");
-    refused(&["disk", "primary", "7"], 2, "there are: data");
+    refused(&["disk", "why", "mail"], 2, "no resource \"mail\" is served here; there are: data (0)");
+    refused(&["disk", "primary", "7"], 2, "there are: data (0)");
     refused(&["disk", "connect", "data", "nobody"], 2, "those are: 1");
     refused(&["disk", "connect", "data", "9"], 2, "those are: 1");
     refused(&["disk", "grow", "data"], 5, "cannot grow");

@@ -284,6 +284,7 @@ impl Node {
             max_ping_count: max,
             max_packet: 1 << 20,
             slow_timeout: SLOW_TIMEOUT,
+            busy_poll: Duration::ZERO,
             compress: Default::default(),
             kernel_user: "own".into(),
             peer_addr: "strict".into(),

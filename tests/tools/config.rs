@@ -199,6 +199,7 @@ impl Style {
             self.put(count, config.max_ping_count),
             self.put("maxpacket", config.max_packet),
             self.put("slowtimeout", config.slow_timeout.as_secs_f64()),
+            self.put("busypoll", config.busy_poll.as_micros()),
             self.put("peeraddr", peer_addr),
         ];
         global.extend(config.metrics.map(|at| self.put("metrics", at)));
@@ -300,6 +301,7 @@ prop_compose! {
         max_ping_count in 1..=1_000_000u32,
         max_packet in 1024..=1_073_741_824u32,
         slow_millis in 100..=3_600_000u64,
+        busy_micros in 0..=1000u64,
         strict in any::<bool>(),
         metrics in prop::option::of((ip(), 1..=u16::MAX)),
         sites in prop::collection::btree_map(0..32u32, site(), 1..4),
@@ -333,6 +335,7 @@ prop_compose! {
             max_ping_count,
             max_packet,
             slow_timeout: Duration::from_millis(slow_millis),
+            busy_poll: Duration::from_micros(busy_micros),
             kernel_user: Default::default(),
             peer_addr: if strict { PeerAddr::Strict } else { PeerAddr::Any },
             keys: None,

@@ -30,6 +30,8 @@ pub struct Configured<K> {
     pub max_packet: u32,
     /// Longest time that a peer may hold up the others.
     pub slow_timeout: Duration,
+    /// Time for which a reader looks for further bytes before it sleeps.
+    pub busy_poll: Duration,
     /// The configured compression of each local resource, in the order of their ids.
     pub compress: Vec<(ResourceId, Option<Compression>)>,
     /// Users that may attach as the kernel module, as one word.
@@ -74,6 +76,8 @@ pub enum Setting {
     MaxPacket,
     /// Longest time that a peer may hold up the others.
     SlowTimeout,
+    /// Time for which a reader looks for further bytes before it sleeps.
+    BusyPoll,
     /// The compression of data.
     Compress,
     /// Users that may attach as the kernel module.
@@ -99,6 +103,7 @@ impl fmt::Display for Setting {
             Setting::MaxPingCount => "maxpingcount",
             Setting::MaxPacket => "maxpacket (sessions begun from now on)",
             Setting::SlowTimeout => "slowtimeout (sessions begun from now on)",
+            Setting::BusyPoll => "busypoll (sessions begun and kernel modules attached from now on)",
             Setting::Compress => "compress by resource (sessions begun from now on)",
             Setting::KernelUser => "kerneluser (kernel modules that attach from now on)",
             Setting::PeerAddr => "peeraddr",
@@ -181,6 +186,7 @@ pub fn difference<K: PartialEq + fmt::Display>(old: &Configured<K>, new: &Config
     compare(&mut settings, Setting::MaxPingCount, both.map(|it| it.max_ping_count.to_string()));
     compare(&mut settings, Setting::MaxPacket, both.map(|it| it.max_packet.to_string()));
     compare(&mut settings, Setting::SlowTimeout, both.map(|it| seconds(it.slow_timeout)));
+    compare(&mut settings, Setting::BusyPoll, both.map(|it| seconds(it.busy_poll)));
     compare(&mut settings, Setting::Compress, both.map(|it| compression(&it.compress)));
     compare(&mut settings, Setting::KernelUser, both.map(|it| it.kernel_user.clone()));
     compare(&mut settings, Setting::PeerAddr, both.map(|it| it.peer_addr.clone()));
@@ -240,6 +246,7 @@ mod tests {
             max_ping_count: 4,
             max_packet: 1 << 20,
             slow_timeout: Duration::from_secs(10),
+            busy_poll: Duration::ZERO,
             compress: [(resource(0), None)].into(),
             kernel_user: "Own".into(),
             peer_addr: "Any".into(),
@@ -266,11 +273,15 @@ mod tests {
             (|it| it.site = SiteId::try_from(2).unwrap(), "id of the local site: 0 -> 2"),
             (|it| it.local = None, "ipaddr and port of the local node: 10.0.0.1:2 -> none"),
         ];
-        let settings: [(Edit, &str); 11] = [
+        let settings: [(Edit, &str); 12] = [
             (|it| it.ping_interval /= 2, "time between pings: 5s -> 2.5s"),
             (|it| it.max_ping_count = 9, "maxpingcount: 4 -> 9"),
             (|it| it.max_packet = 1024, "maxpacket (sessions begun from now on): 1048576 -> 1024"),
             (|it| it.slow_timeout *= 2, "slowtimeout (sessions begun from now on): 10s -> 20s"),
+            (
+                |it| it.busy_poll = Duration::from_micros(50),
+                "busypoll (sessions begun and kernel modules attached from now on): 0ns -> 50µs",
+            ),
             (
                 |it| it.compress = [(resource(0), Some(Compression::Lz4))].into(),
                 "compress by resource (sessions begun from now on): 0 none -> 0 lz4",

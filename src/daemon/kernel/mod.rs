@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::daemon::core::{AttachId, ConnState};
-use crate::daemon::link::{Closed, Connection, Pair, Sink};
+use crate::daemon::link::{Closed, Connection, Pair, Reading, Sink};
 use crate::daemon::queue::Permit;
 use crate::wire::{Class, Device, Header, NodeId, PacketType, SiteId};
 
@@ -48,11 +48,11 @@ impl KernelModule {
     /// As [`KernelModule::start`].
     pub fn open<S: Sink + Send + 'static, G: Clone + Send + 'static>(
         &self,
-        max_packet: u32,
+        reading: Reading,
         guard: &G,
         sink: impl Fn(Class) -> S,
     ) -> io::Result<()> {
-        self.pair.open(NAME, None, max_packet, guard, sink)
+        self.pair.open(NAME, None, reading, guard, sink)
     }
 
     /// Queues packets for the kernel module.

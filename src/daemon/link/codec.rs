@@ -190,7 +190,7 @@ fn shrink(buf: &mut BytesMut) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::link::{Item, LinkSender, Sink, read_link};
+    use crate::daemon::link::{Item, LinkSender, Reading, Sink, read_link};
     use crate::daemon::queue::{Budget, Cost, PacketCounters};
     use crate::sys::Counter;
     use crate::wire::{Class, Header, PacketType};
@@ -198,6 +198,9 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{Shutdown, TcpListener};
     use std::sync::Arc;
+    use std::time::Duration;
+
+    const READING: Reading = Reading { max_packet: 1 << 20, busy_poll: Duration::ZERO };
 
     /// A codec of frames with a u32 length, whose bytes are mixed with a number that counts frames.
     struct Toy {
@@ -285,7 +288,7 @@ mod tests {
             sender.start("test:data-tx").unwrap();
             let reader = std::thread::spawn(move || {
                 let mut all = Collect(Vec::new());
-                let closed = read_link(&peer, "test", None, 1 << 20, Some(decode), &mut &mut all);
+                let closed = read_link(&peer, "test", None, READING, Some(decode), &mut &mut all);
                 (all.0, closed)
             });
             let mut sent = Vec::new();
@@ -360,7 +363,7 @@ mod tests {
         let (mut out, peer) = sockets();
         out.write_all(bytes).unwrap();
         out.shutdown(Shutdown::Write).unwrap();
-        read_link(&peer, "test", None, 1 << 20, Some(codec.decode), &mut &mut Collect(Vec::new()))
+        read_link(&peer, "test", None, READING, Some(codec.decode), &mut &mut Collect(Vec::new()))
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! the link's [`LinkCodec`].
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
+mod busy_poll;
 mod closed;
 mod codec;
 mod framer;
@@ -26,5 +27,5 @@ pub use closed::{Closed, CodecError};
 pub use codec::{Connection, Decode, Encode, LinkCodec};
 pub use framer::{Framer, Item, MAX_CHUNK, Run};
 pub use pair::{Lost, Pair};
-pub use reader::{Sink, read_link};
+pub use reader::{Reading, Sink, read_link};
 pub use sender::{Deferred, LinkSender};

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Closed, Connection, Decode, LinkSender, Sink, read_link};
+use super::{Closed, Connection, Decode, LinkSender, Reading, Sink, read_link};
 use crate::sys;
 use crate::wire::{Class, PeerKey};
 
@@ -52,7 +52,7 @@ impl Pair {
         &self,
         name: &str,
         peer: Option<PeerKey>,
-        max_packet: u32,
+        reading: Reading,
         guard: &G,
         sink: impl Fn(Class) -> S,
     ) -> io::Result<()> {
@@ -64,7 +64,7 @@ impl Pair {
             let title = format!("{title} {class} in");
             sys::spawn(&format!("{name}:{class}-rx"), move || {
                 let _guard = guard;
-                let closed = read_link(&stream, &title, peer, max_packet, decode, &mut sink);
+                let closed = read_link(&stream, &title, peer, reading, decode, &mut sink);
                 drop(sink);
                 lost(class, closed);
             })?;

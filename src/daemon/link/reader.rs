@@ -1,9 +1,13 @@
 //! The reading end of a link: one thread that blocks in `recv` and gives the items it finds to a [`Sink`].
 
 use std::net::TcpStream;
+use std::num::NonZero;
+use std::thread;
+use std::time::Duration;
 
 use log::trace;
 
+use super::busy_poll::BusyPoll;
 use super::closed::Closed;
 use super::codec::{Decode, Undressing};
 use super::framer::{Framer, Item};
@@ -24,22 +28,39 @@ pub trait Sink {
     fn heard(&mut self) {}
 }
 
+/// The limits of a reading end.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    /// Longest payload of a packet, in bytes.
+    pub max_packet: u32,
+    /// Time for which it looks for further bytes before it sleeps; zero: it sleeps at once.
+    pub busy_poll: Duration,
+}
+
 /// Reads the link to its end, through `decode` if the link has a codec. `name` stands before each header in the log,
 /// `peer` is at the other end, unless that is the kernel module.
 pub fn read_link(
     stream: &TcpStream,
     name: &str,
     peer: Option<PeerKey>,
-    max_packet: u32,
+    reading: Reading,
     decode: Option<Box<dyn Decode>>,
     sink: &mut impl Sink,
 ) -> Closed {
-    let mut framer = Framer::new(max_packet);
+    let mut framer = Framer::new(reading.max_packet);
     let polls = sys::is_unix(stream);
     let mut undressing = decode.map(Undressing::new);
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let mut busy_poll = BusyPoll::new(reading.busy_poll, processors);
     let source = tap::Source::new(name, peer);
     let mut look = || -> Result<(), Closed> {
         loop {
+            // Bytes that a codec holds back may be whole packets.
+            if undressing.as_ref().is_none_or(|undressing| undressing.pending() == 0) {
+                if let Some(busy_poll) = &mut busy_poll {
+                    busy_poll.wait(sys::runnable_threads, || sys::is_readable(stream));
+                }
+            }
             let room = framer.room().map_err(Closed::Broken)?;
             let received = match &mut undressing {
                 None => sys::receive(stream, room, polls).map_err(Closed::Broken)?,

@@ -15,7 +15,7 @@ use log::Level;
 
 use super::{Direction, PeerStatistics};
 use crate::daemon::core::{EndCause, Event, QueueSight, SessionId};
-use crate::daemon::link::{Closed, Connection, Pair, Run, Sink};
+use crate::daemon::link::{Closed, Connection, Pair, Reading, Run, Sink};
 use crate::daemon::queue::{Budget, Cost, DropCause, Look, Refusal};
 use crate::limited;
 use crate::sys::Counter;
@@ -153,11 +153,11 @@ impl Session {
     /// As [`Session::start`]; the session must be ended then.
     pub fn open<S: Sink + Send + 'static, G: Clone + Send + 'static>(
         &self,
-        max_packet: u32,
+        reading: Reading,
         guard: &G,
         sink: impl Fn(Class) -> S,
     ) -> io::Result<()> {
-        self.pair.open(&self.statistics.thread_name(), Some(self.statistics.key), max_packet, guard, sink)
+        self.pair.open(&self.statistics.thread_name(), Some(self.statistics.key), reading, guard, sink)
     }
 
     /// Queues packets for the peer, or returns [`Put::Full`]. The counters have the packets, taken or not.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use log::{Level, debug, info, warn};
 
 use super::links::Waiting;
-use super::{Coordinator, hex, owner, report};
+use super::{Coordinator, hex, owner, reading, report};
 use crate::control::{CauseKind, Change, Details, EndedBy, Outcome, PeerState, SessionAtEnd, decimal};
 use crate::daemon::connect::{Dial, ReactorCommand};
 use crate::daemon::core::{Action, AttemptId, ConnId, EndCause, Event, LinkSight, Moment, Role, SessionId};
@@ -285,7 +285,7 @@ impl Coordinator {
     fn open_session(&mut self, peer: PeerKey, id: SessionId) {
         let (Some(session), Some(guard)) = (self.session(peer, id), &self.shutdown.guard) else { return };
         let opened = session
-            .open(self.config.max_packet, guard, |class: Class| FromPeer::new(&self.router, &session, class));
+            .open(reading(&self.config), guard, |class: Class| FromPeer::new(&self.router, &session, class));
         if let Err(error) = opened {
             self.session_failed(peer, id, &error);
         }

@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use log::Level;
 
-use super::Coordinator;
 use super::links::Waiting;
+use super::{Coordinator, reading};
 use crate::control::Change;
 use crate::daemon::connect::NOWHERE;
 use crate::daemon::core::{Action, AttachId, ConnId, Event, KernelRefusal, Moment};
@@ -142,7 +142,7 @@ impl Coordinator {
         let kernel = KernelModule::start(attach, streams, self.local_ids(), lost)?;
         if let Some(guard) = &self.shutdown.guard {
             kernel
-                .open(self.config.max_packet, guard, |_| FromKernel::new(&self.router))
+                .open(reading(&self.config), guard, |_| FromKernel::new(&self.router))
                 .inspect_err(|_| kernel.close())?;
         }
         Ok(kernel)

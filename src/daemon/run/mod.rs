@@ -59,6 +59,7 @@ use crate::config::keys::Keys;
 use crate::config::{Config, PeerAddr, is_stand_in};
 use crate::daemon::connect::{Plan, Reactor, ReactorEvent};
 use crate::daemon::core::{Action, Admission, Core, Event, Moment};
+use crate::daemon::link::Reading;
 use crate::daemon::peer::{DATA_CEILING, Limits, META_CEILING, Session};
 use crate::daemon::route::Router;
 use crate::daemon::server::{ControlRequest, Names};
@@ -319,6 +320,10 @@ fn limits(config: &Config) -> Limits {
         // Half of the time that the other side's heartbeat allows, which is configured like the local one.
         meta_patience: config.slow_timeout.min(config.ping_interval * config.max_ping_count / 2),
     }
+}
+
+fn reading(config: &Config) -> Reading {
+    Reading { max_packet: config.max_packet, busy_poll: config.busy_poll }
 }
 
 /// Returns the extension that this side sends to peers that use it.

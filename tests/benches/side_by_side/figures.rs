@@ -135,6 +135,12 @@ impl Figures {
             let ratios = self.ratios((trip, &column, US), (trip, &column, "haproxy"));
             bar(format!("round trip {part}, 4 KiB, depth 1 : HAProxy"), ratios, false, limit);
         }
+        let trip = "round trip of 4 KiB, busy polling, us";
+        for (part, limit) in [("p50", 0.8), ("p99", 1.0)] {
+            let column = format!("{part}, depth 1");
+            let ratios = self.ratios((trip, &column, US), (trip, &column, "haproxy"));
+            bar(format!("round trip {part}, both busy polling : HAProxy"), ratios, false, limit);
+        }
         let cost = "round trip p50 beside another peer's full load, us";
         for (class, way, limit) in [("data", "in", 3.0), ("data", "out", 5.0), ("meta", "out", 3.0)] {
             let column = format!("{class}, load {way}");

@@ -48,6 +48,9 @@ struct Effort {
 const PAYLOADS: [usize; 4] = [512, 4 << 10, 64 << 10, 1 << 20];
 const DEPTHS: [usize; 2] = [1, 16];
 const VETH: &str = " over a veth pair";
+const BUSY: &str = ", busy polling";
+/// `busypoll` of the daemons.
+const BUSY_MICROS: u32 = 100;
 
 fn main() {
     if std::env::args().any(|arg| arg == "plot") {
@@ -140,8 +143,40 @@ fn side_by_side(builds: &[Build], effort: &Effort, alone: Option<usize>, figures
         figures.add("peak RSS of one process, MiB", "", &contestant.name, peak as f64 / 1024.0);
     }
     drop(contestants);
+    if alone.is_none() {
+        busy_polling(builds, effort, haproxy, figures);
+    }
     if let Some(network) = Network::new().filter(|_| alone.is_none()) {
         over_veth(builds, effort, haproxy, &network, figures);
+    }
+}
+
+/// Round trips where readers look before they sleep. Each contestant is started for its round alone: HAProxy's busy
+/// polling takes a processor for each of its processes at all times.
+fn busy_polling(builds: &[Build], effort: &Effort, haproxy: bool, figures: &mut Figures) {
+    for round in 0..effort.rounds {
+        eprintln!("round {} of {}: busy polling", round + 1, effort.rounds);
+        let measure = |contestant: Contestant, figures: &mut Figures| {
+            latency(&contestant, BUSY, 1, effort.slice, figures);
+        };
+        let theirs = |figures: &mut Figures| {
+            if haproxy {
+                let proxy = Proxy { splice: false, busy: true };
+                measure(contest::haproxy("haproxy", proxy, Way::Loopback), figures);
+            }
+        };
+        // Nobody is always first.
+        if round % 2 == 0 {
+            theirs(figures);
+        }
+        let element = || Some(("busypoll", BUSY_MICROS.to_string()));
+        // Other builds may not know it.
+        for build in builds.iter().filter(|build| build.name == "hadmd") {
+            measure(contest::hadmd(build, element(), Way::Loopback), figures);
+        }
+        if round % 2 == 1 {
+            theirs(figures);
+        }
     }
 }
 

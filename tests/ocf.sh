@@ -1,0 +1,200 @@
+#!/bin/sh
+# The resource agent for Pacemaker, etc/ocf/hadm-disk, without a cluster: its metadata, and its exit status and promotion score for every
+# answer that hadm-nbd can give, none at all, and one that does not come. hadmctl and crm_attribute are played by scripts here.
+# Where ocf-tester and xmllint are installed (Debian packages resource-agents, libxml2-utils), it has to pass that.
+# Where crm_verify and crm_simulate are installed (Debian package pacemaker-cli-utils), a cluster of two nodes is planned with the agent's
+# scores. Needs no root.
+#
+# Usage: tests/ocf.sh DIRECTORY   (where the programs are: the last part asks a real hadm-nbd)
+set -eu
+bin=$(cd "$1" && pwd)
+cd "$(dirname "$0")/.."
+PATH=$PATH:/usr/sbin:/sbin
+# shellcheck source=tests/wait-for.sh
+. tests/wait-for.sh
+dir=$(mktemp -d "${TMPDIR:-/tmp}/hadmd-ocf.XXXXXX")
+pid=
+trap '[ -z "$pid" ] || { kill -CONT "$pid"; end_all 8 "$pid"; } 2> /dev/null; rm -rf "$dir"' EXIT
+trap 'exit 130' INT TERM HUP
+fail() { echo "ocf: $1" >&2; cat "$dir/out" >&2 2> /dev/null || :; exit 1; }
+
+mkdir "$dir/bin"
+# state: exit status, role, disk. What would change the role is refused where there is a file "refuse".
+cat > "$dir/bin/hadmctl" << LINES
+#!/bin/sh
+read -r status role disk < "$dir/state"
+case " \$* " in
+    *" status "*)
+        [ "\$status" != hang ] || exec sleep 60
+        [ "\$status" = 0 ] || { echo "hadmctl: status \$status"; exit "\$status"; }
+        echo '{"attached":true,"resources":[{"id":0,"name":"data","site":0,"role":"'"\$role"'","follows":1,"disk":"'"\$disk"'","peers":[{"site":1,"said":"a \\\\"role\\\\": \\\\"primary\\\\" of it"}],"sentence":"data"}]}'
+        ;;
+    *" primary "* | *" secondary "*)
+        [ ! -e "$dir/refuse" ] || { echo "hadmctl: site 1 is primary: make it secondary first"; exit 5; }
+        case " \$* " in *" primary "*) role=primary ;; *) role=secondary ;; esac
+        echo "\$status \$role \$disk" > "$dir/state"
+        ;;
+    *) exit 2 ;;
+esac
+LINES
+cat > "$dir/bin/crm_attribute" << LINES
+#!/bin/sh
+case " \$* " in *" --delete "*) echo none ;; *) echo "\$5" ;; esac > "$dir/score"
+# --promotion --lifetime reboot --update SCORE
+LINES
+chmod 755 "$dir"/bin/*
+export PATH="$dir/bin:$PATH" HA_RSCTMP="$dir/tmp" OCF_RESOURCE_INSTANCE=data:0 OCF_RESKEY_resource=data OCF_RESKEY_ask_timeout=1
+export OCF_RESKEY_hadmctl="$dir/bin/hadmctl" OCF_RESKEY_CRM_meta_interval=10000 OCF_RESKEY_CRM_meta_notify_type=post
+
+# expect ACTION STATUS SCORE: the score that it sets, "-" where it sets none.
+expect() {
+    rm -f "$dir/score"
+    status=0
+    etc/ocf/hadm-disk "$1" > "$dir/out" 2>&1 || status=$?
+    [ "$status" = "$2" ] || fail "$(cat "$dir/state"): $1 ends with $status, not $2"
+    score=-
+    [ ! -e "$dir/score" ] || score=$(cat "$dir/score")
+    [ "$score" = "$3" ] || fail "$(cat "$dir/state"): $1 sets score $score, not $3"
+}
+is() { echo "$*" > "$dir/state"; }
+
+# A life.
+is 0 secondary up to date
+expect monitor 7 -
+expect start 0 1000
+expect start 0 1000
+expect monitor 0 1000
+expect promote 0 10000
+expect promote 0 10000
+expect monitor 8 10000
+expect notify 0 10000
+expect demote 0 1000
+expect demote 0 1000
+expect promote 0 10000
+expect stop 0 none
+expect monitor 7 -
+expect stop 0 none
+[ "$(cat "$dir/state")" = "0 secondary up to date" ] || fail "it stopped as primary"
+
+# Every state.
+expect start 0 1000
+is 0 secondary consistent; expect monitor 0 10
+is 0 secondary just created; expect monitor 0 5
+is 0 secondary outdated; expect monitor 0 none
+is 0 secondary inconsistent; expect monitor 0 none
+is 0 secondary failed; expect monitor 1 none
+is 0 primary failed; expect monitor 8 10000
+is 0 "" ""; expect monitor 1 none
+is 1; expect monitor 1 none
+is 2; expect monitor 6 none
+is 3; expect monitor 7 none
+expect stop 0 none
+expect start 1 -
+is 4; expect monitor 1 none
+expect stop 1 -
+is 5; expect monitor 1 none
+is hang; expect monitor 1 none
+expect stop 1 -
+
+# The primary that a person made counts, started or not.
+is 0 primary up to date; rm -rf "$dir/tmp"; expect monitor 8 10000
+# A refusal has its reason, for crm_mon.
+is 0 secondary up to date; : > "$dir/refuse"
+expect promote 1 -
+grep -q '^ocf-exit-reason:hadmctl: site 1 is primary' "$dir/out" || fail "no reason for the refusal"
+is 0 primary up to date; expect demote 1 -
+expect stop 1 -
+rm "$dir/refuse"
+
+# Wrong parameters and actions.
+OCF_RESKEY_resource='' expect validate-all 6 -
+OCF_RESKEY_resource='a b' expect monitor 6 -
+OCF_RESKEY_ask_timeout=0 expect validate-all 6 -
+OCF_RESKEY_hadmctl=$dir/none expect start 5 -
+expect validate-all 0 -
+expect migrate 3 -
+expect meta-data 0 -
+for action in start stop promote demote monitor notify validate-all meta-data; do
+    grep -q "<action name=\"$action\"" "$dir/out" || fail "the metadata lack $action"
+done
+if command -v ocf-tester > /dev/null && command -v xmllint > /dev/null; then
+    is 0 secondary up to date
+    (unset OCF_RESOURCE_INSTANCE
+    ocf-tester -n data -o resource=data -o hadmctl="$dir/bin/hadmctl" "$PWD/etc/ocf/hadm-disk") > "$dir/out" 2>&1 || fail "ocf-tester fails"
+    echo "ocf: hadm-disk passes ocf-tester"
+else
+    echo "ocf: SKIPPED: ocf-tester and xmllint are not installed (Debian packages resource-agents and libxml2-utils)"
+fi
+
+# planned SCORE-OF-LEFT SCORE-OF-RIGHT PROMOTED: where Pacemaker would have the primary, "none" for nowhere.
+planned() {
+    score() { [ "$2" = none ] || echo "<nvpair id=\"$1-p\" name=\"master-disk\" value=\"$2\"/>"; }
+    node() {
+        echo "<node_state id=\"$1\" uname=\"$2\" in_ccm=\"true\" crmd=\"online\" join=\"member\" expected=\"member\">
+            <transient_attributes id=\"$1\"><instance_attributes id=\"status-$1\">$(score "$1" "$3")</instance_attributes></transient_attributes>
+            <lrm id=\"$1\"><lrm_resources/></lrm></node_state>"
+    }
+    cat > "$dir/cib.xml" << LINES
+<cib crm_feature_set="3.16.2" validate-with="pacemaker-3.9" epoch="1" num_updates="0" admin_epoch="0" have-quorum="1" dc-uuid="1">
+  <configuration>
+    <crm_config><cluster_property_set id="o"><nvpair id="o1" name="stonith-enabled" value="false"/></cluster_property_set></crm_config>
+    <nodes><node id="1" uname="left"/><node id="2" uname="right"/></nodes>
+    <resources>
+      <clone id="disk-clone">
+        <meta_attributes id="m"><nvpair id="m1" name="promotable" value="true"/><nvpair id="m2" name="notify" value="true"/></meta_attributes>
+        <primitive id="disk" class="ocf" provider="hadm" type="hadm-disk">
+          <instance_attributes id="a"><nvpair id="a1" name="resource" value="data"/></instance_attributes>
+          <operations>
+            <op id="p" name="monitor" interval="10s" role="Promoted" timeout="20s"/>
+            <op id="u" name="monitor" interval="11s" role="Unpromoted" timeout="20s"/>
+          </operations>
+        </primitive>
+      </clone>
+    </resources>
+    <constraints/>
+  </configuration>
+  <status>$(node 1 left "$1") $(node 2 right "$2")</status>
+</cib>
+LINES
+    crm_verify --xml-file "$dir/cib.xml" > "$dir/out" 2>&1 || fail "crm_verify finds fault"
+    crm_simulate --xml-file "$dir/cib.xml" --run > "$dir/out" 2>&1 || fail "crm_simulate fails"
+    found=$(sed -n 's/.*Promote .*-> Promoted \([a-z]*\) .*/\1/p' "$dir/out")
+    [ "${found:-none}" = "$3" ] || fail "scores $1 and $2: promoted is ${found:-none}, not $3"
+}
+if command -v crm_simulate > /dev/null && command -v crm_verify > /dev/null; then
+    planned 10000 1000 left
+    planned 1000 10000 right
+    planned 10 1000 right
+    planned 1000 10 left
+    planned none 5 right
+    planned 1000 none left
+    planned none none none
+    echo "ocf: crm_simulate promotes the freshest disk, and none that is known to be bad"
+else
+    echo "ocf: SKIPPED: crm_verify and crm_simulate are not installed (Debian package pacemaker-cli-utils)"
+fi
+
+# A real hadm-nbd, alone: it answers in the words that were played above, refuses a promotion, hangs, and is gone.
+sed "s|/var/lib/hadm|$dir|" etc/mirror.xml > "$dir/mirror.xml"
+truncate -s 4M "$dir/data.disk"
+"$bin/hadm-nbd" -c "$dir/mirror.xml" --hostname left init --clean data > "$dir/out" 2>&1 || fail "no metadata"
+"$bin/hadm-nbd" -c "$dir/mirror.xml" --hostname left run --log stderr --control "$dir/control" --sockets "$dir" 2> "$dir/log" &
+pid=$!
+wait_for 20 test -S "$dir/control" || fail "hadm-nbd does not start"
+export OCF_RESKEY_control="$dir/control" OCF_RESKEY_hadmctl="$bin/hadmctl" OCF_RESKEY_ask_timeout=5
+: > "$dir/state"
+expect monitor 7 -
+expect start 0 5
+expect monitor 0 5
+expect promote 1 -
+grep -q 'ocf-exit-reason:.*site 1 may have newer data' "$dir/out" || fail "no reason for the refusal"
+expect stop 0 none
+expect monitor 7 -
+OCF_RESKEY_resource=other expect monitor 6 none
+kill -STOP $pid
+OCF_RESKEY_ask_timeout=1 expect monitor 1 none
+kill -CONT $pid
+end_all 8 $pid
+pid=
+expect monitor 7 none
+echo "ocf: hadm-disk has the right status and score for every answer"
