@@ -95,7 +95,7 @@ pub enum Quorum {
     /// Each primary goes on, and a site becomes primary only if the others are known not to be.
     #[default]
     Off,
-    /// A majority of the sites in sync: a primary without it answers no write, a site with it may become primary.
+    /// A majority of the sites in sync: a primary without it answers no read or write, a site with it may become primary.
     Majority,
 }
 

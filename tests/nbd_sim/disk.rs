@@ -93,19 +93,41 @@ pub struct Meta {
     pub layout: Layout,
     pub tag: u32,
     blocks: BTreeMap<u64, Box<Block>>,
+    /// What a reader believes of the blocks: decoded once, as every write is checked against them.
+    superblocks: BTreeMap<u64, Superblock>,
+    records: BTreeMap<u64, ActivityRecord>,
 }
 
 impl Meta {
     pub fn new(layout: Layout, tag: u32, superblock: &Superblock) -> Self {
-        let mut meta = Meta { layout, tag, blocks: BTreeMap::new() };
+        let mut meta = Meta {
+            layout,
+            tag,
+            blocks: BTreeMap::new(),
+            superblocks: BTreeMap::new(),
+            records: BTreeMap::new(),
+        };
         for number in SUPERBLOCK_BLOCKS {
-            meta.blocks.insert(number, Box::new(superblock.encode(number, tag)));
+            meta.put(number, Box::new(superblock.encode(number, tag)));
         }
         meta
     }
 
+    fn put(&mut self, number: u64, block: Box<Block>) {
+        if SUPERBLOCK_BLOCKS.contains(&number) {
+            self.superblocks.remove(&number);
+            let found = Superblock::decode(&block, number, self.tag).ok();
+            self.superblocks.extend(found.map(|found| (number, found)));
+        } else if (ACTIVITY_START..ACTIVITY_START + ACTIVITY_BLOCKS).contains(&number) {
+            self.records.remove(&number);
+            let found = ActivityRecord::decode(&block, number, self.tag).ok();
+            self.records.extend(found.map(|found| (number, found)));
+        }
+        self.blocks.insert(number, block);
+    }
+
     pub fn write(&mut self, blocks: &[(u64, Box<Block>)]) {
-        self.blocks.extend(blocks.iter().cloned());
+        blocks.iter().for_each(|(number, block)| self.put(*number, block.clone()));
     }
 
     /// A write that was under way when the power went: whole, torn, at its neighbour's place, or not at all.
@@ -113,41 +135,39 @@ impl Meta {
         for (number, block) in blocks {
             match random.u8(..4) {
                 0 => {}
-                1 => _ = self.blocks.insert(*number, block.clone()),
-                2 => _ = self.blocks.insert(number + 1, block.clone()),
+                1 => self.put(*number, block.clone()),
+                2 => self.put(number + 1, block.clone()),
                 _ => {
-                    let old = self.blocks.entry(*number).or_insert_with(|| Box::new([0; 4096]));
+                    let mut old = self.blocks.get(number).cloned().unwrap_or_else(|| Box::new([0; 4096]));
                     for (old, new) in old.chunks_exact_mut(512).zip(block.chunks_exact(512)) {
                         if random.bool() {
                             old.copy_from_slice(new);
                         }
                     }
+                    self.put(*number, old);
                 }
             }
         }
     }
 
     /// The superblock that a reader would believe.
-    pub fn superblock(&self) -> Option<Superblock> {
-        let read = |number: &u64| Superblock::decode(self.blocks.get(number)?, *number, self.tag).ok();
-        SUPERBLOCK_BLOCKS.iter().filter_map(read).max_by_key(|block| block.sequence)
+    pub fn superblock(&self) -> Option<&Superblock> {
+        self.superblocks.values().max_by_key(|block| block.sequence)
     }
 
-    pub fn activity(&self) -> ActivityRecord {
-        let read = |number: u64| ActivityRecord::decode(self.blocks.get(&number)?, number, self.tag).ok();
-        let ring = ACTIVITY_START..ACTIVITY_START + ACTIVITY_BLOCKS;
-        ring.filter_map(read).max_by_key(ActivityRecord::sequence).unwrap_or_default()
+    /// The record that a reader would believe.
+    pub fn activity(&self) -> Option<&ActivityRecord> {
+        self.records.values().max_by_key(|record| record.sequence())
     }
 
     /// The state that a start finds. A careless reader takes whatever copy of the superblock comes first, and a block of bitmaps
     /// that cannot be read for one without bits.
     pub fn load(&self, careless: bool) -> Option<Found> {
-        let mut superblock = self.superblock()?;
-        if careless {
-            let read = |number: &u64| Superblock::decode(self.blocks.get(number)?, *number, self.tag).ok();
-            superblock = SUPERBLOCK_BLOCKS.iter().rev().find_map(read)?;
-        }
-        let record = self.activity();
+        let superblock = match careless {
+            true => self.superblocks.values().next_back()?,
+            false => self.superblock()?,
+        };
+        let record = self.activity().cloned().unwrap_or_default();
         let mut bitmaps = vec![Bitmap::new(self.layout.chunks()); SLOTS];
         for (slot, map) in bitmaps.iter_mut().enumerate().take(usize::from(self.layout.slots)) {
             for piece in 0..map.pieces() {
@@ -160,6 +180,11 @@ impl Meta {
                 }
             }
         }
-        Some(Found { superblock, active: record.extents().to_vec(), record: record.sequence(), bitmaps })
+        Some(Found {
+            superblock: superblock.clone(),
+            active: record.extents().to_vec(),
+            record: record.sequence(),
+            bitmaps,
+        })
     }
 }

@@ -16,6 +16,9 @@ mod model;
 mod scenarios;
 mod world;
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use world::{Counts, World};
 
 use super::Mutation;
@@ -46,30 +49,34 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
+/// Runs seeds on all processors; the events of all, and the reasons why some failed.
+fn run_all(first: u64, runs: u64) -> (Counts, Vec<String>) {
+    let next = AtomicU64::new(first);
+    let all = Mutex::new((Counts::default(), Vec::new()));
+    let work = || {
+        while let Some(seed) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|seed| *seed < first + runs)
+        {
+            let found = run(seed, 2, None);
+            let (counts, failures) = &mut *all.lock().unwrap();
+            match found {
+                Ok(events) => counts.add(&events),
+                Err(why) => failures.push(why),
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        (0..threads).for_each(|_| _ = scope.spawn(work));
+    });
+    all.into_inner().unwrap()
+}
+
 #[test]
 fn every_seed_keeps_the_promises() {
-    let (first, runs) = (number("SEED", 1), number("RUNS", 16));
-    let mut all = Counts::default();
-    for seed in first..first + runs {
-        let counts = run(seed, 2, None).unwrap_or_else(|why| panic!("{why}"));
-        for (sum, n) in [
-            (&mut all.writes, counts.writes),
-            (&mut all.flushes, counts.flushes),
-            (&mut all.cuts, counts.cuts),
-            (&mut all.in_superblock, counts.in_superblock),
-            (&mut all.in_log, counts.in_log),
-            (&mut all.in_eviction, counts.in_eviction),
-            (&mut all.in_promotion, counts.in_promotion),
-            (&mut all.resyncs, counts.resyncs),
-            (&mut all.promotions, counts.promotions),
-            (&mut all.disk_failures, counts.disk_failures),
-            (&mut all.takeovers, counts.takeovers),
-            (&mut all.leaves, counts.leaves),
-        ] {
-            *sum += n;
-        }
-    }
-    println!("{runs} seeds from {first}: {all:?}");
+    let (first, runs) = (number("SEED", 1), number("RUNS", 300));
+    let (counts, failures) = run_all(first, runs);
+    println!("{runs} seeds from {first}: {counts}");
+    assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n"));
 }
 
 /// A flush at a primary without a disk, whose last site was lost, was answered as if it were stable somewhere.
@@ -102,12 +109,12 @@ fn seeds_that_find_mistakes() {
     }
 }
 
-/// Mistakes, each with a seed that finds it. That of the wrong twin is in `scenarios`.
-const MISTAKES: [(Mutation, u64); 9] = [
+/// Mistakes, each with a seed that finds it. Those of the hot chunk and of the wrong twin are in `scenarios`: chance alone
+/// brings them about too seldom.
+const MISTAKES: [(Mutation, u64); 8] = [
     (Mutation::PromoteHalfSynced, 2),
     (Mutation::Unordered, 3),
     (Mutation::FlushLies, 2),
-    (Mutation::ResyncUnlocked, 28),
     (Mutation::AcceptGaps, 3),
     (Mutation::WrittenIsStable, 4),
     (Mutation::EvictEarly, 2),

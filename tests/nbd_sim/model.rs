@@ -15,6 +15,8 @@ struct Write {
     flushed: bool,
     /// Sites that had it when it was answered, and had no power cut since.
     holders: u32,
+    /// Sites that had it then, and had one.
+    lost: u32,
 }
 
 impl Write {
@@ -41,6 +43,7 @@ impl Model {
             answered: false,
             flushed: false,
             holders: 0,
+            lost: 0,
         };
         for (block, value) in (first..).zip(values) {
             self.blocks.entry(block).or_default().push(write(*value));
@@ -86,6 +89,7 @@ impl Model {
     /// A site's cache is lost.
     pub fn cut(&mut self, site: usize) {
         for write in self.blocks.values_mut().flatten() {
+            write.lost |= write.holders & 1 << site;
             write.holders &= !(1 << site);
         }
     }
@@ -116,11 +120,24 @@ impl Model {
         }
     }
 
-    /// A new primary serves this content, and synced it before: it is what counts from now on.
-    pub fn settle(&mut self, block: u64, value: u64) {
+    /// A primary that served this content, and synced it before, has answered: of what was written before `since` that is
+    /// what counts from now on.
+    pub fn settle(&mut self, block: u64, value: u64, since: u64) {
         let Some(writes) = self.blocks.get_mut(&block) else { return };
-        let found = writes.iter().rev().find(|write| write.value == value).cloned();
-        *writes = found.into_iter().map(|write| Write { answered: true, flushed: true, ..write }).collect();
+        let (before, after): (Vec<_>, _) = writes.drain(..).partition(|write| write.issued <= since);
+        let found = before.into_iter().rev().find(|write| write.value == value);
+        let counts = |write| Write { answered: true, flushed: true, ended: Some(since), ..write };
+        *writes = found.into_iter().map(counts).chain(after).collect();
+    }
+
+    /// A site is promoted that lost its power since it had writes, and no other site runs that has them: two sites are lost,
+    /// and M1 keeps only what was flushed.
+    pub fn excuse(&mut self, site: usize, running: u32) {
+        for write in self.blocks.values_mut().flatten() {
+            if write.lost >> site & 1 == 1 && write.holders & running == 0 {
+                write.holders = 0;
+            }
+        }
     }
 
     pub fn blocks(&self) -> impl Iterator<Item = u64> + '_ {

@@ -103,6 +103,28 @@ fn a_disk_that_was_rolled_back_is_compared_from_end_to_end() {
     assert!(is_twin_taken(Some(Mutation::TakeTwin)), "the mutant was not found");
 }
 
+/// Writes a block while a resync reads its chunk. Returns true if the older content comes after the newer one.
+fn is_hot_chunk_set_back(mutation: Option<Mutation>) -> bool {
+    let mut world = mirrored_with(2, mutation, |_| {});
+    world.cut(0, 1);
+    let id = world.write(0, 5, 1);
+    assert!(is_answered(&mut world, id));
+    world.cut(0, 1);
+    assert!(world.until(|world| world.is_reading(0)), "{:?}", world.notes);
+    let id = world.write(0, 5, 2);
+    assert!(is_answered(&mut world, id) && world.until(|world| world.in_sync(0, 1)), "{:?}", world.failure);
+    world.run_for(1_000_000);
+    assert_eq!(value(&world, 0, 5), 2);
+    value(&world, 1, 5) != 2
+}
+
+/// The sixth mistake: what a resync read before a write must not come after it.
+#[test]
+fn a_hot_chunk_never_goes_back_during_its_resync() {
+    assert!(!is_hot_chunk_set_back(None));
+    assert!(is_hot_chunk_set_back(Some(Mutation::ResyncUnlocked)), "the mutant was not found");
+}
+
 #[test]
 fn a_frozen_primary_answers_no_write_until_the_site_is_back_or_a_person_says_so() {
     let mut world = mirrored(2, |config| config.tuning.freeze = true);
@@ -176,8 +198,10 @@ fn a_primary_without_a_majority_is_silent_and_gives_way() {
     world.cut(0, 1);
     world.cut(0, 2);
     let held = world.write(0, 20, 1);
+    // Another site may be primary by now.
+    let read = world.request(0, Request::Read { offset: 3 * 4096, len: 4096 });
     world.run_for(5_000_000);
-    assert!(!world.replies.contains_key(&held));
+    assert!(!world.replies.contains_key(&held) && !world.replies.contains_key(&read));
     assert!(flags(&world, 0).contains(DiskFlags::LOST_QUORUM));
     assert!(world.until(|world| world.in_sync(1, 2)), "{:?}", world.notes);
     assert_eq!(promote(&mut world, 1, PROMOTE), Ok(()));
@@ -187,8 +211,39 @@ fn a_primary_without_a_majority_is_silent_and_gives_way() {
     world.cut(0, 2);
     assert!(world.until(|world| world.in_sync(1, 0) && world.in_sync(1, 2)), "{:?}", world.notes);
     assert_eq!(role(&world, 0), Role::Secondary);
+    assert!(world.replies[&held].is_err() && world.replies[&read].is_err());
+    assert_eq!((0..3).map(|i| value(&world, i, 20)).collect::<Vec<_>>(), [2, 2, 2]);
+}
+
+/// It would wait for ever otherwise: no other site can be promoted beside a primary, however silent.
+#[test]
+fn a_primary_without_a_majority_gives_way_to_secondaries_with_newer_data() {
+    let mut world = mirrored(3, |config| config.quorum = true);
+    world.cut(0, 1);
+    world.cut(0, 2);
+    let held = world.write(0, 20, 1);
+    assert!(world.until(|world| world.in_sync(1, 2)), "{:?}", world.notes);
+    assert_eq!(promote(&mut world, 1, PROMOTE), Ok(()));
+    let id = world.write(1, 20, 2);
+    assert!(is_answered(&mut world, id));
+    assert_eq!(world.command(1, Command::Demote), Ok(()));
+    world.cut(0, 1);
+    world.cut(0, 2);
+    assert!(world.until(|world| (1..3).all(|i| world.in_sync(0, i))), "{:?}", world.notes);
     assert!(world.replies[&held].is_err());
     assert_eq!((0..3).map(|i| value(&world, i, 20)).collect::<Vec<_>>(), [2, 2, 2]);
+}
+
+#[test]
+fn a_primary_that_has_its_majority_again_answers_what_waited() {
+    let mut world = mirrored(3, |config| config.quorum = true);
+    world.cut(0, 1);
+    world.cut(0, 2);
+    let held = world.write(0, 20, 1);
+    let read = world.request(0, Request::Read { offset: 3 * 4096, len: 4096 });
+    world.run_for(2_000_000);
+    world.cut(0, 2);
+    assert!(is_answered(&mut world, held) && is_answered(&mut world, read), "{:?}", world.notes);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +16,8 @@ use crate::nbd::core::{
     Action, Command, Config, Core, Event, Mutation, Note, Refusal, Request, RequestId, Ticket, Tuning,
 };
 use crate::nbd::disk::format::{
-    ACTIVITY_START, Block, DiskFlags, EXTENT_SHIFT, Layout, SUPERBLOCK_BLOCKS, SlotFlags, Superblock, tag_of,
+    ACTIVITY_START, ActivityRecord, Block, DiskFlags, EXTENT_SHIFT, Layout, SUPERBLOCK_BLOCKS, SlotFlags,
+    Superblock, tag_of,
 };
 use crate::nbd::mirror::choices::Policies;
 use crate::nbd::mirror::{Generation, Role};
@@ -81,6 +83,42 @@ pub struct Counts {
     pub leaves: u64,
 }
 
+impl Counts {
+    /// Adds the events of another run.
+    pub fn add(&mut self, run: &Counts) {
+        for (sum, n) in [
+            (&mut self.writes, run.writes),
+            (&mut self.flushes, run.flushes),
+            (&mut self.cuts, run.cuts),
+            (&mut self.in_superblock, run.in_superblock),
+            (&mut self.in_log, run.in_log),
+            (&mut self.in_eviction, run.in_eviction),
+            (&mut self.in_promotion, run.in_promotion),
+            (&mut self.resyncs, run.resyncs),
+            (&mut self.promotions, run.promotions),
+            (&mut self.disk_failures, run.disk_failures),
+            (&mut self.takeovers, run.takeovers),
+            (&mut self.leaves, run.leaves),
+        ] {
+            *sum += n;
+        }
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Counts { writes, flushes, cuts, in_superblock, in_log, in_eviction, in_promotion, .. } = self;
+        let Counts { resyncs, promotions, disk_failures, takeovers, leaves, .. } = self;
+        write!(
+            f,
+            "{writes} writes, {flushes} flushes, {resyncs} resyncs, {promotions} promotions, {takeovers} take-overs from a \
+             primary without a majority, {disk_failures} disk failures, {leaves} leaves; {cuts} crashes, of which inside an \
+             update of the superblock {in_superblock}, of the activity log {in_log}, an eviction {in_eviction}, a promotion \
+             {in_promotion}"
+        )
+    }
+}
+
 pub struct World {
     pub random: fastrand::Rng,
     now: u64,
@@ -98,6 +136,8 @@ pub struct World {
     next: u64,
     pub serving: Option<usize>,
     last_primary: usize,
+    /// The content that the present primary began with, until it answers, and when in the model's time.
+    promoted: Option<(u64, Vec<(u64, u64)>)>,
     hold_down: Option<usize>,
     pub client_on: bool,
     faults_on: bool,
@@ -187,6 +227,7 @@ impl World {
             next: 1,
             serving: None,
             last_primary: 0,
+            promoted: None,
             hold_down: None,
             client_on: true,
             faults_on: false,
@@ -369,7 +410,7 @@ impl World {
                 } else if self.serving == Some(i) {
                     self.serving = None;
                     self.requests.clear();
-                    self.model.primary_gone();
+                    self.primary_gone();
                 }
             }
             Action::Fence(site) => {
@@ -396,7 +437,7 @@ impl World {
             self.counts.takeovers += 1;
             let writes = |(id, asked): (u64, Asked)| matches!(asked, Asked::Write { .. }).then_some(id);
             self.orphans.extend(std::mem::take(&mut self.requests).into_iter().filter_map(writes));
-            self.model.primary_gone();
+            self.primary_gone();
         }
         self.serving = Some(i);
     }
@@ -414,32 +455,44 @@ impl World {
             }
             return;
         }
-        let record = site.meta.activity();
-        for extent in offset >> EXTENT_SHIFT..=(offset + len - 1) >> EXTENT_SHIFT {
-            if !record.extents().contains(&(extent as u32)) {
-                return self.fail(format!(
-                    "I1: site {i} writes extent {extent}, the record has {:?}",
-                    record.extents()
-                ));
-            }
+        let active = site.meta.activity().map_or(&[][..], ActivityRecord::extents);
+        let mut extents = offset >> EXTENT_SHIFT..=(offset + len - 1) >> EXTENT_SHIFT;
+        if let Some(extent) = extents.find(|extent| !active.contains(&(*extent as u32))) {
+            return self.fail(format!("I1: site {i} writes extent {extent}, the record has {active:?}"));
         }
         if !block.flags.contains(DiskFlags::WRITING) {
             self.fail(format!("I1: site {i} writes, and a crash would not look at its activity log"));
         }
     }
 
+    /// The flags on a site's disk.
+    fn flags(&self, i: usize) -> DiskFlags {
+        self.sites[i].meta.superblock().map_or(DiskFlags::default(), |block| block.flags)
+    }
+
     /// M2: what is served was good without the resync that it waits for.
     fn check_promoted(&mut self, i: usize) {
-        let block = self.sites[i].meta.superblock().unwrap_or_default();
-        if !block.flags.contains(DiskFlags::PRIMARY | DiskFlags::CONSISTENT) {
-            self.fail(format!("I6: site {i} serves, and its superblock says {}", block.flags));
+        let flags = self.flags(i);
+        if !flags.contains(DiskFlags::PRIMARY | DiskFlags::CONSISTENT) {
+            self.fail(format!("I6: site {i} serves, and its superblock says {flags}"));
         }
+        let running = (0..self.sites.len()).filter(|j| *j == i || self.linked(i, *j));
+        self.model.excuse(i, running.fold(0, |mask, j| mask | 1 << j));
+        let mut content = Vec::new();
         for block in self.model.blocks().collect::<Vec<_>>() {
             let value = self.sites[i].data.now[block as usize];
             if let Err(why) = self.model.check(block, value) {
                 return self.fail(format!("M1, M2: site {i} became primary: {why}"));
             }
-            self.model.settle(block, value);
+            content.push((block, value));
+        }
+        self.promoted = Some((self.model.mark(), content));
+    }
+
+    /// The primary has answered a client: what it served when it was promoted counts from now on.
+    fn settle_promotion(&mut self) {
+        if let Some((since, content)) = self.promoted.take() {
+            content.into_iter().for_each(|(block, value)| self.model.settle(block, value, since));
         }
     }
 
@@ -478,6 +531,9 @@ impl World {
             return;
         }
         let good = result.is_ok();
+        if good {
+            self.settle_promotion();
+        }
         match asked {
             Asked::Write { fua } => {
                 if good {
@@ -519,6 +575,11 @@ impl World {
         }
     }
 
+    fn primary_gone(&mut self) {
+        self.model.primary_gone();
+        self.promoted = None;
+    }
+
     fn done(&mut self, i: usize, life: u32, ticket: Ticket, good: bool, key: u64) {
         if self.sites[i].life != life || self.sites[i].core.is_none() {
             return;
@@ -558,7 +619,7 @@ impl World {
         self.counts.in_promotion += u64::from(std::mem::take(&mut self.sites[i].is_promoting));
         let random = &mut self.random;
         let site = &mut self.sites[i];
-        let record = site.meta.activity();
+        let record = site.meta.activity().cloned().unwrap_or_default();
         for work in std::mem::take(&mut site.running).into_values() {
             match work {
                 Work::Data((first, values)) => {
@@ -570,8 +631,7 @@ impl World {
                     let is_superblock = SUPERBLOCK_BLOCKS.contains(&blocks[0].0);
                     let ring = ACTIVITY_START..ACTIVITY_START + 64;
                     let leaves = blocks.iter().any(|(number, block)| {
-                        let new =
-                            crate::nbd::disk::format::ActivityRecord::decode(block, *number, site.meta.tag);
+                        let new = ActivityRecord::decode(block, *number, site.meta.tag);
                         new.is_ok_and(|new| record.extents().iter().any(|e| !new.extents().contains(e)))
                     });
                     self.counts.in_superblock += u64::from(is_superblock);
@@ -589,14 +649,34 @@ impl World {
         site.life += 1;
         if power {
             site.data.cut(random);
+        }
+        let went_with_primary = self.went_with_primary(i);
+        if power || went_with_primary {
             self.model.cut(i);
+        }
+        if power && went_with_primary && self.sites.len() > 2 {
+            // A third site may meet this one first, and be brought to what is left here.
+            self.model.cut(self.last_primary);
+        }
+        if power && self.serving == Some(i) {
+            // What the primary has counts, and not what a site has that it lost before.
+            let heirs = self.sites[i].heirs;
+            (0..self.sites.len()).filter(|j| heirs >> j & 1 == 0).for_each(|j| self.model.cut(j));
         }
         if self.serving == Some(i) {
             self.serving = None;
             self.requests.clear();
-            self.model.primary_gone();
+            self.primary_gone();
         }
         self.tell_links();
+    }
+
+    /// Returns true if a follower that stops goes at once with its primary: nothing on its disk says yet that it outlived it. M1
+    /// keeps only flushed writes when both sites go, and which of the two had later ones neither can know afterwards.
+    fn went_with_primary(&self, i: usize) -> bool {
+        let is_heir = self.sites[self.last_primary].heirs >> i & 1 == 1;
+        let is_gone = i != self.last_primary && self.sites[self.last_primary].core.is_none();
+        is_heir && is_gone && self.flags(i).contains(DiskFlags::UP_TO_DATE | DiskFlags::WRITING)
     }
 
     fn fault(&mut self) {
@@ -882,6 +962,11 @@ impl World {
         self.tell_links();
     }
 
+    /// Returns true while a read of a site's data disk is under way.
+    pub fn is_reading(&self, i: usize) -> bool {
+        self.sites[i].running.values().any(|work| matches!(work, Work::Read(..)))
+    }
+
     /// Returns true if the two are in sync, as the first sees it.
     pub fn in_sync(&self, a: usize, b: usize) -> bool {
         let state = self.sites[a].core.as_ref().and_then(|core| core.peer_state(site_id(b)));
@@ -926,10 +1011,7 @@ impl World {
             if self.failure.is_some() || self.is_equal() {
                 return;
             }
-            let failed = |site: &Site| {
-                site.meta.superblock().is_some_and(|block| block.flags.contains(DiskFlags::FAILED))
-            };
-            if n > 300 && self.sites.iter().any(failed) {
+            if n > 300 && (0..self.sites.len()).any(|i| self.flags(i).contains(DiskFlags::FAILED)) {
                 // The newest data was on the disk that failed: only a person can say that it is to be given up.
                 self.is_over = true;
                 return;
@@ -940,11 +1022,14 @@ impl World {
                 let core = self.sites[i].core.as_ref();
                 let peers: Vec<_> =
                     (0..self.sites.len()).filter_map(|j| core?.peer_state(site_id(j))).collect();
-                format!(
-                    "{i}: {:?} {peers:?} {}",
-                    core.map(Core::role),
-                    core.map_or(String::new(), |c| c.superblock().flags.to_string())
-                )
+                let block = core.map(|core| core.superblock().clone()).unwrap_or_default();
+                let generations: Vec<_> = std::iter::once(block.current)
+                    .chain(block.history)
+                    .chain(block.slots.iter().map(|slot| slot.generation))
+                    .filter(|generation| generation.is_some())
+                    .map(|generation| generation.to_string())
+                    .collect();
+                format!("{i}: {:?} {peers:?} {} {generations:?}", core.map(Core::role), block.flags)
             })
             .collect();
         self.fail(format!("M6: not equal a minute after the last fault: {states:?}"));
@@ -965,7 +1050,15 @@ impl World {
     pub fn compare(&mut self) {
         self.client_on = false;
         self.run_for(300_000);
-        let Some(i) = self.serving.filter(|_| self.failure.is_none()) else { return };
+        // Writes that waited for a majority may have begun just now.
+        let is_at_rest = |world: &World| {
+            let core = world.serving.and_then(|i| world.sites[i].core.as_ref());
+            core.is_none_or(|core| core.ops.iter().all(|(_, op)| op.epoch == 0))
+        };
+        if !self.until(is_at_rest) {
+            return self.fail("M6: a write is under way for a minute".to_owned());
+        }
+        let Some(i) = self.serving else { return };
         let Some(core) = &self.sites[i].core else { return };
         let good = core.reads_locally();
         for j in (0..self.sites.len()).filter(|j| *j != i && good) {

@@ -37,9 +37,14 @@ impl Core {
         !self.frozen.is_empty() || !self.fencing.is_empty() || self.lacks_quorum() || self.is_joining()
     }
 
+    /// Returns true if a majority of the sites decides, as there are enough of them.
+    pub(super) fn is_by_majority(&self) -> bool {
+        self.config.quorum && self.peers.len() > 1
+    }
+
     /// Returns true if it takes a majority, and there is none.
     pub(super) fn lacks_quorum(&self) -> bool {
-        self.config.quorum && self.peers.len() > 1 && !self.has_majority()
+        self.is_by_majority() && !self.has_majority()
     }
 
     /// Returns true if more than half of the sites have equal disks, and this one is among them. Sites that left in order
@@ -125,5 +130,6 @@ impl Core {
         if !self.held.is_empty() {
             self.admit_held();
         }
+        self.release_reads();
     }
 }

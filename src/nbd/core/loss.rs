@@ -213,6 +213,7 @@ impl Core {
             }
         }
         self.role = Role::Secondary;
+        self.fail_held_reads();
         self.out.push(Action::Serve(false));
         for i in 0..self.peers.len() {
             self.tell_failure(i);

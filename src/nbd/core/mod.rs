@@ -112,6 +112,8 @@ pub struct Core {
     flushes: Flushes,
     /// Client's writes that may not begin yet.
     held: VecDeque<u32>,
+    /// Client's reads that wait for a majority.
+    held_reads: Vec<u32>,
     /// Requests that are done, and may not be answered before a generation is durable wherever it has to be.
     gated: Vec<u32>,
     /// Sites that had the data and were lost: what is answered from now on belongs to a new generation.
@@ -198,6 +200,7 @@ impl Core {
             pending: Slab::default(),
             flushes: Flushes::default(),
             held: VecDeque::new(),
+            held_reads: Vec::new(),
             gated: Vec::new(),
             owed: Mask(0),
             claim: claim::Claim::Idle,
@@ -284,9 +287,14 @@ impl Core {
         &self.store.wanted
     }
 
-    /// Returns true if reads may be answered from the local disk without asking: this site is primary, and its disk good.
+    /// Returns true if this site is primary, and its disk good.
     pub fn reads_locally(&self) -> bool {
         self.role == Role::Primary && self.is_local
+    }
+
+    /// Returns true if reads may be answered from the local disk without asking.
+    pub fn reads_at_once(&self) -> bool {
+        self.reads_locally() && self.may_read()
     }
 
     /// Bytes that may differ from a site's disk, as far as bits tell.

@@ -116,7 +116,7 @@ impl Core {
             reachable: &reachable,
             fenced,
             can_fence: self.config.tuning.can_fence,
-            quorum: self.config.quorum && self.peers.len() > 1,
+            quorum: self.is_by_majority(),
             has_witness: false,
             witness: None,
         };
@@ -338,6 +338,7 @@ impl Core {
         if self.role_change != Change::Leaving || self.is_leaving_asked {
             return;
         }
+        self.fail_held_reads();
         for id in std::mem::take(&mut self.held) {
             let Some(super::Origin::Client(pending)) = self.ops.remove(id).map(|op| op.origin) else {
                 continue;
@@ -383,6 +384,7 @@ impl Core {
         (self.owed, self.frozen, self.fencing) = (Mask(0), Mask(0), Mask(0));
         self.claim = Claim::Idle;
         self.store.wanted.flags.set(DiskFlags::LOST_QUORUM, false);
+        self.fail_held_reads();
         self.out.push(Action::Serve(false));
     }
 

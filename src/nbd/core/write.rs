@@ -10,7 +10,7 @@ use super::op::{Op, Origin, TICKET_READ, Work};
 use super::packet::{self, Fields, PIECE};
 use super::resync::RemoteRead;
 use super::{Core, Pending, activity, mutated, role};
-use crate::nbd::disk::format::EXTENT_SHIFT;
+use crate::nbd::disk::format::{DiskFlags, EXTENT_SHIFT};
 use crate::nbd::server::Failure;
 use crate::wire::{Mask, PacketType};
 
@@ -275,10 +275,42 @@ impl Core {
     fn client_read(&mut self, id: RequestId, start: u64, end: u64) {
         let read = RemoteRead { id, start, end, peer: None };
         let number = self.reads.insert(read);
+        if self.may_read() {
+            return self.begin_read(number);
+        }
+        self.held_reads.push(number);
+        self.make_claim();
+    }
+
+    fn begin_read(&mut self, number: u32) {
+        let Some(read) = self.reads.get_mut(number) else { return };
+        let (start, end) = (read.start, read.end);
         if self.is_local {
             self.out.push(Action::Read(Ticket::new(TICKET_READ, number), start, end - start));
         } else {
             self.read_elsewhere(number);
+        }
+    }
+
+    /// Returns true if this primary's content counts: where a majority decides, another site may have been promoted by it, and
+    /// what is here may be undone.
+    pub(super) fn may_read(&self) -> bool {
+        !self.is_by_majority()
+            || !self.lacks_quorum() && !self.store.wanted.flags.contains(DiskFlags::UNANSWERED)
+    }
+
+    /// Begins the reads that waited for a majority, if there is one.
+    pub(super) fn release_reads(&mut self) {
+        if !self.held_reads.is_empty() && self.may_read() {
+            let held = std::mem::take(&mut self.held_reads);
+            held.into_iter().for_each(|number| self.begin_read(number));
+        }
+    }
+
+    /// Ends the reads that wait for a majority: this site leaves the role.
+    pub(super) fn fail_held_reads(&mut self) {
+        for number in std::mem::take(&mut self.held_reads) {
+            self.answer_read(number, Err(Failure::Shutdown));
         }
     }
 

@@ -247,6 +247,8 @@ impl<'a> Pair<'a> {
     fn parted(self) -> Decision {
         let Pair { a, b } = self;
         match (trace_answered(a, b), trace_answered(b, a)) {
+            // Nothing was answered in either: the primary's goes on.
+            (Some(_), Some(found)) if a.is_primary() => self.take_newer(a, b, &found),
             (Some(found), _) => self.take_newer(b, a, &found),
             (None, Some(found)) => self.take_newer(a, b, &found),
             (None, None) if self.common_slots() => self.split_brain(Row::SplitBrainBitmap, true),
@@ -330,6 +332,10 @@ impl<'a> Pair<'a> {
         let serves = target.is_primary() && (target.is_usable() || source.is_primary());
         if serves && demoted.is_none() {
             match target.policies.conflict {
+                // It has answered nothing since, and a majority went on without it.
+                _ if !arbitrary && target.flags.contains(DiskFlags::LOST_QUORUM) => {
+                    demoted = Some(target.site);
+                }
                 RoleConflict::Violently if !arbitrary => demoted = Some(target.site),
                 _ => return refuse(Why::PrimaryIsOlder { primary: target.site, newer: source.site }),
             }

@@ -219,7 +219,7 @@ impl Mirror {
                 Action::Serve(true) => {
                     info!("{}: this site is primary", self.name);
                     state.journal.add(None, "primary", "clients are served");
-                    self.reads_locally.store(state.core.reads_locally(), Ordering::Release);
+                    self.reads_locally.store(state.core.reads_at_once(), Ordering::Release);
                     self.export.open(Arc::new(Served(Arc::clone(self))));
                 }
                 Action::Serve(false) => {
@@ -238,7 +238,7 @@ impl Mirror {
             }
         }
         state.actions = actions;
-        self.reads_locally.store(state.core.reads_locally(), Ordering::Release);
+        self.reads_locally.store(state.core.reads_at_once(), Ordering::Release);
     }
 
     /// Carries out one action; what is done at once is noted in `done`.
