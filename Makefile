@@ -21,7 +21,7 @@ ocf = $(PREFIX)/lib/ocf/resource.d/hadm
 # Debian's zsh looks for what packages bring elsewhere than for what is installed by hand.
 zsh = $(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 
-.PHONY: help build demo test log-test systemd-test keepalived-test ocf-test openrc-test sim nbd-sim chaos fmt lint clean man-lint deb deb-test install uninstall msrv cross cross-test \
+.PHONY: help build demo test log-test systemd-test keepalived-test ocf-test openrc-test sim nbd-sim chaos disk-chaos fmt lint clean man-lint deb deb-test install uninstall msrv cross cross-test \
         cross-pair size bench bench-nbd bench-plot profile vm-test fuzz miri race deny screenshots
 
 help: ## list the targets
@@ -107,6 +107,9 @@ race: ## run the unit tests of queue with ThreadSanitizer; needs a nightly Rust 
 
 deny: ## check licences and sources of all dependencies, with cargo-deny (`cargo deny check advisories` needs github.com)
 	cargo deny --locked check licenses bans sources
+
+disk-chaos: ## two sites of a mirrored disk under faults that SEED=7 chooses, for SECS=60; needs root
+	SECS=$(SECS) SEED=$(SEED) cargo test --locked --test nbd_chaos answered -- --nocapture
 
 fmt: ## format the source
 	cargo fmt

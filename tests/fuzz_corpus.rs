@@ -65,3 +65,8 @@ fn nbd_negotiation() {
 fn nbd_transmission() {
     replay("nbd_transmission", targets::nbd_transmission);
 }
+
+#[test]
+fn record() {
+    replay("record", targets::record);
+}

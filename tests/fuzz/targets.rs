@@ -12,6 +12,8 @@
     clippy::unreachable
 )]
 
+#[path = "record.rs"]
+mod handshake;
 #[path = "nbd.rs"]
 mod nbd;
 
@@ -377,6 +379,11 @@ pub fn metadata(data: &[u8]) {
         assert_eq!(count, bitmap.count());
         assert_eq!(bitmap.take_block(0, bits.sequence, number, tag), block);
     }
+}
+
+/// A payload of SC_HS between disk programs.
+pub fn record(data: &[u8]) {
+    handshake::check(data);
 }
 
 /// An NBD client's bytes before it chooses: every option has its answers, in order, and nothing else comes. Its bytes

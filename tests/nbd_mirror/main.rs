@@ -14,6 +14,7 @@
 mod namespaces;
 #[path = "../nbd/mod.rs"]
 mod nbd;
+#[allow(dead_code, reason = "the tests under faults use more of it")]
 mod sites;
 #[path = "../support/mod.rs"]
 mod support;

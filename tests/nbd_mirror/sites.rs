@@ -31,6 +31,13 @@ pub struct Sites {
     pub global: String,
     /// True if daemons and mirrors meet at Unix sockets.
     pub is_unix: bool,
+    /// Variables for each site's mirror; may be empty.
+    pub environment: Vec<Vec<(&'static str, PathBuf)>>,
+}
+
+/// The machine of a site.
+pub fn machine(site: usize) -> usize {
+    MACHINES[site]
 }
 
 pub fn output(text: &Output) -> String {
@@ -54,10 +61,15 @@ impl Sites {
 
     /// Sites with an empty disk each, nothing initialised.
     pub fn prepare(n: usize, more: &str) -> Option<Self> {
+        Self::prepare_in(n, more, TempDir::new())
+    }
+
+    /// The same, with everything in a directory.
+    pub fn prepare_in(n: usize, more: &str, dir: TempDir) -> Option<Self> {
         let net = Network::new()?;
         let none = || std::iter::repeat_with(|| None).take(n).collect();
-        let (dir, global) = (TempDir::new(), String::new());
-        let sites = Sites { daemons: none(), mirrors: none(), net, dir, global, is_unix: false };
+        let (global, environment) = (String::new(), Vec::new());
+        let sites = Sites { daemons: none(), mirrors: none(), net, dir, global, is_unix: false, environment };
         sites.configure(more);
         for site in sites.all() {
             fs::File::create(sites.disk(site)).unwrap().set_len(SIZE).unwrap();
@@ -157,6 +169,9 @@ impl Sites {
     pub fn start_mirror(&mut self, site: usize) {
         let at = MACHINES[site];
         let mut command = self.run(site);
+        if let Some(variables) = self.environment.get(site) {
+            command.envs(variables.iter().cloned());
+        }
         let mirror =
             self.net.machines[at].inside(|| Daemon::spawn(&mut command, &format!("hadm-nbd {site}")));
         mirror.wait_log(" ready:", PATIENCE);

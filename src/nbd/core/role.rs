@@ -262,8 +262,10 @@ impl Core {
         let Some(site) = self.peers.get(i).map(|peer| peer.site) else { return };
         let Some(vote) = Vote::decode(payload) else { return };
         let step = self.ballots.count(site, vote.number, vote.agrees);
+        let own = self.config.site;
         let objection = match vote.because_of {
-            Some(other) if other != site => Objection::OtherPrimary(other),
+            // Because of this site itself: the two are not at the same point yet.
+            Some(other) if other != site && other != own => Objection::OtherPrimary(other),
             _ => Objection::Busy(site),
         };
         self.step_ballot(step, Some(Refusal::Objections(vec![objection])));
@@ -374,6 +376,11 @@ impl Core {
         self.flushes.told = self.epochs.current() - 1;
         for i in 0..self.peers.len() {
             self.send_state(i);
+        }
+        if !self.is_local {
+            // Its data is at the other sites alone: they count it as old, and may go on without it.
+            self.tell_leave();
+            (0..self.peers.len()).for_each(|i| self.lose(i, "the disk here failed"));
         }
         self.out.push(Action::Answer(Ok(())));
         self.change(Then::Greet);
