@@ -160,14 +160,14 @@ impl Meta {
         self.records.values().max_by_key(|record| record.sequence())
     }
 
-    /// The state that a start finds. A careless reader takes whatever copy of the superblock comes first, and a block of bitmaps
-    /// that cannot be read for one without bits.
+    /// The state that a start finds. A careless reader takes whatever superblock and record of the log come first, stale or
+    /// not, and a block of bitmaps that cannot be read for one without bits.
     pub fn load(&self, careless: bool) -> Option<Found> {
-        let superblock = match careless {
-            true => self.superblocks.values().next_back()?,
-            false => self.superblock()?,
+        let (superblock, record) = match careless {
+            true => (self.superblocks.values().next_back()?, self.records.values().next()),
+            false => (self.superblock()?, self.activity()),
         };
-        let record = self.activity().cloned().unwrap_or_default();
+        let record = record.cloned().unwrap_or_default();
         let mut bitmaps = vec![Bitmap::new(self.layout.chunks()); SLOTS];
         for (slot, map) in bitmaps.iter_mut().enumerate().take(usize::from(self.layout.slots)) {
             for piece in 0..map.pieces() {
