@@ -197,7 +197,7 @@ words! {
     Check {
         /// This machine has the node's address.
         Address = "address",
-        /// The file has no warnings.
+        /// A warning about the file.
         Configuration = "configuration",
         /// The name of this machine.
         Hostname = "hostname",

@@ -93,7 +93,7 @@ pub struct Meta {
     pub layout: Layout,
     pub tag: u32,
     blocks: BTreeMap<u64, Box<Block>>,
-    /// What a reader believes of the blocks: decoded once, as every write is checked against them.
+    /// The superblocks and records that a reader would believe: decoded once, as every write is checked against them.
     superblocks: BTreeMap<u64, Superblock>,
     records: BTreeMap<u64, ActivityRecord>,
 }

@@ -659,7 +659,7 @@ impl World {
             self.model.cut(self.last_primary);
         }
         if power && self.serving == Some(i) {
-            // What the primary has counts, and not what a site has that it lost before.
+            // The content at the primary counts, and not that of a site that lost it before.
             let heirs = self.sites[i].heirs;
             (0..self.sites.len()).filter(|j| heirs >> j & 1 == 0).for_each(|j| self.model.cut(j));
         }

@@ -148,8 +148,10 @@ fn local(running: &Running, waiting: &[Wait], peers: &[PeerStatus]) -> Vec<Check
             },
         ),
     ];
-    checks.extend(running.warnings.0.iter().map(|warning| {
-        wrong(Check::Configuration, warning.clone(), "Correct that line on every node, and reload.")
+    // A file with a warning is one that works: most are about what may go wrong one day.
+    checks.extend(running.warnings.0.iter().map(|warning| CheckResult {
+        advice: Some("Correct that line on every node, and reload.".into()),
+        ..well(Check::Configuration, warning.clone())
     }));
     checks.extend(waiting.iter().filter_map(|wait| match wait {
         // The check of the address has reported it already.
