@@ -73,6 +73,9 @@ nbd-sim: ## run the mirrored disk's core in virtual time, RUNS=300 seeds from SE
 chaos: ## a real cluster under faults that SEED=7 chooses, for SECS=60, with NODES=3 to 5; needs root
 	SECS=$(SECS) SEED=$(SEED) NODES=$(NODES) cargo test --locked --test chaos
 
+disk-chaos: ## two sites of a mirrored disk under faults that SEED=7 chooses, for SECS=60; needs root
+	SECS=$(SECS) SEED=$(SEED) cargo test --locked --test nbd_chaos answered -- --nocapture
+
 screenshots: ## pictures of hadmctl web, light and dark, 1280 and 380 wide, in target/screenshots; two minutes; needs chromium
 	SCREENSHOTS='$(abspath $(CARGO_TARGET_DIR))/screenshots' cargo test --locked --test watching -- --ignored --exact web::screenshots
 
@@ -107,9 +110,6 @@ race: ## run the unit tests of queue with ThreadSanitizer; needs a nightly Rust 
 
 deny: ## check licences and sources of all dependencies, with cargo-deny (`cargo deny check advisories` needs github.com)
 	cargo deny --locked check licenses bans sources
-
-disk-chaos: ## two sites of a mirrored disk under faults that SEED=7 chooses, for SECS=60; needs root
-	SECS=$(SECS) SEED=$(SEED) cargo test --locked --test nbd_chaos answered -- --nocapture
 
 fmt: ## format the source
 	cargo fmt
