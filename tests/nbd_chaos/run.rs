@@ -291,7 +291,7 @@ impl Run {
         let begun = Instant::now();
         let (mut said, mut seen) = (String::new(), [String::new(), String::new()]);
         let mut restarted = [false; 2];
-        loop {
+        'look: loop {
             let states = [0, 1].map(|site| self.sites.status(site));
             let sentence = |site: usize| states[site]["sentence"].as_str().unwrap_or_default().to_owned();
             let is_primary = |site: usize| states[site]["role"] == "primary";
@@ -311,6 +311,8 @@ impl Run {
                     self.say(format!("site {site} with a failed disk starts again: {}", sentence(site)));
                     self.sites.mirrors[site].take();
                     self.restart();
+                    // What both said before is true no more.
+                    continue 'look;
                 }
             }
             let primaries: Vec<usize> = [0, 1].into_iter().filter(|site| is_primary(*site)).collect();
