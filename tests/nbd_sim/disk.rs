@@ -9,8 +9,8 @@ use bytes::{Bytes, BytesMut};
 use crate::nbd::core::Found;
 use crate::nbd::disk::Bitmap;
 use crate::nbd::disk::format::{
-    ACTIVITY_BLOCKS, ACTIVITY_START, ActivityRecord, BitmapBlock, Block, Layout, SLOTS, SUPERBLOCK_BLOCKS,
-    Superblock,
+    ACTIVITY_BLOCKS, ACTIVITY_START, ActivityRecord, Batch, BitmapBlock, Block, Layout, LogWrite, SLOTS,
+    SUPERBLOCK_BLOCKS, Superblock,
 };
 
 pub const BLOCK: u64 = 4096;
@@ -160,6 +160,35 @@ impl Meta {
         self.records.values().max_by_key(|record| record.sequence())
     }
 
+    /// The whole batches of the ordered log.
+    fn batches(&self) -> Vec<Batch> {
+        let zeroes = Box::new([0; 4096]);
+        let read = |first: u64, n: u64| {
+            let blocks = (first..first + n).map(|number| **self.blocks.get(&number).unwrap_or(&zeroes));
+            Ok::<_, ()>(blocks.collect::<Vec<Block>>())
+        };
+        let halves = [0, 1].into_iter();
+        halves.filter_map(|half| Batch::read(&self.layout, self.tag, half, read).unwrap()).collect()
+    }
+
+    /// The content of the data disk once a start has carried out the batches that count.
+    pub fn replayed(&self, data: &Data) -> Vec<u64> {
+        let mut content = data.now.clone();
+        let void = self.superblock().map_or(0, |block| block.log_void);
+        let mut batches = self.batches();
+        batches.sort_by_key(|batch| batch.number);
+        for write in batches.into_iter().filter(|batch| batch.number > void).flat_map(|batch| batch.writes) {
+            let (offset, len) = write.range();
+            let new = match write {
+                LogWrite::Data(_, data) => values(&data),
+                LogWrite::Zero(..) => vec![0; (len / BLOCK) as usize],
+            };
+            let first = (offset / BLOCK) as usize;
+            content[first..first + new.len()].copy_from_slice(&new);
+        }
+        content
+    }
+
     /// The state that a start finds. A careless reader takes whatever superblock and record of the log come first, stale or
     /// not, and a block of bitmaps that cannot be read for one without bits.
     pub fn load(&self, careless: bool) -> Option<Found> {
@@ -185,6 +214,7 @@ impl Meta {
             active: record.extents().to_vec(),
             record: record.sequence(),
             bitmaps,
+            batches: self.batches(),
         })
     }
 }

@@ -61,8 +61,9 @@ impl Core {
                 // Its extents; and the superblock, if it is not durable as this packet needs it.
                 op.blocks = 1;
             }
-            for peer in &self.peers {
+            for peer in &mut self.peers {
                 if fields.missing.contains(peer.site.get()) {
+                    peer.keep_bits(chunks.clone());
                     if let Some(map) = self.bitmaps.get_mut(peer.slot) {
                         map.set(chunks.clone());
                     }
@@ -129,6 +130,7 @@ impl Core {
                 map.clear(0..u64::MAX);
             }
         }
+        (0..self.peers.len()).for_each(|i| self.restore_evicted(i));
         self.change(Then::Told);
         if let Some(peer) = self.peers.get_mut(i) {
             peer.told_in = self.store.version;
@@ -138,9 +140,10 @@ impl Core {
     /// Marks what is not known to be stable everywhere for some sites.
     pub(super) fn mark_unstable(&mut self, sites: Mask) {
         let stable = self.flushes.told;
-        for peer in self.peers.iter().filter(|peer| sites.contains(peer.site.get())) {
+        for peer in self.peers.iter_mut().filter(|peer| sites.contains(peer.site.get())) {
             let Some(map) = self.bitmaps.get_mut(peer.slot) else { continue };
             for chunks in self.epochs.unstable(stable) {
+                peer.keep_bits(chunks.clone());
                 map.set(chunks);
             }
         }
@@ -176,6 +179,8 @@ impl Core {
             Ok(_) if is_present => {
                 if let Some(peer) = self.peers.get_mut(i) {
                     peer.note_written(seq);
+                    let written = peer.written[0];
+                    self.batches_written(written);
                 }
             }
             Ok(_) | Err(Failure::Shutdown) => {}

@@ -39,7 +39,7 @@ impl Core {
 
     /// Returns true if a majority of the sites decides, as there are enough of them.
     pub(super) fn is_by_majority(&self) -> bool {
-        self.config.quorum && self.peers.len() > 1
+        self.config.quorum && self.voters().count() + usize::from(self.has_vote()) > 2
     }
 
     /// Returns true if it takes a majority, and there is none.
@@ -50,8 +50,11 @@ impl Core {
     /// Returns true if more than half of the sites have equal disks, and this one is among them. Sites that left in order
     /// do not count.
     pub(super) fn has_majority(&self) -> bool {
-        let equal = self.peers.iter().filter(|peer| peer.is_equal()).count() + usize::from(self.is_local);
-        if equal * 2 > self.peers.len() + 1 {
+        let has_vote = self.has_vote();
+        let equal =
+            self.voters().filter(|peer| peer.is_equal()).count() + usize::from(self.is_local && has_vote);
+        let all = self.voters().count() + usize::from(has_vote);
+        if equal * 2 > all {
             return true;
         }
         let slots = &self.store.wanted.slots;
@@ -59,7 +62,16 @@ impl Core {
             let mut of_peer = slots.iter().filter(|slot| slot.site == Some(peer.site));
             peer.session == 0 && of_peer.any(|slot| slot.flags.contains(SlotFlags::OUTDATED))
         };
-        equal * 2 > self.peers.len() + 1 - self.peers.iter().filter(has_left).count()
+        equal * 2 > all - self.voters().filter(has_left).count()
+    }
+
+    /// The other sites that count for a majority: not those whose copy may be behind.
+    fn voters(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.iter().filter(|peer| !self.config.asynchronous.contains(peer.site.get()))
+    }
+
+    fn has_vote(&self) -> bool {
+        !self.config.asynchronous.contains(self.config.site.get())
     }
 
     /// Draws a generation if one is owed and writes may go on.
@@ -99,7 +111,7 @@ impl Core {
         match self.claim {
             Claim::Idle => self.release(),
             Claim::Telling { version, epoch } => {
-                let knows = |peer: &Peer| !peer.is_equal() || peer.stable >= epoch;
+                let knows = |peer: &Peer| !peer.has_all() || peer.stable >= epoch;
                 if self.store.durable < version || !self.peers.iter().all(knows) {
                     return;
                 }

@@ -77,7 +77,7 @@ impl Core {
             last_session,
             role: self.role,
             follows: self.follows,
-            asynchronous: false,
+            asynchronous: self.config.asynchronous.contains(self.config.site.get()),
             flags: self.store.wanted.flags,
             members: self.store.wanted.members,
             current: Generation::NONE,
@@ -334,6 +334,7 @@ impl Core {
         }
         let (Some((decision, _)), Some((theirs, _))) = (&peer.decision, &peer.theirs) else { return };
         self.store.wanted.begin_resync(theirs, decision);
+        self.void_log();
         self.change(Then::Prepared(i, session));
     }
 
@@ -371,6 +372,9 @@ impl Core {
             Part::Target => self.send_bits(i, PacketType::SD_DBM_REQ),
             Part::Source => self.answer_bits(i),
             Part::Equal | Part::Idle => {}
+        }
+        if part == Part::Equal {
+            self.caught_up(i);
         }
         if part != Part::Idle {
             self.came_back(site);

@@ -209,6 +209,8 @@ pub struct Config {
     pub layout: Layout,
     /// The other sites that have a mirror.
     pub peers: Vec<SiteId>,
+    /// The sites whose copy may be behind: a write does not wait for any other site at them, nor for them anywhere.
+    pub asynchronous: Mask,
     /// Most active extents: at least 4, at most [`crate::nbd::disk::format::ACTIVE_MAX`].
     pub active_max: usize,
     /// Of three sites and more, a majority with equal disks decides: without it a primary's writes wait, and with it a site

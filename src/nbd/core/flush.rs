@@ -26,6 +26,8 @@ pub enum AfterSync {
     Settled,
     /// Content from the source of a resync: the peer, the session, and how many ranges.
     Resync(usize, u64, usize),
+    /// Batches of the ordered log up to this one.
+    Batch(u64),
 }
 
 /// The state of the syncs.
@@ -118,6 +120,7 @@ impl Core {
             match then {
                 AfterSync::Settled => self.settled(),
                 AfterSync::Resync(i, session, n) => self.resync_stable(i, session, n),
+                AfterSync::Batch(number) => self.batches_stable(number),
             }
         }
         self.confirm_stable();
@@ -137,15 +140,21 @@ impl Core {
 
     /// The last epoch of which everything is stable at every site that takes writes.
     pub(super) fn stable_everywhere(&self) -> u64 {
+        self.stable_at(Peer::takes_writes)
+    }
+
+    /// The same of some sites.
+    pub(super) fn stable_at(&self, counts: impl Fn(&Peer) -> bool) -> u64 {
         if !self.is_primary() {
             return self.flushes.local.min(self.flushes.told);
         }
         let own = if self.is_local { self.flushes.local } else { u64::MAX };
-        let peers = self.peers.iter().filter(|peer| peer.takes_writes());
+        let peers = self.peers.iter().filter(|peer| counts(peer));
         peers.map(|peer| peer.stable).fold(own, u64::min).min(self.epochs.current() - 1)
     }
 
     pub(super) fn stability_changed(&mut self) {
+        self.settle_evicted();
         self.epochs.settle(self.stable_everywhere());
         self.settle_flushes();
         if self.claim != super::claim::Claim::Idle {
@@ -159,7 +168,13 @@ impl Core {
 
     fn settle_flushes(&mut self) {
         let is_local = self.config.tuning.flush_local && self.is_local;
-        let stable = if is_local { self.flushes.local } else { self.stable_everywhere() };
+        // The end of the role waits for all, so that nothing is lost by it.
+        let leaves = self.role_change.is_leaving() && self.is_leaving_flushed();
+        let stable = match is_local {
+            _ if leaves => self.stable_everywhere(),
+            true => self.flushes.local,
+            false => self.stable_in_sync(),
+        };
         while let Some((_, pending)) =
             self.flushes.queue.front().copied().filter(|(epoch, _)| *epoch <= stable)
         {

@@ -79,7 +79,10 @@ impl Core {
         let oldest = self.held.front().or(self.log.waiting.front()).and_then(|id| self.ops.get(*id));
         let protected = oldest.map_or(0..=0, |op| activity::extents(op.start, op.end));
         let stable = if mutated!(self, EvictEarly) { u64::MAX } else { self.stable_everywhere() };
-        let leavers = self.activity.choose_leavers(stable, &protected);
+        let mut leavers = self.activity.choose_leavers(stable, &protected);
+        if self.activity.excess() > 0 && !self.config.asynchronous.is_empty() {
+            leavers.extend(self.leavers_of_far(&protected));
+        }
         if self.activity.excess() > 0 {
             self.hasten_stability();
         }

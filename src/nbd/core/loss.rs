@@ -42,6 +42,7 @@ impl Core {
         let is_end_told = peer.resync.as_ref().is_some_and(|resync| resync.is_end_told);
         let (takes_writes, had_data) =
             (peer.takes_writes(), is_end_told || part == Part::Equal && session != 0);
+        let is_far = peer.far.is_some();
         let outstanding = peer.reset();
         if session == 0 {
             return;
@@ -56,7 +57,7 @@ impl Core {
         self.store.wanted.disconnect(site);
         if is_primary && had_data {
             self.owed = self.owed | Mask::of(site.get());
-            if is_gone {
+            if is_gone && !is_far {
                 self.freeze_for(site);
             }
             self.note_quorum();
@@ -70,7 +71,11 @@ impl Core {
         self.verify = self.verify.take().filter(|verify| verify.peer != i);
         if self.follows == Some(site) {
             self.follows = None;
-            self.drop_waiting(i);
+            self.redo.abandon();
+            // A batch that was begun is carried out as a whole.
+            if !self.redo.is_busy() {
+                self.drop_waiting(i);
+            }
             self.mark_unstable(Mask(u32::MAX));
             // From here on bits cover it.
             self.flushes.told = self.epochs.close();
@@ -91,8 +96,9 @@ impl Core {
         if self.settling.is_none() || self.is_settle_asked {
             return;
         }
-        let of_peers = |op: &super::Op| matches!(op.origin, Origin::Follow(..) | Origin::Resync(..));
-        if self.ops.iter().any(|(_, op)| of_peers(op)) {
+        let of_peers =
+            |op: &super::Op| matches!(op.origin, Origin::Follow(..) | Origin::Resync(..) | Origin::Replay);
+        if self.redo.is_writing() || self.ops.iter().any(|(_, op)| of_peers(op)) {
             return;
         }
         self.is_settle_asked = true;
@@ -112,6 +118,7 @@ impl Core {
             Some(Settling::Start) | None => self.flushes.told = self.flushes.told.max(1),
         }
         self.store.wanted.settle();
+        self.void_log();
         self.change(Then::Greet);
     }
 
@@ -121,7 +128,7 @@ impl Core {
         let (Origin::Client(pending), start, end) = (op.origin, op.start, op.end) else { return };
         if failure == Failure::Io {
             self.local_disk_failed("a write failed");
-            if !self.is_local && self.peers.iter().any(super::Peer::is_equal) {
+            if !self.is_local && self.peers.iter().any(super::Peer::has_all) {
                 // The other sites have it.
                 return;
             }
@@ -178,7 +185,7 @@ impl Core {
 
     /// Every write and flush that waits fails where no disk is left, here or at another site.
     pub(super) fn fail_without_disks(&mut self) {
-        if self.is_local || !self.is_primary() || self.peers.iter().any(super::Peer::is_equal) {
+        if self.is_local || !self.is_primary() || self.peers.iter().any(super::Peer::has_all) {
             return;
         }
         // Writes that were answered and not flushed may be lost with the last site: no flush may say that they are stable.

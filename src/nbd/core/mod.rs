@@ -21,6 +21,7 @@ mod claim;
 mod connect;
 mod epochs;
 mod event;
+mod far;
 mod fence;
 mod flush;
 mod log;
@@ -30,6 +31,7 @@ mod order;
 mod orders;
 mod packet;
 pub(crate) mod peer;
+mod redo;
 mod resync;
 mod role;
 mod slab;
@@ -53,19 +55,22 @@ use self::activity::Activity;
 use self::epochs::Epochs;
 use self::flush::Flushes;
 use self::log::Log;
+#[cfg(test)]
+use self::op::Work;
 use self::op::{Op, Origin};
 use self::order::Order;
 use self::peer::Peer;
 use self::slab::Slab;
 use self::superblock::Store;
 use super::disk::Bitmap;
-use super::disk::format::{DiskFlags, Superblock};
+use super::disk::format::{Batch, DiskFlags, Superblock};
 use super::mirror::ballot::Ballots;
 use super::mirror::{Generation, Role, Rotate};
 use super::server::Failure;
 use crate::wire::{Class, Mask, PacketType, SiteId};
 
 pub use self::event::{Action, Command, Config, Event, Note, Refusal, Request, RequestId, Ticket};
+pub use self::far::Lag;
 pub use self::packet::PIECE;
 pub use self::peer::{Part, Stage};
 pub use self::tune::Tuning;
@@ -81,6 +86,8 @@ pub struct Found {
     pub record: u64,
     /// The bitmaps, by slot.
     pub bitmaps: Vec<Bitmap>,
+    /// The whole batches of the ordered log.
+    pub batches: Vec<Batch>,
 }
 
 /// A client's request, of which parts may be under way.
@@ -110,6 +117,7 @@ pub struct Core {
     ops: Slab<Op>,
     pending: Slab<Pending>,
     flushes: Flushes,
+    redo: redo::Redo,
     /// Client's writes that may not begin yet.
     held: VecDeque<u32>,
     /// Client's reads that wait for a majority.
@@ -138,6 +146,8 @@ pub struct Core {
     settling: Option<loss::Settling>,
     is_settle_asked: bool,
     is_leaving_asked: bool,
+    /// The last epoch that the stream said to be stable everywhere.
+    said_stable: u64,
     /// The generation that a primary without a disk serves from other sites.
     elsewhere: Option<Generation>,
     role_change: role::Change,
@@ -146,6 +156,9 @@ pub struct Core {
     stopped: bool,
     #[cfg(test)]
     pub(crate) mutation: Option<Mutation>,
+    /// Writes of this primary, in their order.
+    #[cfg(test)]
+    pub(crate) history: Vec<(u64, u64, Work)>,
 }
 
 /// A mistake that the simulator lets the core make, to see that it is found.
@@ -179,7 +192,7 @@ use mutated;
 impl Core {
     /// The state machine of a disk as it was found. Events come after this; actions are there at once.
     pub fn new(config: Config, found: Found, now: Duration) -> Self {
-        let Found { superblock, active, record, mut bitmaps } = found;
+        let Found { superblock, active, record, mut bitmaps, batches } = found;
         bitmaps.resize_with(super::disk::format::SLOTS, || Bitmap::new(config.layout.chunks()));
         let crashed = superblock.flags.contains(DiskFlags::WRITING);
         let left = if crashed { active } else { Vec::new() };
@@ -199,6 +212,7 @@ impl Core {
             ops: Slab::default(),
             pending: Slab::default(),
             flushes: Flushes::default(),
+            redo: redo::Redo::default(),
             held: VecDeque::new(),
             held_reads: Vec::new(),
             gated: Vec::new(),
@@ -215,6 +229,7 @@ impl Core {
             settling: Some(loss::Settling::Start),
             is_settle_asked: false,
             is_leaving_asked: false,
+            said_stable: 0,
             elsewhere: None,
             role_change: role::Change::None,
             reads: Slab::default(),
@@ -223,11 +238,18 @@ impl Core {
             config,
             #[cfg(test)]
             mutation: None,
+            #[cfg(test)]
+            history: Vec::new(),
         };
         for site in core.config.peers.clone() {
             if core.store.wanted.admit(site) {
                 let slot = core.store.wanted.slot_of(site).unwrap_or(0);
-                core.peers.push(Peer::new(site, slot.into()));
+                let mut peer = Peer::new(site, slot.into());
+                let far = core.config.asynchronous;
+                if far.contains(site.get()) || far.contains(core.config.site.get()) {
+                    peer.far = Some(Box::default());
+                }
+                core.peers.push(peer);
             }
         }
         core.store.wanted.members = core.store.wanted.members | Mask::of(core.config.site.get());
@@ -235,6 +257,7 @@ impl Core {
             let chunks = core.chunks_of_extent(extent);
             core.mark_all(chunks);
         }
+        core.replay(batches);
         core.change(superblock::Then::Nothing);
         // Writes of an earlier program may still be in a cache: nothing counts as stable before a sync.
         core.settle_if_drained();
@@ -258,6 +281,7 @@ impl Core {
     /// Gives all actions that are to be carried out, in their order. To be called when all events that are there are
     /// handled: confirmations to other sites are put together until then.
     pub fn drain(&mut self, into: &mut Vec<Action>) {
+        self.lose_latecomers();
         self.confirm_written();
         into.append(&mut self.out);
     }
@@ -334,7 +358,8 @@ impl Core {
 
     /// Marks chunks as different at every other site.
     fn mark_all(&mut self, chunks: std::ops::Range<u64>) {
-        for peer in &self.peers {
+        for peer in &mut self.peers {
+            peer.keep_bits(chunks.clone());
             if let Some(map) = self.bitmaps.get_mut(peer.slot) {
                 map.set(chunks.clone());
             }
@@ -357,7 +382,8 @@ impl Core {
         for i in 0..self.peers.len() {
             let slow = self.config.tuning.slow;
             let Some(peer) = self.peers.get_mut(i) else { continue };
-            if peer.outstanding.is_empty() && peer.stable >= self.flushes.asked {
+            let is_idle = peer.outstanding.is_empty() && peer.far.as_ref().is_none_or(|far| far.is_idle());
+            if is_idle && peer.stable >= self.flushes.asked {
                 peer.progress = self.now;
             }
             let late = self.now.saturating_sub(peer.progress) > slow;
@@ -374,10 +400,20 @@ impl Core {
         self.tick_count();
         self.tick_resync();
         self.tick_log();
+        self.tick_far();
     }
 
-    /// Sends a packet of the session; nothing if there is none.
-    fn send(&mut self, i: usize, kind: PacketType, mut fields: packet::Fields, payload: Bytes) -> u64 {
+    /// Sends a packet of the session; nothing if there is none. Its number; 0 if that is not known yet.
+    fn send(&mut self, i: usize, kind: PacketType, fields: packet::Fields, payload: Bytes) -> u64 {
+        let is_far = self.peers.get(i).is_some_and(|peer| peer.far.is_some() && peer.session != 0);
+        if is_far && far::is_in_stream(kind) {
+            self.send_in_turn(i, kind, fields, payload);
+            return 0;
+        }
+        self.transmit(i, kind, fields, payload)
+    }
+
+    fn transmit(&mut self, i: usize, kind: PacketType, mut fields: packet::Fields, payload: Bytes) -> u64 {
         let Some(peer) = self.peers.get_mut(i) else { return 0 };
         let class = kind.relayed().map_or(0, |(class, _)| class.index());
         let Some(last) = peer.sent.get_mut(class) else { return 0 };
@@ -428,14 +464,13 @@ impl Core {
             PacketType::SC_DEVDOWN => self.peer_leaves(i, &payload),
             PacketType::SC_DEVDOWN_ACK => self.leave_heard(i),
             _ if peer.stage != Stage::Joined && peer.stage != Stage::Ready => {}
-            PacketType::SD_DATA => self.data(i, &fields, payload),
+            PacketType::SD_DATA | PacketType::SD_FSYNC_MD5 => self.stream_came(i, kind, fields, payload),
             PacketType::SD_DATA_ACK => self.data_ack(i, &fields),
             PacketType::SD_DBM_REQ => self.bits_of_target(i, &fields, &payload),
             PacketType::SD_DBM_REP => self.bits_of_source(i, &fields, &payload),
             PacketType::SD_DSYNC_REQ => self.resync_request(i, &fields),
             PacketType::SD_RSDATA => self.resync_data(i, &fields, payload),
             PacketType::SD_RSDATA_ACK => self.resync_ack(i, &fields, &payload),
-            PacketType::SD_FSYNC_MD5 => self.digests(i, &fields, &payload),
             PacketType::SD_FSYNC_DATA => self.differences(i, &fields, &payload),
             _ => {}
         }
@@ -447,6 +482,7 @@ impl Core {
             op::TICKET_SYNC => self.synced(result),
             op::TICKET_SUPERBLOCK => self.superblock_stored(result),
             op::TICKET_LOG => self.log_stored(result),
+            op::TICKET_REDO => self.redo_stored(&result),
             op::TICKET_READ => self.client_read_done(ticket.number(), result),
             _ => {}
         }

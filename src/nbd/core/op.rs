@@ -21,6 +21,9 @@ pub const TICKET_LOG: u8 = 4;
 /// Tickets of clients' reads.
 pub const TICKET_READ: u8 = 5;
 
+/// The ticket of a write of the ordered log.
+pub const TICKET_REDO: u8 = 6;
+
 impl Ticket {
     /// The ticket of the entry of this number.
     pub(super) fn new(kind: u8, number: u32) -> Self {
@@ -49,6 +52,8 @@ pub enum Origin {
     Source(usize, u64),
     /// A read for digests that a site sent: the peer, the session.
     Compare(usize, u64),
+    /// A write of the ordered log, carried out again at the start.
+    Replay,
     /// A read of this site's own content, whose digests a site compares: the peer, the session.
     Digest(usize, u64),
 }
@@ -174,6 +179,7 @@ impl Core {
             Origin::Resync(i, session) => self.resync_written(id, i, session, result),
             Origin::Source(i, session) => self.source_read(id, i, session, result),
             Origin::Compare(i, session) => self.compared_read(id, i, session, result),
+            Origin::Replay => self.replayed(id, &result),
             Origin::Digest(i, session) => self.digest_read(id, i, session, result),
         }
         for follower in followers {

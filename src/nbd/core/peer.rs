@@ -2,9 +2,11 @@
 //!
 //! States and numbers only; what follows from them the other files of the core decide. Used by the core alone.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::time::Duration;
 
+use super::far::Far;
 use super::resync::Resync;
 use crate::nbd::mirror::{Decision, Facts, Statement};
 use crate::wire::{Mask, SiteId};
@@ -87,6 +89,11 @@ pub struct Peer {
     pub told: Option<(u64, Mask)>,
     /// The resync that is under way.
     pub resync: Option<Resync>,
+    /// The writes on their way, if it is not waited for.
+    pub far: Option<Box<Far>>,
+    /// Chunks of extents that left the activity log before their writes were stable everywhere: the epoch that has to be, and
+    /// true if nothing else set the bit.
+    pub evicted: BTreeMap<u64, (u64, bool)>,
 }
 
 impl Peer {
@@ -118,17 +125,22 @@ impl Peer {
             confirmed: 0,
             told: None,
             resync: None,
+            far: None,
+            evicted: BTreeMap::new(),
         }
     }
 
     /// Forgets the session and the handshake, and gives the operations that waited for it.
     pub fn reset(&mut self) -> VecDeque<(u64, u32)> {
         let outstanding = std::mem::take(&mut self.outstanding);
+        let mut far = self.far.take();
+        far.iter_mut().for_each(|far| far.end());
         *self = Peer {
             linked: self.linked,
             not_before: self.not_before,
             last_session: self.last_session,
             known: self.known.take(),
+            far,
             ..Peer::new(self.site, self.slot)
         };
         outstanding
@@ -142,6 +154,16 @@ impl Peer {
     /// Returns true if its disk is equal, but for what is under way.
     pub fn is_equal(&self) -> bool {
         self.takes_writes() && self.part == Part::Equal
+    }
+
+    /// Returns true if its disk is equal, and it has every write that was answered.
+    pub fn has_all(&self) -> bool {
+        self.is_equal() && self.far.is_none()
+    }
+
+    /// Chunks are marked for another reason than that an extent left.
+    pub fn keep_bits(&mut self, chunks: Range<u64>) {
+        self.evicted.range_mut(chunks).for_each(|(_, (_, is_only))| *is_only = false);
     }
 
     /// A data packet of the primary is written here.

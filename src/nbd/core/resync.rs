@@ -198,14 +198,18 @@ impl Core {
     }
 
     pub(super) fn unite(&mut self, i: usize, payload: &[u8]) {
-        if let Some(map) = self.peers.get(i).and_then(|peer| self.bitmaps.get_mut(peer.slot)) {
-            packet::runs(payload).for_each(|run| _ = map.set(run));
+        let Some(peer) = self.peers.get_mut(i) else { return };
+        if let Some(map) = self.bitmaps.get_mut(peer.slot) {
+            packet::runs(payload).for_each(|run| {
+                peer.keep_bits(run.clone());
+                map.set(run);
+            });
         }
     }
 
     /// Reads from a site that has the data; an error to the client if there is none.
     pub(super) fn read_elsewhere(&mut self, number: u32) {
-        let Some(i) = self.peers.iter().position(Peer::is_equal) else {
+        let Some(i) = self.peers.iter().position(Peer::has_all) else {
             return self.answer_read(number, Err(Failure::Io));
         };
         let Some(read) = self.reads.get_mut(number) else { return };

@@ -117,6 +117,7 @@ impl Core {
             fenced,
             can_fence: self.config.tuning.can_fence,
             quorum: self.is_by_majority(),
+            asynchronous: self.config.asynchronous,
             has_witness: false,
             witness: None,
         };
@@ -125,7 +126,7 @@ impl Core {
         }
         let verdict = assess(&candidacy);
         // Writes that a former primary left are being settled.
-        let is_busy = self.settling.is_some();
+        let is_busy = self.settling.is_some() || self.redo.is_busy();
         match verdict {
             _ if forced && !is_busy => self.open_ballot(true),
             Verdict::Refused(_) if mutated!(self, PromoteHalfSynced) && !is_busy => self.open_ballot(false),
@@ -283,6 +284,7 @@ impl Core {
             self.store.wanted.flags.set(DiskFlags::UNANSWERED, true);
         }
         self.store.wanted.begin_writes();
+        self.void_log();
         self.owed = Mask(0);
         self.change(Then::Promoted);
     }
@@ -333,6 +335,11 @@ impl Core {
         }
         self.release();
         self.leave_if_drained();
+    }
+
+    /// Returns true if nothing but the end of the role is still to be flushed.
+    pub(super) fn is_leaving_flushed(&self) -> bool {
+        self.is_leaving_asked && self.peers.iter().any(|peer| peer.far.is_some())
     }
 
     /// Leaves the role once no request is under way.

@@ -53,9 +53,9 @@ impl Core {
             }
             return;
         }
-        let (session, slot) = (peer.session, peer.slot);
+        let session = peer.session;
         if fields.flags & packet::END != 0 {
-            return self.end_asked(i, slot);
+            return self.end_asked(i);
         }
         let (start, end) = (fields.offset, fields.offset + u64::from(fields.len));
         if fields.len == 0 || u64::from(fields.len) > PIECE || (!is_read && peer.resync.is_none()) {
@@ -111,6 +111,7 @@ impl Core {
             if let Some(map) = self.bitmaps.get_mut(slot) {
                 packet::runs(payload).for_each(|run| _ = map.clear(run));
             }
+            self.restore_evicted(i);
         }
         if fields.flags & packet::END != 0 {
             let Some(peer) = self.peers.get_mut(i) else { return };
@@ -118,6 +119,7 @@ impl Core {
             self.store.wanted.finish_source(site);
             self.change(Then::Nothing);
             self.note(Note::Resynced(site));
+            self.caught_up(i);
             self.came_back(site);
             if self.is_primary() {
                 self.barrier();
@@ -127,11 +129,11 @@ impl Core {
     }
 
     /// The target has all it asked for.
-    fn end_asked(&mut self, i: usize, slot: usize) {
+    fn end_asked(&mut self, i: usize) {
         if self.peers.get(i).is_none_or(|peer| peer.part != Part::Source || peer.resync.is_none()) {
             return;
         }
-        if self.bitmaps.get(slot).is_some_and(|map| map.count() > 0) {
+        if !self.has_no_bits_but_evicted(i) {
             return self.send_bits(i, PacketType::SD_DBM_REP);
         }
         let facts = self.facts(i);

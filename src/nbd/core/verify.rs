@@ -148,9 +148,12 @@ impl Core {
         let compared = self.chunks(start, end);
         let different: Vec<_> = runs.iter().map(|run| self.chunks(run.start, run.end)).collect();
         let mut n = 0;
-        if let Some(map) = self.peers.get(i).and_then(|peer| self.bitmaps.get_mut(peer.slot)) {
+        if let Some(peer) = self.peers.get_mut(i) {
             // It is copied at the next connect; nothing starts by itself.
-            different.into_iter().for_each(|chunks| n += map.set(chunks));
+            for chunks in different {
+                peer.keep_bits(chunks.clone());
+                n += self.bitmaps.get_mut(peer.slot).map_or(0, |map| map.set(chunks));
+            }
         }
         if let Some(verify) = self.verify.as_mut() {
             verify.chunks += compared.end - compared.start;

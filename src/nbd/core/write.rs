@@ -92,7 +92,7 @@ impl Core {
         self.is_silenced()
             || self.role_change.is_leaving()
             || self.epochs.kept() > RECENT_MAX
-            || (!self.is_local && !self.peers.iter().any(super::Peer::is_equal))
+            || (!self.is_local && !self.peers.iter().any(super::Peer::has_all))
     }
 
     /// Begins a client's write: from here on it has its number. Returns false if it has to wait.
@@ -120,6 +120,8 @@ impl Core {
             }
             _ => Bytes::new(),
         };
+        #[cfg(test)]
+        self.history.push((start, end, op.work.clone()));
         if !is_local {
             op.work = Work::Elsewhere;
         }
@@ -146,6 +148,11 @@ impl Core {
                 if let Some(map) = self.bitmaps.get_mut(peer.slot) {
                     map.set(chunks.clone());
                 }
+                self.note_behind(i);
+                continue;
+            }
+            if peer.far.is_some() {
+                self.send(i, PacketType::SD_DATA, fields, payload.clone());
                 continue;
             }
             pending = pending | Mask::of(peer.site.get());
@@ -180,6 +187,10 @@ impl Core {
             return self.lose(i, "its disk failed");
         }
         peer.progress = now;
+        if peer.far.is_some() {
+            self.far_confirmed(i, fields.value);
+        }
+        let Some(peer) = self.peers.get(i) else { return };
         let site = Mask::of(peer.site.get());
         while let Some((seq, id)) = self.peers.get(i).and_then(|peer| peer.outstanding.front().copied()) {
             if seq > fields.value {

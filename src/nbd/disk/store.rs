@@ -11,8 +11,8 @@ use std::path::Path;
 use super::bitmap::Bitmap;
 use super::device::{Access, Device, Part};
 use super::format::{
-    ACTIVITY_BLOCKS, ACTIVITY_START, ActivityRecord, BLOCK, BitmapBlock, Block, BlockError, LABEL_BLOCKS,
-    Label, Layout, SUPERBLOCK_BLOCKS, Superblock,
+    ACTIVITY_BLOCKS, ACTIVITY_START, ActivityRecord, BLOCK, Batch, BitmapBlock, Block, BlockError,
+    LABEL_BLOCKS, Label, Layout, SUPERBLOCK_BLOCKS, Superblock,
 };
 use crate::wire::{ResourceId, SiteId};
 
@@ -49,6 +49,8 @@ pub struct Loaded {
     pub activity: Option<ActivityRecord>,
     /// The bitmaps, one for each slot.
     pub bitmaps: Vec<Bitmap>,
+    /// The whole batches of the ordered log.
+    pub batches: Vec<Batch>,
     /// Every block that is not valid.
     pub damaged: Vec<Damage>,
 }
@@ -159,7 +161,8 @@ impl Store {
         let (superblock, copy) = newest.map_or((None, 0), |(superblock, copy)| (Some(superblock), copy));
         let activity = self.load_activity(&mut damaged)?;
         let bitmaps = self.load_bitmaps(&mut damaged)?;
-        Ok(Loaded { superblock, copy, activity, bitmaps, damaged })
+        let batches = self.load_batches()?;
+        Ok(Loaded { superblock, copy, activity, bitmaps, batches, damaged })
     }
 
     /// Returns the newest record. One at a wrong place of the ring is complete all the same, and counts.
@@ -230,6 +233,12 @@ impl Store {
             }
         }
         Ok(bitmaps)
+    }
+
+    fn load_batches(&self) -> io::Result<Vec<Batch>> {
+        let read =
+            |half| Batch::read(&self.label.layout, self.tag, half, |number, n| self.read_many(number, n));
+        Ok([0, 1].into_iter().map(read).collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
     fn read_many(&self, number: u64, n: u64) -> io::Result<Vec<Block>> {

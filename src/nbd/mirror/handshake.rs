@@ -221,6 +221,10 @@ impl<'a> Pair<'a> {
         if let Some(pair) = only(&|site, _| site.flags.contains(DiskFlags::LOST_QUORUM)) {
             return copy(pair, Row::LostQuorum);
         }
+        if let Some(pair) = only(&|site, _| !site.asynchronous) {
+            // The other may lack writes that were answered.
+            return copy(pair, Row::Survivors);
+        }
         // Survivors of a dead primary: each may have some of its last writes, none of them answered.
         let survivor = only(&|site, _| site.last_session != 0);
         copy(survivor.unwrap_or((a, b)), Row::Survivors)

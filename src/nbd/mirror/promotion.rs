@@ -62,6 +62,8 @@ pub struct Candidacy<'a> {
     pub fenced: Mask,
     /// True if a fencing handler is configured.
     pub can_fence: bool,
+    /// The sites whose copy may be behind: they have no vote.
+    pub asynchronous: Mask,
     /// True if a primary without a majority freezes, so that a majority may promote.
     pub quorum: bool,
     /// True if a witness is configured.
@@ -98,6 +100,8 @@ pub enum Objection {
     },
     /// One of these sites may be primary, and cannot be reached.
     Unknown(Mask),
+    /// The copy may be behind what these sites, which cannot be reached, have answered.
+    MayBeBehind(Mask),
     /// Another promotion, of this site, is under way.
     Busy(SiteId),
 }
@@ -141,6 +145,10 @@ impl fmt::Display for Objection {
                 "sites {sites} cannot be reached and may be primary: what they wrote since would be parted from this \
                  site's (fence them, or make sure that they are off)"
             ),
+            Objection::MayBeBehind(sites) => write!(
+                f,
+                "the copy here is an asynchronous one: the last writes that sites {sites} answered may not be here"
+            ),
             Objection::Busy(site) => write!(f, "{site} is being promoted: try again"),
         }
     }
@@ -179,6 +187,13 @@ pub fn assess(candidacy: &Candidacy<'_>) -> Verdict {
         if witness.current.has_data() && witness.current != own.current && !is_holder {
             objections.push(Objection::WitnessKnowsNewer(witness.holders));
         }
+    }
+    let absent = absent(candidacy);
+    if candidacy.asynchronous.contains(own.site.get())
+        && !absent.is_empty()
+        && !is_equal_to_sync_site(candidacy)
+    {
+        objections.push(Objection::MayBeBehind(absent));
     }
     let unknown = unknown(candidacy);
     if !unknown.is_empty() {
@@ -273,6 +288,19 @@ fn missing(candidacy: &Candidacy<'_>) -> Mask {
     Mask(candidacy.own.members.0 & !with.0)
 }
 
+/// Returns the members that cannot be reached.
+fn absent(candidacy: &Candidacy<'_>) -> Mask {
+    let own = candidacy.own;
+    Mask(own.members.0 & !reachable(candidacy).0 & !Mask::of(own.site.get()).0)
+}
+
+/// Returns true if a site whose copy is never behind is here, and the two are equal.
+fn is_equal_to_sync_site(candidacy: &Candidacy<'_>) -> bool {
+    candidacy.reachable.iter().any(|peer| {
+        peer.decision.outcome == Outcome::NoSync && !candidacy.asynchronous.contains(peer.facts.site.get())
+    })
+}
+
 /// Returns the members that cannot be reached and could be primary.
 fn unknown(candidacy: &Candidacy<'_>) -> Mask {
     let own = candidacy.own;
@@ -284,10 +312,12 @@ fn unknown(candidacy: &Candidacy<'_>) -> Mask {
 
 /// Returns the number of sites that have a vote. A witness breaks ties between two sites and more.
 fn voters(candidacy: &Candidacy<'_>) -> u32 {
-    candidacy.own.members.0.count_ones().saturating_add(candidacy.has_witness.into())
+    let members = candidacy.own.members.0 & !candidacy.asynchronous.0;
+    members.count_ones().saturating_add(candidacy.has_witness.into())
 }
 
 fn present(candidacy: &Candidacy<'_>) -> u32 {
-    let sites = reachable(candidacy).0 & candidacy.own.members.0;
-    sites.count_ones().saturating_add(1).saturating_add(candidacy.witness.is_some().into())
+    let sites = reachable(candidacy) | Mask::of(candidacy.own.site.get());
+    let voters = sites.0 & candidacy.own.members.0 & !candidacy.asynchronous.0;
+    voters.count_ones().saturating_add(candidacy.witness.is_some().into())
 }

@@ -22,7 +22,7 @@ use crate::nbd::disk::format::{ACTIVE_MAX, DiskFlags, SlotFlags};
 use crate::nbd::disk::init::{first_not_zero, runsite};
 use crate::nbd::disk::store::{Loaded, Store};
 use crate::nbd::mirror::choices::{self, Policies, RoleConflict, ZeroPrimaries};
-use crate::wire::SiteId;
+use crate::wire::{Mask, SiteId};
 
 /// Opens a resource of this site.
 ///
@@ -75,6 +75,7 @@ pub fn open(config: &Config, resource: &Resource, link: &Arc<Link>) -> Result<Ar
         device: store.label().uuid,
         layout,
         peers: peers.clone(),
+        asynchronous: asynchronous(resource),
         active_max: ACTIVE_MAX,
         quorum: here.mirror.quorum == Quorum::Majority,
         tuning,
@@ -88,6 +89,12 @@ pub fn open(config: &Config, resource: &Resource, link: &Arc<Link>) -> Result<Ar
             .map_err(|error| format!("resource {name:?}: its threads cannot be started: {error}"))?;
     mirror.lock().fencing.clone_from(&here.mirror.fencing);
     Ok(mirror)
+}
+
+/// Returns the sites whose copy may be behind.
+fn asynchronous(resource: &Resource) -> Mask {
+    let far = resource.runsites.iter().filter(|runsite| runsite.protocol == Protocol::Async);
+    far.fold(Mask(0), |mask, runsite| mask | Mask::of(runsite.site.get()))
 }
 
 /// Returns the reason why a resource cannot be served as it is configured, if there is one.
@@ -148,9 +155,10 @@ fn doubt_zeroes(name: &str, disk: &DataDisk, loaded: &mut Loaded) -> Result<(), 
 
 /// The state that was found, with everything that is not known taken for the worst.
 fn found(name: &str, loaded: Loaded) -> Found {
-    let Loaded { superblock, activity, mut bitmaps, .. } = loaded;
+    let Loaded { superblock, activity, mut bitmaps, batches, .. } = loaded;
     let is_known = superblock.is_some();
     // The default's disk may only become the target of a resync.
+    let batches = if is_known { batches } else { Vec::new() };
     let superblock = superblock.unwrap_or_default();
     let is_log_lost = activity.is_none() && superblock.flags.contains(DiskFlags::WRITING);
     if !is_known || is_log_lost {
@@ -159,7 +167,7 @@ fn found(name: &str, loaded: Loaded) -> Found {
         bitmaps.iter_mut().for_each(|bitmap| _ = bitmap.set(0..u64::MAX));
     }
     let activity = activity.unwrap_or_default();
-    Found { superblock, active: activity.extents().to_vec(), record: activity.sequence(), bitmaps }
+    Found { superblock, active: activity.extents().to_vec(), record: activity.sequence(), bitmaps, batches }
 }
 
 /// The policies as the core has them; an error names the element that it does not have.

@@ -34,6 +34,8 @@ pub enum Kind {
     Activity = 3,
     /// Bits of chunks that differ, or may differ, from a site's.
     Bitmap = 4,
+    /// The head of a batch of writes in the ordered log.
+    Log = 5,
 }
 
 /// The reason for which a block is not valid.

@@ -160,6 +160,17 @@ impl Layout {
         self.bitmap_start.saturating_add(before)
     }
 
+    /// Returns the blocks of one half of the ordered log: each holds one batch, and a block behind it stays unused, so that a
+    /// write at a neighbour's place hits no other area.
+    pub fn log_half(&self) -> u64 {
+        (self.log_blocks / 2).saturating_sub(1)
+    }
+
+    /// Returns the first block of the half that the batch of this number goes into.
+    pub fn log_half_start(&self, number: u64) -> u64 {
+        self.log_start.saturating_add((number % 2).saturating_mul(self.log_half().saturating_add(1)))
+    }
+
     /// Returns the block into which the record with this sequence number goes.
     pub fn activity_block(sequence: u64) -> u64 {
         ACTIVITY_START.saturating_add(sequence % ACTIVITY_BLOCKS)

@@ -5,6 +5,7 @@
 //! block is to be written.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
+mod batch;
 mod block;
 mod generation;
 mod label;
@@ -15,6 +16,7 @@ mod superblock;
 #[cfg(test)]
 mod tests;
 
+pub use batch::{Batch, LogWrite};
 pub use block::{BLOCK, Block, BlockError, HEAD, Kind, VERSION, tag_of};
 pub use generation::Generation;
 pub use label::{Label, NAME_MAX};

@@ -165,6 +165,9 @@ pub struct Superblock {
     pub write_counter: u64,
     /// Bytes up to which the last verify had come; 0: none is to be resumed.
     pub verify_cursor: u64,
+    /// Batches of the ordered log up to this number are not to be replayed: what they wrote is on stable storage, and
+    /// something else may have been written since.
+    pub log_void: u64,
     /// The other sites, by number of their bitmap.
     pub slots: [Slot; SLOTS],
 }
@@ -187,6 +190,7 @@ impl Superblock {
             to.u64(slot.generation.bits());
             to.u64(slot.stable);
         }
+        to.u64(self.log_void);
         to.seal()
     }
 
@@ -213,6 +217,7 @@ impl Superblock {
             slot.flags = SlotFlags::from_bits(from.u32()).ok_or(BlockError::Field("a slot's flags"))?;
             (slot.generation, slot.stable) = (Generation::from_bits(from.u64()), from.u64());
         }
+        let log_void = from.u64();
         let sequence = from.sequence;
         Ok(Superblock {
             sequence,
@@ -223,6 +228,7 @@ impl Superblock {
             members,
             write_counter,
             verify_cursor,
+            log_void,
             slots,
         })
     }

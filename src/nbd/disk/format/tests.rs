@@ -39,6 +39,7 @@ fn superblock(seed: u64) -> Superblock {
         members: Mask(rng.u32(..)),
         write_counter: rng.u64(..),
         verify_cursor: rng.u64(..),
+        log_void: rng.u64(..),
         slots: std::array::from_fn(|i| slot(&mut rng, i)),
     }
 }

@@ -279,6 +279,7 @@ impl World {
             reachable: &reachable,
             fenced: Mask::default(),
             can_fence: false,
+            asynchronous: Mask::default(),
             quorum: false,
             has_witness: false,
             witness: None,

@@ -15,6 +15,7 @@ fn alone(own: &Facts) -> Candidacy<'_> {
         reachable: &[],
         fenced: Mask::default(),
         can_fence: false,
+        asynchronous: Mask::default(),
         quorum: false,
         has_witness: false,
         witness: None,
