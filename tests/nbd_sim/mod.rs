@@ -12,6 +12,7 @@
 )]
 
 mod disk;
+mod history;
 mod model;
 mod scenarios;
 mod world;
@@ -25,7 +26,15 @@ use super::Mutation;
 
 /// Runs one seed: rounds of faults, then healing and comparing.
 fn run(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result<Counts, String> {
-    let mut world = World::new(seed, mutation);
+    run_in(World::new(seed, mutation), seed, rounds)
+}
+
+/// The same with sites whose copy may be behind.
+fn run_far(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result<Counts, String> {
+    run_in(World::far(seed, mutation), seed, rounds)
+}
+
+fn run_in(mut world: World, seed: u64, rounds: u32) -> Result<Counts, String> {
     world.converge();
     for _ in 0..rounds {
         world.set_faults(true);
@@ -50,7 +59,11 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 /// Runs seeds on all processors; the events of all, and the reasons why some failed.
-fn run_all(first: u64, runs: u64) -> (Counts, Vec<String>) {
+fn run_all(
+    first: u64,
+    runs: u64,
+    run: fn(u64, u32, Option<Mutation>) -> Result<Counts, String>,
+) -> (Counts, Vec<String>) {
     let next = AtomicU64::new(first);
     let all = Mutex::new((Counts::default(), Vec::new()));
     let work = || {
@@ -74,7 +87,16 @@ fn run_all(first: u64, runs: u64) -> (Counts, Vec<String>) {
 #[test]
 fn every_seed_keeps_the_promises() {
     let (first, runs) = (number("SEED", 1), number("RUNS", 300));
-    let (counts, failures) = run_all(first, runs);
+    let (counts, failures) = run_all(first, runs, run);
+    println!("{runs} seeds from {first}: {counts}");
+    assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// The same with sites whose copy may be behind: at every moment it is a state that a primary's disk has had.
+#[test]
+fn every_seed_keeps_the_promises_with_far_sites() {
+    let (first, runs) = (number("SEED", 1), number("RUNS", 300));
+    let (counts, failures) = run_all(first, runs, run_far);
     println!("{runs} seeds from {first}: {counts}");
     assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n"));
 }

@@ -10,7 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::disk::{self, BLOCK, Data, Meta, Values};
+use super::history::Histories;
 use super::model::Model;
+use crate::nbd::core::loss::Settling;
+use crate::nbd::core::op::Work as Written;
 use crate::nbd::core::peer::{Part, Stage};
 use crate::nbd::core::{
     Action, Command, Config, Core, Event, Mutation, Note, Refusal, Request, RequestId, Ticket, Tuning,
@@ -27,6 +30,8 @@ use crate::wire::{Class, HEADER_LEN, Header, Mask, ResourceId, SiteId};
 const EXTENTS: u64 = 6;
 pub const SIZE: u64 = EXTENTS << EXTENT_SHIFT;
 const DEPTH: usize = 12;
+/// Blocks of the ordered log: a few writes fill it.
+const LOG_BLOCKS: u64 = 40;
 /// Scripted requests have numbers from here on.
 const SCRIPTED: u64 = 1 << 40;
 
@@ -81,6 +86,8 @@ pub struct Counts {
     /// A majority promoted a site while the old primary, without one, was still there.
     pub takeovers: u64,
     pub leaves: u64,
+    /// Copies that may be behind, and were compared with all states of primaries.
+    pub copies: u64,
 }
 
 impl Counts {
@@ -99,6 +106,7 @@ impl Counts {
             (&mut self.disk_failures, run.disk_failures),
             (&mut self.takeovers, run.takeovers),
             (&mut self.leaves, run.leaves),
+            (&mut self.copies, run.copies),
         ] {
             *sum += n;
         }
@@ -108,11 +116,11 @@ impl Counts {
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Counts { writes, flushes, cuts, in_superblock, in_log, in_eviction, in_promotion, .. } = self;
-        let Counts { resyncs, promotions, disk_failures, takeovers, leaves, .. } = self;
+        let Counts { resyncs, promotions, disk_failures, takeovers, leaves, copies, .. } = self;
         write!(
             f,
             "{writes} writes, {flushes} flushes, {resyncs} resyncs, {promotions} promotions, {takeovers} take-overs from a \
-             primary without a majority, {disk_failures} disk failures, {leaves} leaves; {cuts} crashes, of which inside an \
+             primary without a majority, {disk_failures} disk failures, {leaves} leaves, {copies} copies compared; {cuts} crashes, of which inside an \
              update of the superblock {in_superblock}, of the activity log {in_log}, an eviction {in_eviction}, a promotion \
              {in_promotion}"
         )
@@ -149,6 +157,9 @@ pub struct World {
     /// No way leads on without force.
     pub is_over: bool,
     tweak: fn(&mut Config),
+    /// Sites whose copy may be behind.
+    asynchronous: u32,
+    pub histories: Histories,
     /// Answers to commands, and notes, with the site.
     pub answers: Vec<(usize, Result<(), Refusal>)>,
     pub notes: Vec<(usize, Note)>,
@@ -160,6 +171,28 @@ enum Asked {
     Write { fua: bool },
     Flush(u64),
     Read(u64, u64),
+}
+
+/// Writes that were under way when a site stopped: all of it, a part, or nothing.
+fn cut_running<'a>(
+    running: impl Iterator<Item = &'a Work>,
+    data: &mut Data,
+    meta: &mut Meta,
+    power: bool,
+    random: &mut fastrand::Rng,
+) {
+    for work in running {
+        match work {
+            Work::Data((first, values)) => {
+                for (block, value) in (*first..).zip(values).filter(|_| random.bool()) {
+                    data.write(&(block, vec![*value]));
+                }
+            }
+            Work::Store(blocks) if power => meta.cut(blocks, random),
+            Work::Store(blocks) if random.bool() => meta.write(blocks),
+            Work::Store(_) | Work::Read(..) | Work::Sync(_) => {}
+        }
+    }
 }
 
 pub fn site_id(n: usize) -> SiteId {
@@ -174,6 +207,25 @@ impl World {
         world.later(1_500_000, Task::Client);
         world.later(2_000_000, Task::Fault);
         world
+    }
+
+    /// The same, with sites whose copy may be behind.
+    pub fn far(seed: u64, mutation: Option<Mutation>) -> Self {
+        let mut world = World::dark(seed, mutation, None, |_| {});
+        let masks: &[u32] = if world.sites.len() == 2 { &[2, 2, 1] } else { &[4, 6, 2, 1, 4] };
+        world.set_asynchronous(masks[seed as usize % masks.len()]);
+        world.light();
+        world.later(1_000_000, Task::Operator);
+        world.later(1_500_000, Task::Client);
+        world.later(2_000_000, Task::Fault);
+        world
+    }
+
+    fn set_asynchronous(&mut self, mask: u32) {
+        self.asynchronous = mask;
+        for site in &mut self.sites {
+            site.meta.layout = Layout::new(SIZE, 16, 4, LOG_BLOCKS).unwrap();
+        }
     }
 
     /// A world without faults in which nothing happens but by commands and scripted requests.
@@ -238,6 +290,8 @@ impl World {
             is_over: false,
             has_quorum: seed % 2 == 0,
             tweak,
+            asynchronous: 0,
+            histories: Histories::new((SIZE / BLOCK) as usize),
             answers: Vec::new(),
             notes: Vec::new(),
             replies: BTreeMap::new(),
@@ -275,6 +329,7 @@ impl World {
             device: [i as u8 + 1; 16],
             layout: site.meta.layout,
             peers: (0..n).filter(|peer| *peer != i).map(site_id).collect(),
+            asynchronous: Mask(self.asynchronous),
             active_max: 4,
             quorum: n == 3 && self.has_quorum,
             tuning: Tuning {
@@ -335,6 +390,7 @@ impl World {
             self.act(i, action);
         }
         self.note_heirs(i);
+        self.note_history(i);
     }
 
     /// Sites that count as having all data of the primary.
@@ -345,8 +401,9 @@ impl World {
                 core.peer_state(site_id(*j))
                     .is_some_and(|(stage, part)| stage == Stage::Joined && part == Part::Equal)
             };
-            let heirs =
-                (0..self.sites.len()).filter(|j| *j != i && equal(j)).fold(0, |heirs, j| heirs | 1 << j);
+            let is_far = |j: &usize| self.asynchronous >> i & 1 == 1 || self.asynchronous >> j & 1 == 1;
+            let all = (0..self.sites.len()).filter(|j| *j != i && equal(j) && !is_far(j));
+            let heirs = all.fold(0, |heirs, j| heirs | 1 << j);
             self.sites[i].heirs = heirs;
             if self.serving == Some(i) {
                 self.last_primary = i;
@@ -404,6 +461,7 @@ impl World {
             Action::Serve(on) => {
                 self.log(i, if on { "serves" } else { "serves no more" });
                 if on {
+                    self.histories.begin(i, &self.sites[i].data.now);
                     self.counts.promotions += 1;
                     self.move_client(i);
                     self.check_promoted(i);
@@ -423,7 +481,14 @@ impl World {
                     self.notes.push((i, note.clone()));
                 }
                 match note {
-                    Note::Resynced(_) => self.counts.resyncs += 1,
+                    Note::Resynced(from) => {
+                        self.counts.resyncs += 1;
+                        // What a source has that is not primary is no history of a primary, and counts all the same.
+                        let from = usize::from(from.get());
+                        if self.serving.is_none() {
+                            self.histories.add(&self.sites[from].data.now);
+                        }
+                    }
                     Note::DiskFailed(_) => self.counts.disk_failures += 1,
                     _ => {}
                 }
@@ -453,6 +518,10 @@ impl World {
             if block.flags.contains(DiskFlags::CONSISTENT) {
                 self.fail(format!("I4: site {i} writes what a resync sends and is not marked inconsistent"));
             }
+            return;
+        }
+        if core.settling == Some(Settling::Start) {
+            // What the ordered log has is in no record, and is written again at each start.
             return;
         }
         let active = site.meta.activity().map_or(&[][..], ActivityRecord::extents);
@@ -650,6 +719,10 @@ impl World {
         if power {
             site.data.cut(random);
         }
+        self.check_far(i);
+        if self.flags(i).contains(DiskFlags::PRIMARY) {
+            self.histories.add(&self.sites[i].data.now);
+        }
         let went_with_primary = self.went_with_primary(i);
         if power || went_with_primary {
             self.model.cut(i);
@@ -669,6 +742,53 @@ impl World {
             self.primary_gone();
         }
         self.tell_links();
+    }
+
+    /// The writes of a primary, in their order.
+    fn note_history(&mut self, i: usize) {
+        let Some(core) = self.sites[i].core.as_mut() else { return };
+        for (start, end, work) in core.history.drain(..) {
+            let values = match work {
+                Written::Write(data) => disk::values(&data),
+                _ => vec![0; ((end - start) / BLOCK) as usize],
+            };
+            self.histories.write(i, (start / BLOCK, values));
+        }
+        let is_due = self.asynchronous >> i & 1 == 1 && self.random.u8(..100) == 0;
+        if is_due && self.failure.is_none() {
+            // The power could go now.
+            let mut random = self.random.fork();
+            let (mut data, mut meta) = (self.sites[i].data.clone(), self.sites[i].meta.clone());
+            cut_running(self.sites[i].running.values(), &mut data, &mut meta, true, &mut random);
+            data.cut(&mut random);
+            self.check_copy(i, &data, &meta);
+        }
+    }
+
+    /// M5: a copy that may be behind is a state that a primary's disk has had.
+    fn check_far(&mut self, i: usize) {
+        if self.asynchronous >> i & 1 == 1 {
+            let (data, meta) = (self.sites[i].data.clone(), self.sites[i].meta.clone());
+            self.check_copy(i, &data, &meta);
+        }
+    }
+
+    fn check_copy(&mut self, i: usize, data: &Data, meta: &Meta) {
+        let flags = meta.superblock().map_or(DiskFlags::default(), |block| block.flags);
+        if !flags.contains(DiskFlags::CONSISTENT)
+            || flags.contains(DiskFlags::FAILED)
+            || flags.contains(DiskFlags::PRIMARY)
+        {
+            return;
+        }
+        self.counts.copies += 1;
+        let content = meta.replayed(data);
+        let others = (0..self.sites.len()).filter(|j| *j != i);
+        if let Err(why) = self.histories.check(&content) {
+            if !others.into_iter().any(|j| self.sites[j].data.now == content) {
+                self.fail(format!("M5: the copy of site {i} is no state of a primary: {why}"));
+            }
+        }
     }
 
     /// Returns true if a follower that stops goes at once with its primary: nothing on its disk says yet that it outlived it. M1

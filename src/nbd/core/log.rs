@@ -155,10 +155,8 @@ impl Core {
             Stage::Bits => return self.write_record(false),
             Stage::Record(new) => {
                 self.activity.recorded(&new);
-                for _ in 0..self.log.waiting.len() {
-                    if let Some(id) = self.log.waiting.pop_front() {
-                        self.activate_follow(id);
-                    }
+                for id in std::mem::take(&mut self.log.waiting) {
+                    self.activate_follow(id);
                 }
                 self.admit_held();
             }
@@ -174,7 +172,10 @@ impl Core {
     /// An operation of the primary goes on if its extents are active, and waits if not.
     pub(super) fn activate_follow(&mut self, id: u32) {
         let Some(op) = self.ops.get(id) else { return };
-        if self.activity.touch(activity::extents(op.start, op.end)) {
+        let first = self.log.waiting.front().and_then(|id| self.ops.get(*id)).map_or(op.epoch, |op| op.epoch);
+        // A stream that runs ahead: a later epoch may not take the room that an earlier one needs to become stable.
+        let is_early = !self.config.asynchronous.is_empty() && first < op.epoch;
+        if !is_early && self.activity.touch(activity::extents(op.start, op.end)) {
             self.count(id);
             self.unblock(id);
         } else {
