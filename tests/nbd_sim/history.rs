@@ -1,0 +1,106 @@
+//! The states that primaries' disks have had: the content that each began with, and its writes in their order.
+//!
+//! A copy that may be behind has to be one of them. Used by the world alone.
+
+use super::disk::Values;
+
+struct History {
+    /// The primary; `None`: nothing is written to it.
+    site: Option<usize>,
+    base: Vec<u64>,
+    writes: Vec<Values>,
+}
+
+pub struct Histories(Vec<History>);
+
+impl Histories {
+    /// The disks as they are made.
+    pub fn new(blocks: usize) -> Self {
+        Histories(vec![History { site: None, base: vec![0; blocks], writes: Vec::new() }])
+    }
+
+    /// A site becomes primary with this content.
+    pub fn begin(&mut self, site: usize, base: &[u64]) {
+        self.0
+            .iter_mut()
+            .filter(|history| history.site == Some(site))
+            .for_each(|history| history.site = None);
+        self.0.push(History { site: Some(site), base: base.to_vec(), writes: Vec::new() });
+    }
+
+    /// This content counts.
+    pub fn add(&mut self, base: &[u64]) {
+        self.0.push(History { site: None, base: base.to_vec(), writes: Vec::new() });
+    }
+
+    /// A primary writes.
+    pub fn write(&mut self, site: usize, values: Values) {
+        let of_site = self.0.iter_mut().filter(|history| history.site == Some(site));
+        of_site.for_each(|history| history.writes.push(values.clone()));
+    }
+
+    /// Returns what comes nearest, if no history ever had this content.
+    pub fn check(&self, content: &[u64]) -> Result<(), String> {
+        let mut best = (usize::MAX, String::new());
+        for history in self.0.iter().rev() {
+            match history.check(content) {
+                Ok(()) => return Ok(()),
+                Err((n, why)) if n < best.0 => best = (n, why),
+                Err(_) => {}
+            }
+        }
+        Err(best.1)
+    }
+}
+
+impl History {
+    fn check(&self, content: &[u64]) -> Result<(), (usize, String)> {
+        // The number of blocks that fit after so many writes, as differences from the number before.
+        let mut fits = vec![0_i64; self.writes.len() + 2];
+        let mut now = self.base.clone();
+        let mut since = vec![0; now.len()];
+        let span = |fits: &mut Vec<i64>, from: usize, to: usize| {
+            fits[from] += 1;
+            fits[to] -= 1;
+        };
+        for (n, (first, values)) in self.writes.iter().enumerate() {
+            for (block, value) in (*first as usize..).zip(values) {
+                if now[block] == content[block] {
+                    span(&mut fits, since[block], n + 1);
+                }
+                (now[block], since[block]) = (*value, n + 1);
+            }
+        }
+        for block in 0..now.len() {
+            if now[block] == content[block] {
+                span(&mut fits, since[block], self.writes.len() + 1);
+            }
+        }
+        let (mut sum, mut best, mut at) = (0, 0, 0);
+        for (n, change) in fits.iter().take(self.writes.len() + 1).enumerate() {
+            sum += change;
+            if sum > best {
+                (best, at) = (sum, n);
+            }
+        }
+        let differ = content.len() - best as usize;
+        if differ == 0 {
+            return Ok(());
+        }
+        let mut then = self.base.clone();
+        for (first, values) in &self.writes[..at] {
+            then[*first as usize..*first as usize + values.len()].copy_from_slice(values);
+        }
+        let blocks: Vec<_> =
+            (0..then.len()).filter(|block| then[*block] != content[*block]).take(8).collect();
+        let pairs: Vec<_> = blocks.iter().map(|block| (block, content[*block], then[*block])).collect();
+        Err((
+            differ,
+            format!(
+                "{differ} blocks differ from the state after {at} of {} writes of {:?}: (block, found, expected) {pairs:?}",
+                self.writes.len(),
+                self.site
+            ),
+        ))
+    }
+}
