@@ -225,7 +225,7 @@ fn a_reload_changes_what_can_change_and_names_the_rest() {
     fs::write(&xml, good.replace("64K</resyncrate>", "quick</resyncrate>")).unwrap();
     hup(&pair, "the old configuration stays in force");
     fs::write(&xml, good.replace(">sync<", ">async<")).unwrap();
-    hup(&pair, "reload: refused: resource \"data\" has <protocol>async</protocol>");
+    hup(&pair, "these need a restart, and stay as they are: <protocol>");
     pair.mirrors[1].as_ref().unwrap().wait_log("reload: done but for the parts named before", PATIENCE);
     pair.configure("<nbdclients>7</nbdclients><onloss>freeze</onloss>");
     let xml_now = fs::read_to_string(&xml).unwrap();

@@ -20,6 +20,7 @@ mod sites;
 mod support;
 
 mod commands;
+mod far;
 mod faults;
 mod life;
 mod orders;

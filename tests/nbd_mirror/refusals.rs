@@ -71,10 +71,4 @@ fn what_cannot_be_served_is_refused_with_the_remedy() {
     pair.configure("<splitbrain2>call-helper</splitbrain2><splitbrainhelper>/bin/true</splitbrainhelper>");
     let unknown = refused(&pair, 0);
     assert!(unknown.contains("call-helper") && unknown.contains("choose disconnect"), "{unknown}");
-    let xml = fs::read_to_string(pair.dir.path.join("hadm.xml")).unwrap();
-    pair.configure("");
-    let xml = xml.replacen("<splitbrain2>call-helper</splitbrain2>", "", 1).replacen(">sync<", ">async<", 1);
-    fs::write(pair.dir.path.join("hadm.xml"), xml).unwrap();
-    let unknown = refused(&pair, 0);
-    assert!(unknown.contains("async") && unknown.contains("set sync"), "{unknown}");
 }

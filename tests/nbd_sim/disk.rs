@@ -171,6 +171,17 @@ impl Meta {
         halves.filter_map(|half| Batch::read(&self.layout, self.tag, half, read).unwrap()).collect()
     }
 
+    /// The ordered log, for people.
+    pub fn describe_log(&self) -> String {
+        let void = self.superblock().map_or(0, |block| block.log_void);
+        let describe = |batch: Batch| {
+            let ranges: Vec<_> = batch.writes.iter().map(|write| write.range().0 / BLOCK).collect();
+            format!("batch {} of blocks {ranges:?}", batch.number)
+        };
+        let batches: Vec<_> = self.batches().into_iter().map(describe).collect();
+        format!("the log is void up to {void}, and has {batches:?}")
+    }
+
     /// The content of the data disk once a start has carried out the batches that count.
     pub fn replayed(&self, data: &Data) -> Vec<u64> {
         let mut content = data.now.clone();

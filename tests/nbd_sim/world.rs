@@ -412,6 +412,19 @@ impl World {
     }
 
     fn act(&mut self, i: usize, action: Action) {
+        if self.trace && std::env::var_os("IO").is_some() {
+            match &action {
+                Action::Write(ticket, at, data) => {
+                    self.log(i, &format!("{ticket:?} writes {:?} to {}", disk::values(data), at / BLOCK));
+                }
+                Action::Store(ticket, blocks) => self.log(
+                    i,
+                    &format!("{ticket:?} stores {:?}", blocks.iter().map(|b| b.0).collect::<Vec<_>>()),
+                ),
+                Action::Sync(ticket) => self.log(i, &format!("{ticket:?} syncs")),
+                _ => {}
+            }
+        }
         let life = self.sites[i].life;
         let run = |world: &mut World, ticket: Ticket, work: Work, delay: u64, good: bool| {
             let key = world.order + 1;
@@ -654,6 +667,9 @@ impl World {
             return;
         }
         let Some(work) = self.sites[i].running.remove(&(ticket, key)) else { return };
+        if self.trace && std::env::var_os("IO").is_some() {
+            self.log(i, &format!("{ticket:?} is done"));
+        }
         let site = &mut self.sites[i];
         let result = match work {
             Work::Data(values) => {
@@ -786,7 +802,8 @@ impl World {
         let others = (0..self.sites.len()).filter(|j| *j != i);
         if let Err(why) = self.histories.check(&content) {
             if !others.into_iter().any(|j| self.sites[j].data.now == content) {
-                self.fail(format!("M5: the copy of site {i} is no state of a primary: {why}"));
+                let log = meta.describe_log();
+                self.fail(format!("M5: the copy of site {i} is no state of a primary: {why}; {log}"));
             }
         }
     }

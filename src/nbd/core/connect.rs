@@ -199,6 +199,12 @@ impl Core {
     fn misfit(&self, theirs: &Facts) -> Option<String> {
         let layout = &self.config.layout;
         let (own, site) = (self.config.site, theirs.site);
+        if theirs.asynchronous != self.config.asynchronous.contains(site.get()) {
+            return Some(format!(
+                "the configuration of {site} and that of {own} differ in the <protocol> of {site}: make them the same, and start \
+                 both anew"
+            ));
+        }
         let (mine, other) = (layout.data_size, theirs.size);
         if mine != other {
             let (larger, least) = if mine > other { (own, other) } else { (site, mine) };

@@ -175,6 +175,9 @@ pub(crate) enum Mutation {
     Unordered,
     BelieveStale,
     TakeTwin,
+    Unlogged,
+    NeverVoid,
+    RunAhead,
 }
 
 /// `mutated!(self, Mutation)`: true if the simulator wants that mistake; never outside tests.

@@ -9,13 +9,13 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::Core;
 use super::event::{Action, Ticket};
 use super::flush::AfterSync;
 use super::op::{Op, Origin, TICKET_REDO, Work};
 use super::packet::{self, Fields};
 use super::peer::Part;
 use super::superblock::Then;
+use super::{Core, mutated};
 use crate::nbd::disk::format::{Batch, LogWrite, tag_of};
 use crate::nbd::server::Failure;
 use crate::wire::PacketType;
@@ -97,7 +97,10 @@ impl Core {
         let Some(peer) = self.peers.get(i).filter(|peer| peer.far.is_some()) else { return false };
         let is_whole =
             peer.part == Part::Equal || peer.resync.as_ref().is_some_and(|resync| resync.ending.is_some());
-        is_whole && self.follows == Some(peer.site) && self.config.layout.log_half() > 1
+        is_whole
+            && self.follows == Some(peer.site)
+            && self.config.layout.log_half() > 1
+            && !mutated!(self, Unlogged)
     }
 
     /// A packet of the stream came.
@@ -106,7 +109,9 @@ impl Core {
             self.follow_promised(i);
         }
         if !self.is_logged(i) {
-            if kind == PacketType::SD_DATA && fields.len > 0 && self.store.wanted.log_void < self.redo.last {
+            let is_primary = self.peers.get(i).is_some_and(|peer| self.follows == Some(peer.site));
+            let writes = kind == PacketType::SD_DATA && fields.len > 0;
+            if is_primary && writes && self.store.wanted.log_void < self.redo.last {
                 self.void_log();
                 self.change(Then::Nothing);
             }
@@ -141,7 +146,7 @@ impl Core {
                 self.take(i, kind, &fields, payload);
                 continue;
             }
-            if self.redo.unstable.len() > 1 {
+            if self.redo.unstable.len() > 1 && !mutated!(self, RunAhead) {
                 return;
             }
             let (mut room, mut packets, mut writes) =
@@ -210,6 +215,8 @@ impl Core {
     /// No batch is to be carried out again, once the superblock is durable: the disk has them all, and another writer begins.
     pub(super) fn void_log(&mut self) {
         self.redo.unstable.clear();
-        self.store.wanted.log_void = self.redo.last;
+        if !mutated!(self, NeverVoid) {
+            self.store.wanted.log_void = self.redo.last;
+        }
     }
 }

@@ -270,6 +270,29 @@ impl Store {
         self.device.file.write_all_at(block, number.saturating_mul(BLOCK as u64))
     }
 
+    /// Writes blocks, neighbours in the order given at once. They are on stable storage only after [`Store::sync`].
+    ///
+    /// # Errors
+    /// A block lies behind the metadata, or the disk cannot be written.
+    pub fn write_all(&self, blocks: &[(u64, Box<Block>)]) -> io::Result<()> {
+        for run in blocks.chunk_by(|(a, _), (b, _)| a.checked_add(1) == Some(*b)) {
+            match run {
+                [(number, block)] => self.write(*number, block)?,
+                [(first, _), .., (last, _)] if *last < self.label.layout.blocks() => {
+                    let bytes: Vec<u8> = run.iter().flat_map(|(_, block)| block.iter().copied()).collect();
+                    self.device.file.write_all_at(&bytes, first.saturating_mul(BLOCK as u64))?;
+                }
+                _ => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidInput,
+                        "no such blocks in the metadata",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Extends the metadata for a larger data disk, whose new chunks differ from every other site's, or do not (both read
     /// as zeroes there). The label goes last: after a crash the metadata is that of the old size or of the new.
     ///

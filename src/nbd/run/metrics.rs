@@ -61,6 +61,17 @@ pub fn metrics(mirrors: &[Arc<Mirror>], is_attached: bool) -> String {
     });
     let help = "Bytes that may differ at the site, as far as this site's bits tell.";
     of_peers("hadm_nbd_out_of_sync_bytes", help, &|peer| peer.out_of_sync);
+    of_peers(
+        "hadm_nbd_behind_bytes",
+        "Bytes queued or under way to a site that writes do not wait for.",
+        &|peer| peer.behind.map_or(0, |(lag, _)| lag.bytes),
+    );
+    of_peers("hadm_nbd_behind_seconds", "Age of the oldest write that such a site may not have.", &|peer| {
+        peer.behind.map_or(0, |(lag, _)| lag.age.as_secs())
+    });
+    of_peers("hadm_nbd_queue_room_bytes", "Bytes that the queue for such a site still takes.", &|peer| {
+        peer.behind.map_or(0, |(lag, _)| lag.room)
+    });
     of_peers("hadm_nbd_resync_total_bytes", "Bytes of the resync that is under way.", &|peer| {
         peer.resync.as_ref().map_or(0, |resync| resync.total)
     });

@@ -36,6 +36,9 @@ const THREADS: usize = 8;
 /// for longer than a hand-over costs.
 const INLINE_MAX: usize = 128 << 10;
 
+/// Seconds before the queue for a site is full at which people hear of it.
+const SOON: u64 = 60;
+
 /// The outcome of a command.
 pub type CommandResult = Result<(), Refusal>;
 
@@ -57,6 +60,16 @@ pub(super) struct State {
     watches: Vec<(SiteId, Stopwatch)>,
     /// The resyncs that are under way, by site.
     pub progress: Vec<(SiteId, Progress)>,
+    /// The room in the queues for sites that writes do not wait for.
+    pub queues: Vec<(SiteId, Progress)>,
+}
+
+impl State {
+    /// Returns the seconds until the queue for a site is full at the rate of late; `None` if it does not grow.
+    pub fn seconds_to_full(&self, site: SiteId, room: u64) -> Option<u64> {
+        let (_, queue) = self.queues.iter().find(|(known, _)| *known == site)?;
+        room.checked_div(queue.rate())
+    }
 }
 
 /// A mirrored disk.
@@ -72,7 +85,7 @@ pub struct Mirror {
     pool: IoPool,
     /// Syncs of the data disk, one at a time.
     syncs: IoPool,
-    /// Writes of metadata: the superblock's and the log's, each one at a time.
+    /// Writes of metadata: the superblock's, the activity log's and the ordered log's, each one at a time.
     stores: IoPool,
     link: Arc<Link>,
     pub(super) export: Arc<Export>,
@@ -113,11 +126,12 @@ impl Mirror {
             journal: Journal::default(),
             watches: peers.iter().map(|site| (*site, Stopwatch::default())).collect(),
             progress: Vec::new(),
+            queues: Vec::new(),
         };
         let mirror = Arc::new(Mirror {
             pool: IoPool::new(&name, THREADS)?,
             syncs: IoPool::new("sync", 1)?,
-            stores: IoPool::new("meta", 2)?,
+            stores: IoPool::new("meta", 3)?,
             export: Export::new(name.clone()),
             id,
             name,
@@ -298,8 +312,7 @@ impl Mirror {
             }
             Action::Store(ticket, blocks) => {
                 self.later(&self.stores, ticket, move |mirror| {
-                    let mut written = blocks.iter().map(|(number, block)| mirror.store.write(*number, block));
-                    nothing(written.find(Result::is_err).unwrap_or(Ok(())).and_then(|()| mirror.store.sync()))
+                    nothing(mirror.store.write_all(&blocks).and_then(|()| mirror.store.sync()))
                 });
             }
             Action::Fence(site) => self.fence(site),
@@ -342,6 +355,20 @@ impl Mirror {
         let now = self.begun.elapsed();
         let state = &mut *self.lock();
         for site in &self.peers {
+            if let Some(lag) = state.core.lag(*site) {
+                if !state.queues.iter().any(|(known, _)| known == site) {
+                    state.queues.push((*site, Progress::default()));
+                }
+                let queues = state.queues.iter_mut().filter(|(known, _)| known == site);
+                queues.for_each(|(_, queue)| queue.observe(now, lag.room));
+                if state.seconds_to_full(*site, lag.room).is_some_and(|seconds| seconds < SOON) {
+                    state.journal.add(
+                        Some(*site),
+                        "queue fills",
+                        "in less than a minute bits take over at this rate",
+                    );
+                }
+            }
             let resyncs =
                 matches!(state.core.peer_state(*site), Some((Stage::Joined, Part::Source | Part::Target)));
             let known = state.progress.iter().position(|(known, _)| known == site);

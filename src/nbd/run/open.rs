@@ -18,11 +18,14 @@ use crate::config::{Config, Protocol, Resource, RunSite};
 use crate::nbd::core::{self, Core, Found, Tuning};
 use crate::nbd::disk::data::{DataDisk, UNIT};
 use crate::nbd::disk::device::Access;
-use crate::nbd::disk::format::{ACTIVE_MAX, DiskFlags, SlotFlags};
+use crate::nbd::disk::format::{ACTIVE_MAX, DiskFlags, Layout, SlotFlags};
 use crate::nbd::disk::init::{first_not_zero, runsite};
 use crate::nbd::disk::store::{Loaded, Store};
 use crate::nbd::mirror::choices::{self, Policies, RoleConflict, ZeroPrimaries};
 use crate::wire::{Mask, SiteId};
+
+/// Fewest blocks of an ordered log: each half takes the longest packet.
+const LOG_MIN: u64 = 1024;
 
 /// Opens a resource of this site.
 ///
@@ -32,13 +35,11 @@ pub fn open(config: &Config, resource: &Resource, link: &Arc<Link>) -> Result<Ar
     let site = config.site;
     let here = runsite(resource, site)?;
     let name = &resource.name;
-    if let Some(why) = opposed(resource) {
-        return Err(why);
-    }
     let tuning = tuning(config, resource, here)?;
     let store = Store::open(Path::new(&here.bwr_disk), Access::Own)?;
     store.check_owner(resource.id, site)?;
     let layout = *store.layout();
+    check_log(resource, &layout, &here.bwr_disk)?;
     let disk = DataDisk::open(Path::new(&here.disk), Access::Own, Some(layout.data_size))?;
     if disk.device().is_same(store.device()) {
         return Err(format!("resource {name:?}: disk and bwr_disk are one and the same; give it two"));
@@ -97,17 +98,18 @@ fn asynchronous(resource: &Resource) -> Mask {
     far.fold(Mask(0), |mask, runsite| mask | Mask::of(runsite.site.get()))
 }
 
-/// Returns the reason why a resource cannot be served as it is configured, if there is one.
-pub(super) fn opposed(resource: &Resource) -> Option<String> {
-    let name = &resource.name;
-    if let Some(other) = resource.runsites.iter().find(|runsite| runsite.protocol == Protocol::Async) {
-        return Some(format!(
-            "resource {name:?} has <protocol>async</protocol> at {}: hadm-nbd mirrors with sync alone as yet; set sync \
-             at all its runsites",
-            other.site
-        ));
+/// Checks that the metadata has the ordered log that a site needs whose primary does not wait for it.
+fn check_log(resource: &Resource, layout: &Layout, place: &str) -> Result<(), String> {
+    let blocks = layout.log_blocks;
+    if asynchronous(resource).is_empty() || blocks >= LOG_MIN {
+        return Ok(());
     }
-    None
+    Err(format!(
+        "resource {:?} has a runsite with <protocol>async</protocol>, and bwr_disk {place} has {} KiB for the ordered log: it takes \
+         4 MiB at least, at every site; make the metadata anew with `hadm-nbd init --log-size 64M`",
+        resource.name,
+        blocks.saturating_mul(4)
+    ))
 }
 
 /// Returns the choices that a running mirror takes.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use log::{info, warn};
 
 use super::mirror::Mirror;
-use super::open::{opposed, tuning};
+use super::open::tuning;
 use super::shared::Shared;
 use crate::config::{Config, Resource, RunSite};
 
@@ -64,10 +64,6 @@ fn take(mirror: &Arc<Mirror>, old: &Config, fresh: &Config) -> bool {
     let fixed: Vec<_> = fixed.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect();
     if !fixed.is_empty() {
         warn!("reload: resource {name:?}: these need a restart, and stay as they are: {}", fixed.join(", "));
-    }
-    if let Some(why) = opposed(&is) {
-        warn!("reload: refused: {why}");
-        return false;
     }
     match (tuning(old, &was, &was_here), tuning(fresh, &is, &here)) {
         (_, Err(why)) => {

@@ -3,11 +3,12 @@
 //! Only tells; must never change anything. Called by the control socket.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::mirror::Mirror;
-use crate::nbd::core::{Part, Stage};
+use crate::nbd::core::{Lag, Part, Stage};
 use crate::nbd::disk::format::DiskFlags;
 use crate::nbd::mirror::Role;
 use crate::nbd::mirror::facts::disk_word;
@@ -23,6 +24,8 @@ pub(super) struct PeerView {
     pub part: Part,
     pub out_of_sync: u64,
     pub resync: Option<ResyncView>,
+    /// Of a site that writes do not wait for: how far it is behind, and in how many seconds the queue for it is full.
+    pub behind: Option<(Lag, Option<u64>)>,
     pub is_paused: bool,
     pub said: String,
 }
@@ -66,6 +69,7 @@ pub(super) fn view(mirror: &Mirror) -> View {
                 rate: progress.rate(),
                 seconds_left: progress.seconds_left(),
             }),
+            behind: state.core.lag(*site).map(|lag| (lag, state.seconds_to_full(*site, lag.room))),
             is_paused: state.core.is_paused(*site),
             said: state.journal.said(*site).to_owned(),
         }
@@ -90,6 +94,7 @@ impl PeerView {
             (Stage::Apart, _) if self.is_linked => "connected, not replicating",
             (Stage::Apart, _) => "not connected",
             (Stage::Preparing | Stage::Ready, _) => "joining",
+            (Stage::Joined, Part::Equal) if self.behind.is_some() => "follows in order",
             (Stage::Joined, Part::Equal) => "in sync",
             (Stage::Joined, Part::Source) if self.is_paused => "resync to it, paused",
             (Stage::Joined, Part::Target) if self.is_paused => "resync from it, paused",
@@ -115,6 +120,12 @@ impl PeerView {
             }
             _ => {}
         }
+        if let Some((lag, full)) = self.behind.filter(|(lag, _)| lag.bytes > 0 || !lag.age.is_zero()) {
+            _ = write!(text, ", {} and {} behind", Bytes(lag.bytes), age(lag.age));
+            if let Some(seconds) = full {
+                _ = write!(text, ", its queue is full in {}", duration(seconds));
+            }
+        }
         let tells = match self.stage {
             Stage::Apart => self.is_linked && !self.is_held,
             Stage::Joined => matches!(self.part, Part::Source | Part::Target),
@@ -125,6 +136,11 @@ impl PeerView {
         }
         text
     }
+}
+
+/// A time that passed, for people.
+fn age(passed: Duration) -> String {
+    if passed.as_secs() < 10 { format!("{:.1} s", passed.as_secs_f64()) } else { duration(passed.as_secs()) }
 }
 
 /// Seconds for people.
@@ -168,6 +184,12 @@ pub fn status(mirror: &Mirror) -> Value {
             "out_of_sync": peer.out_of_sync,
             "paused": peer.is_paused,
             "said": peer.said,
+            "behind": peer.behind.map(|(lag, full)| json!({
+                "bytes": lag.bytes,
+                "seconds": lag.age.as_secs_f64(),
+                "room": lag.room,
+                "seconds_to_full": full,
+            })),
             "resync": peer.resync.as_ref().map(|resync| json!({
                 "total": resync.total,
                 "left": peer.out_of_sync,
@@ -215,6 +237,7 @@ mod tests {
             part: Part::Target,
             out_of_sync: 3 << 19,
             resync: Some(ResyncView { total: 3 << 20, rate: 1 << 19, seconds_left: Some(3) }),
+            behind: None,
             is_paused: false,
             said: "site 1 has newer data: 3.0 MiB to copy, from 1 to 0".into(),
         };
@@ -225,6 +248,15 @@ mod tests {
         );
         (peer.part, peer.resync) = (Part::Equal, None);
         assert_eq!(peer.sentence(), "site 1 in sync, 1.5 MiB left");
+        let mut lag = Lag { bytes: 3 << 20, age: Duration::from_millis(2500), room: 61 << 20 };
+        (peer.out_of_sync, peer.behind) = (0, Some((lag, Some(40))));
+        assert_eq!(
+            peer.sentence(),
+            "site 1 follows in order, 3.0 MiB and 2.5 s behind, its queue is full in 40 s"
+        );
+        (lag.bytes, lag.age) = (0, Duration::ZERO);
+        peer.behind = Some((lag, None));
+        assert_eq!(peer.sentence(), "site 1 follows in order");
         assert_eq!([119, 120, 7199, 7200].map(duration), ["119 s", "2 min", "119 min", "2 h"]);
     }
 }

@@ -1,0 +1,229 @@
+//! Sites that writes do not wait for: their copies are behind, in order, and can be promoted at any moment.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use super::nbd::Client;
+use super::sites::{CHUNK, FLUSH, PATIENCE, Sites, assert_content, output, write};
+
+/// Blocks that a writer goes round and round over.
+const RING: u32 = 64;
+
+/// Sites of which some are asynchronous, with everything initialised and nothing started.
+fn prepare(sites: usize, far: &[usize], options: &[&str]) -> Option<Sites> {
+    let pair = Sites::prepare(sites, "")?;
+    let file = pair.dir.path.join("hadm.xml");
+    let xml = fs::read_to_string(&file).unwrap();
+    let mut parts: Vec<_> = xml.split(">sync<").map(str::to_owned).collect();
+    let last = parts.pop().unwrap();
+    let of = |(site, part): (usize, String)| part + if far.contains(&site) { ">async<" } else { ">sync<" };
+    fs::write(file, parts.into_iter().enumerate().map(of).collect::<String>() + &last).unwrap();
+    pair.all().for_each(|site| pair.init(site, options));
+    Some(pair)
+}
+
+/// The same, started, with site 0 as primary.
+fn start(sites: usize, far: &[usize]) -> Option<Sites> {
+    let mut pair = prepare(sites, far, &["--clean", "--log-size", "8M"])?;
+    pair.all().for_each(|site| pair.start_site(site));
+    for site in pair.all().skip(1) {
+        pair.wait(
+            0,
+            &format!("site {site} {}", if far.contains(&site) { "follows in order" } else { "in sync" }),
+        );
+    }
+    pair.hadmctl(0, &["primary", "--force", "data"]).unwrap();
+    pair.all().skip(1).for_each(|site| _ = pair.wait(site, "secondary of site 0"));
+    Some(pair)
+}
+
+/// Writes numbers from `first` on, each into the next block of the ring, until it cannot or `until` is over.
+fn write_ring(client: &mut Client, numbers: std::ops::Range<u32>) {
+    for number in numbers {
+        let block: Vec<u8> = number.to_le_bytes().into_iter().cycle().take(4096).collect();
+        client.write(number.into(), place(number), &block);
+        client.simple_reply(number.into(), 0);
+    }
+}
+
+/// Blocks of the ring lie in different extents, so that no two of them have an order by themselves.
+fn place(number: u32) -> u64 {
+    let slot = u64::from(number % RING);
+    (slot % 8 << 22) + (slot / 8 << 16)
+}
+
+/// Returns the last number of a disk's content. It must be a state that there was: the last numbers in a row, and no other.
+#[track_caller]
+fn newest(content: impl Fn(u64) -> u32) -> u32 {
+    let found: Vec<_> = (0..RING).map(|slot| content(place(slot))).collect();
+    let last = found.iter().copied().max().unwrap();
+    for (slot, number) in (0..RING).zip(&found) {
+        let back = (last % RING + RING - slot) % RING;
+        assert_eq!(*number, last.saturating_sub(back), "slot {slot} of {found:?}: no state that there was");
+    }
+    last
+}
+
+fn number(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes(bytes[..4].try_into().unwrap())
+}
+
+#[track_caller]
+fn wait_caught_up(pair: &Sites, primary: usize, site: usize) {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let status = pair.status(primary);
+        let peers = status["peers"].as_array().unwrap();
+        let peer = peers.iter().find(|peer| peer["site"] == site).unwrap();
+        if peer["in_sync"] == true && peer["behind"]["bytes"] == 0 && peer["out_of_sync"] == 0 {
+            return;
+        }
+        assert!(Instant::now() < end, "{status}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// Waits until a site has carried out what its ordered log had.
+fn wait_settled(pair: &Sites, site: usize) {
+    let end = Instant::now() + PATIENCE;
+    while pair.status(site)["flags"].as_str().unwrap().contains("write indicator") {
+        assert!(Instant::now() < end, "{}", pair.status(site));
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_far_site_takes_an_ordered_log() {
+    let Some(pair) = prepare(2, &[1], &["--clean"]) else { return };
+    let refused = pair.run(0).output().unwrap();
+    let refused = output(&refused);
+    assert!(
+        refused.contains("<protocol>async</protocol>") && refused.contains("--log-size 64M"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn writes_do_not_wait_for_a_far_site_and_the_role_moves_in_order() {
+    let Some(pair) = start(2, &[1]) else { return };
+    let mut client = pair.client(0);
+    write(&mut client, 3, 7);
+    assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
+    wait_caught_up(&pair, 0, 1);
+    // It stands still, and neither writes nor flushes do.
+    pair.mirrors[1].as_ref().unwrap().signal(Signal::STOP);
+    write_ring(&mut client, 1..200);
+    assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
+    let said = pair.wait(0, "behind");
+    assert!(said.contains("site 1 follows in order, ") && said.contains(" s behind"), "{said}");
+    let metrics = pair.hadmctl(0, &["metrics"]).unwrap();
+    let behind = "hadm_nbd_behind_bytes{resource=\"0\",name=\"data\",site=\"1\"} ";
+    let behind = metrics.lines().find_map(|line| line.strip_prefix(behind)).unwrap();
+    assert!(behind.parse::<u64>().unwrap() > 100 * 4096, "{behind}");
+    pair.mirrors[1].as_ref().unwrap().signal(Signal::CONT);
+    write_ring(&mut client, 200..400);
+    drop(client);
+    // In order, without a wait for it before: the other site has everything when the role is left.
+    let begun = Instant::now();
+    pair.hadmctl(0, &["secondary", "data"]).unwrap();
+    pair.wait(1, "no primary");
+    pair.hadmctl(1, &["primary", "data"]).unwrap();
+    println!("the role moved in {:?}", begun.elapsed());
+    let mut client = pair.client(1);
+    assert_content(&mut client, 3, 7);
+    assert_eq!(number(&client.read_disk(place(399), 4096)), 399);
+    // The other way round it is as far.
+    write_ring(&mut client, 400..500);
+    pair.wait(1, "site 0 follows in order");
+    wait_caught_up(&pair, 1, 0);
+    pair.assert_equal();
+    drop(client);
+    pair.stop();
+}
+
+#[test]
+fn the_copy_of_a_far_site_is_a_state_of_the_primary_when_either_is_killed() {
+    let Some(mut pair) = start(2, &[1]) else { return };
+    let mut client = pair.client(0);
+    let mut next = 1;
+    // The far site's program goes at any moment; what it left is put right by its next start, alone.
+    for round in 0..4 {
+        write_ring(&mut client, next..next + 700 + 40 * round);
+        next += 700 + 40 * round;
+        pair.mirrors[1].take().unwrap().kill9();
+        pair.daemons[1].take().unwrap().kill9();
+        write_ring(&mut client, next..next + 20);
+        next += 20;
+        pair.start_mirror(1);
+        wait_settled(&pair, 1);
+        let disk = fs::read(pair.disk(1)).unwrap();
+        let last = newest(|at| number(&disk[at as usize..]));
+        println!("round {round}: {last} of {next}");
+        assert!(last < next);
+        pair.start_daemon(1);
+        pair.wait(0, "site 1 follows in order");
+        wait_caught_up(&pair, 0, 1);
+    }
+    // The primary's machine dies under writes, and the far copy is promoted: older, and whole.
+    write_ring(&mut client, next..next + 900);
+    next += 900;
+    pair.kill_site(0);
+    drop(client);
+    let refused = loop {
+        let refused = pair.hadmctl(1, &["primary", "data"]).unwrap_err();
+        if !refused.contains("again") && !refused.contains("is primary") {
+            break refused;
+        }
+        std::thread::park_timeout(Duration::from_millis(50));
+    };
+    assert!(refused.contains("the copy here is an asynchronous one"), "{refused}");
+    pair.hadmctl(1, &["primary", "--force", "data"]).unwrap();
+    let client = std::cell::RefCell::new(pair.client(1));
+    let last = newest(|at| number(&client.borrow_mut().read_disk(at, 4096)));
+    println!("after the death of the primary: {last} of {next}");
+    assert!(last < next && last + 900 >= next - 1, "{last} of {next}");
+    drop(client);
+    pair.start_site(0);
+    pair.wait(1, "site 0");
+    pair.daemons[1].take().unwrap().kill9();
+}
+
+#[test]
+fn a_sync_and_a_far_site_of_one_primary() {
+    let Some(mut sites) = start(3, &[2]) else { return };
+    let mut client = sites.client(0);
+    sites.mirrors[2].as_ref().unwrap().signal(Signal::STOP);
+    for chunk in 0..32 {
+        write(&mut client, chunk, chunk as u8 + 1);
+        // Answered: the sync site has it.
+        assert_eq!(fs::read(sites.disk(1)).unwrap()[chunk * CHUNK], chunk as u8 + 1);
+    }
+    assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
+    sites.mirrors[2].as_ref().unwrap().signal(Signal::CONT);
+    wait_caught_up(&sites, 0, 2);
+    sites.assert_equal();
+    // The primary's machine dies: the sync site has all, and the far one gets it from there.
+    for chunk in 0..32 {
+        write(&mut client, chunk, chunk as u8 + 101);
+    }
+    sites.kill_site(0);
+    drop(client);
+    loop {
+        match sites.hadmctl(1, &["primary", "--force", "data"]) {
+            Ok(_) => break,
+            Err(refused) => assert!(
+                refused.contains("again") || refused.contains("settled") || refused.contains("is primary"),
+                "{refused}"
+            ),
+        }
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    sites.wait(1, "site 2 follows in order");
+    wait_caught_up(&sites, 1, 2);
+    let mut client = sites.client(1);
+    (0..32).for_each(|chunk| assert_content(&mut client, chunk, chunk as u8 + 101));
+    let (near, far) = (fs::read(sites.disk(1)).unwrap(), fs::read(sites.disk(2)).unwrap());
+    assert!(near == far, "the two that are left differ");
+}
