@@ -108,8 +108,13 @@ impl Core {
         if self.follows.is_none() && kind == PacketType::SD_DATA {
             self.follow_promised(i);
         }
+        let is_primary = self.peers.get(i).is_some_and(|peer| self.follows == Some(peer.site));
+        let is_word = kind == PacketType::SD_DATA && fields.len == 0 && fields.flags & packet::BARRIER == 0;
+        if is_word && !is_primary {
+            // What is stable everywhere: it came later than the end of the role, on the other link.
+            return;
+        }
         if !self.is_logged(i) {
-            let is_primary = self.peers.get(i).is_some_and(|peer| self.follows == Some(peer.site));
             let writes = kind == PacketType::SD_DATA && fields.len > 0;
             if is_primary && writes && self.store.wanted.log_void < self.redo.last {
                 self.void_log();
