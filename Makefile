@@ -53,7 +53,7 @@ keepalived-test: ## the samples for keepalived with the real one, in network nam
 	tests/keepalived.sh $(CARGO_TARGET_DIR)/debug
 	tests/keepalived-disk.sh $(CARGO_TARGET_DIR)/debug
 
-ocf-test: ## the resource agent for Pacemaker without a cluster, with ocf-tester and crm_simulate where they are installed
+ocf-test: ## the resource agents for Pacemaker without a cluster, with ocf-tester and crm_simulate where they are installed
 	cargo build --locked
 	tests/ocf.sh $(CARGO_TARGET_DIR)/debug
 
@@ -192,7 +192,7 @@ install: ## install what `make build` built; PREFIX=/usr/local, SYSCONFDIR=/etc,
 	$(call put,644,$(doc)/openrc,etc/openrc/hadmd etc/openrc/hadm-nbd)
 	$(call put,644,$(doc)/keepalived,etc/keepalived/keepalived.conf etc/keepalived/mirror.conf)
 	$(call put,755,$(doc)/keepalived,etc/keepalived/hadm-disk)
-	$(call put,755,$(ocf),etc/ocf/hadm-disk)
+	$(call put,755,$(ocf),etc/ocf/hadm-disk etc/ocf/hadmd)
 	$(call put,644,$(doc)/rsyslog,etc/rsyslog/hadmd.conf)
 	$(call put,644,$(doc)/logrotate,etc/logrotate/hadmd)
 	$(call put,644,$(doc)/prometheus,etc/prometheus/alerts.yml)
@@ -212,5 +212,5 @@ uninstall: ## remove what `make install` installed, but not the configuration
 	rm -f $(patsubst %,'$(DESTDIR)$(PREFIX)/lib/%',systemd/system/hadmd.service systemd/system/hadm-nbd.service sysusers.d/hadm.conf \
 		udev/rules.d/90-hadmd.rules)
 	rm -f '$(DESTDIR)$(zsh)/_hadmctl' '$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/hadmctl.fish'
-	rm -f '$(DESTDIR)$(ocf)/hadm-disk'
+	rm -f '$(DESTDIR)$(ocf)/hadm-disk' '$(DESTDIR)$(ocf)/hadmd'
 	rm -rf '$(DESTDIR)$(doc)'

@@ -1,6 +1,7 @@
 #!/bin/sh
-# The resource agent for Pacemaker, etc/ocf/hadm-disk, without a cluster: its metadata, and its exit status and promotion score for every
-# answer that hadm-nbd can give, none at all, and one that does not come. hadmctl and crm_attribute are played by scripts here.
+# The resource agents for Pacemaker without a cluster. etc/ocf/hadm-disk: its metadata, and its exit status and promotion score for every
+# answer that hadm-nbd can give, none at all, and one that does not come; hadmctl and crm_attribute are played by scripts here.
+# etc/ocf/hadmd: a life of each program that it starts, with the real ones.
 # Where ocf-tester and xmllint are installed (Debian packages resource-agents, libxml2-utils), it has to pass that.
 # Where crm_verify and crm_simulate are installed (Debian package pacemaker-cli-utils), a cluster of two nodes is planned with the agent's
 # scores. Needs no root.
@@ -14,8 +15,10 @@ PATH=$PATH:/usr/sbin:/sbin
 . tests/wait-for.sh
 dir=$(mktemp -d "${TMPDIR:-/tmp}/hadmd-ocf.XXXXXX")
 pid=
-trap '[ -z "$pid" ] || { kill -CONT "$pid"; end_all 8 "$pid"; } 2> /dev/null; rm -rf "$dir"' EXIT
+trap '[ -z "$pid$(started)" ] || { kill -CONT $pid $(started); end_all 8 $pid $(started); } 2> /dev/null; rm -rf "$dir"' EXIT
 trap 'exit 130' INT TERM HUP
+# What the agent started in this folder.
+started() { pgrep -f -- "--control $dir/run/" || :; }
 fail() { echo "ocf: $1" >&2; cat "$dir/out" >&2 2> /dev/null || :; exit 1; }
 
 mkdir "$dir/bin"
@@ -46,11 +49,12 @@ chmod 755 "$dir"/bin/*
 export PATH="$dir/bin:$PATH" HA_RSCTMP="$dir/tmp" OCF_RESOURCE_INSTANCE=data:0 OCF_RESKEY_resource=data OCF_RESKEY_ask_timeout=1
 export OCF_RESKEY_hadmctl="$dir/bin/hadmctl" OCF_RESKEY_CRM_meta_interval=10000 OCF_RESKEY_CRM_meta_notify_type=post
 
+agent=hadm-disk
 # expect ACTION STATUS SCORE: the score that it sets, "-" where it sets none.
 expect() {
     rm -f "$dir/score"
     status=0
-    etc/ocf/hadm-disk "$1" > "$dir/out" 2>&1 || status=$?
+    etc/ocf/$agent "$1" > "$dir/out" 2>&1 || status=$?
     [ "$status" = "$2" ] || fail "$(cat "$dir/state"): $1 ends with $status, not $2"
     score=-
     [ ! -e "$dir/score" ] || score=$(cat "$dir/score")
@@ -198,3 +202,63 @@ end_all 8 $pid
 pid=
 expect monitor 7 none
 echo "ocf: hadm-disk has the right status and score for every answer"
+
+# The agent for the daemons.
+agent=hadmd
+unset OCF_RESKEY_control
+address=127.$(($$ / 65536 % 100 + 100)).$(($$ / 256 % 256)).$(($$ % 256))
+sed -i "s|<serverip>127.0.0.1|<serverip>$address|" "$dir/mirror.xml"
+export OCF_RESKEY_config="$dir/mirror.xml" OCF_RESKEY_ask_timeout=5
+life() {
+    : > "$dir/state"
+    export OCF_RESKEY_control="$dir/run/$1.sock" OCF_RESKEY_binary="$bin/$1" OCF_RESKEY_options="$2"
+    expect monitor 7 -
+    expect stop 0 -
+    expect start 0 -
+    expect start 0 -
+    expect monitor 0 -
+    expect reload 0 -
+    process=$(started)
+    [ "$(echo "$process" | wc -w)" = 1 ] || fail "not one $1 runs: $process"
+    # One that hangs is a failure, and is ended all the same.
+    kill -STOP "$process"
+    OCF_RESKEY_ask_timeout=1 expect monitor 1 -
+    OCF_RESKEY_ask_timeout=1 OCF_RESKEY_CRM_meta_timeout=4000 expect stop 0 -
+    expect start 0 -
+    process=$(started)
+    rm "$dir/run/$1.sock"
+    [ "$1" = hadmd ] || expect monitor 1 -
+    kill -9 "$process"
+    wait_for 10 sh -c "! kill -0 $process 2> /dev/null" || fail "$1 lives on"
+    expect monitor 7 -
+    expect start 0 -
+    expect stop 0 -
+    expect monitor 7 -
+    [ -z "$(started)" ] || fail "$1 runs on"
+}
+life hadmd "--no-kmod-check --hostname left --log stderr"
+# The option is one of the program, not of its command.
+sed -i "s|<hostname>left|<hostname>$(hostname)|" "$dir/mirror.xml"
+life hadm-nbd "--log stderr --sockets $dir"
+OCF_RESKEY_control=run expect validate-all 6 -
+OCF_RESKEY_binary=$bin/hadmctl expect validate-all 6 -
+OCF_RESKEY_binary=$dir/hadmd expect start 5 -
+OCF_RESKEY_config=$dir/none.xml expect start 6 -
+OCF_RESKEY_config=$dir/none.xml expect stop 0 -
+OCF_RESKEY_ask_timeout=x expect monitor 6 -
+expect promote 3 -
+export OCF_RESKEY_binary="$bin/hadmd" OCF_RESKEY_control="$dir/run/hadmd.sock" OCF_RESKEY_options="--no-kmod-check --log stderr"
+echo "<hadm>" > "$dir/bad.xml"
+OCF_RESKEY_config=$dir/bad.xml expect start 6 -
+grep -q "ocf-exit-reason:.*bad.xml" "$dir/out" || fail "no reason for the faulty configuration"
+expect meta-data 0 -
+for action in start stop monitor reload validate-all meta-data; do
+    grep -q "<action name=\"$action\"" "$dir/out" || fail "the metadata lack $action"
+done
+if command -v ocf-tester > /dev/null && command -v xmllint > /dev/null; then
+    (unset OCF_RESOURCE_INSTANCE
+    ocf-tester -n daemon -o binary="$OCF_RESKEY_binary" -o control="$OCF_RESKEY_control" -o options="$OCF_RESKEY_options" \
+        -o config="$dir/mirror.xml" -o hadmctl="$bin/hadmctl" "$PWD/etc/ocf/hadmd") > "$dir/out" 2>&1 || fail "ocf-tester fails"
+    echo "ocf: hadmd passes ocf-tester"
+fi
+echo "ocf: hadmd starts, watches and ends both daemons"
