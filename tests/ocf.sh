@@ -1,7 +1,8 @@
 #!/bin/sh
 # The resource agents for Pacemaker without a cluster. etc/ocf/hadm-disk: its metadata, and its exit status and promotion score for every
 # answer that hadm-nbd can give, none at all, and one that does not come; hadmctl and crm_attribute are played by scripts here.
-# etc/ocf/hadmd: a life of each program that it starts, with the real ones.
+# etc/ocf/hadmd: a life of each program that it starts, with the real ones. etc/fencing/pacemaker: its exit status and its constraint for
+# every state of the lost node, on a cluster's configuration in a file.
 # Where ocf-tester and xmllint are installed (Debian packages resource-agents, libxml2-utils), it has to pass that.
 # Where crm_verify and crm_simulate are installed (Debian package pacemaker-cli-utils), a cluster of two nodes is planned with the agent's
 # scores. Needs no root.
@@ -30,7 +31,7 @@ case " \$* " in
     *" status "*)
         [ "\$status" != hang ] || exec sleep 60
         [ "\$status" = 0 ] || { echo "hadmctl: status \$status"; exit "\$status"; }
-        echo '{"attached":true,"resources":[{"id":0,"name":"data","site":0,"role":"'"\$role"'","follows":1,"disk":"'"\$disk"'","peers":[{"site":1,"said":"a \\\\"role\\\\": \\\\"primary\\\\" of it"}],"sentence":"data"}]}'
+        echo '{"attached":true,"resources":[{"id":0,"name":"data","site":0,"role":"'"\$role"'","follows":1,"disk":"'"\$disk"'","peers":[{"site":1,"in_sync":'"\$(cat "$dir/in_sync")"',"said":"a \\\\"role\\\\": \\\\"primary\\\\" of it"}],"sentence":"data"}]}'
         ;;
     *" primary "* | *" secondary "*)
         [ ! -e "$dir/refuse" ] || { echo "hadmctl: site 1 is primary: make it secondary first"; exit 5; }
@@ -45,6 +46,11 @@ cat > "$dir/bin/crm_attribute" << LINES
 case " \$* " in *" --delete "*) echo none ;; *) echo "\$5" ;; esac > "$dir/score"
 # --promotion --lifetime reboot --update SCORE
 LINES
+cat > "$dir/bin/fencing" << LINES
+#!/bin/sh
+echo "\$HADM_RESOURCE \$*" >> "$dir/fencing.log"
+LINES
+echo true > "$dir/in_sync"
 chmod 755 "$dir"/bin/*
 export PATH="$dir/bin:$PATH" HA_RSCTMP="$dir/tmp" OCF_RESOURCE_INSTANCE=data:0 OCF_RESKEY_resource=data OCF_RESKEY_ask_timeout=1
 export OCF_RESKEY_hadmctl="$dir/bin/hadmctl" OCF_RESKEY_CRM_meta_interval=10000 OCF_RESKEY_CRM_meta_notify_type=post
@@ -110,6 +116,16 @@ is 0 primary up to date; expect demote 1 -
 expect stop 1 -
 rm "$dir/refuse"
 
+# A primary in sync has the constraint removed, and nobody else.
+export OCF_RESKEY_fencing="$dir/bin/fencing"
+rm -f "$dir/fencing.log"
+is 0 secondary up to date; expect start 0 1000; expect monitor 0 1000
+echo false > "$dir/in_sync"; is 0 primary up to date; expect monitor 8 10000
+[ ! -e "$dir/fencing.log" ] || fail "a constraint is removed that is needed"
+echo true > "$dir/in_sync"; expect monitor 8 10000
+[ "$(cat "$dir/fencing.log")" = "data remove" ] || fail "no constraint is removed"
+export OCF_RESKEY_fencing="$dir/none"
+
 # Wrong parameters and actions.
 OCF_RESKEY_resource='' expect validate-all 6 -
 OCF_RESKEY_resource='a b' expect monitor 6 -
@@ -155,7 +171,7 @@ planned() {
         </primitive>
       </clone>
     </resources>
-    <constraints/>
+    <constraints>${constraint:-}</constraints>
   </configuration>
   <status>$(node 1 left "$1") $(node 2 right "$2")</status>
 </cib>
@@ -173,9 +189,44 @@ if command -v crm_simulate > /dev/null && command -v crm_verify > /dev/null; the
     planned none 5 right
     planned 1000 none left
     planned none none none
+    # The constraint of the fencing handler at right outweighs every score.
+    here='<expression id="e" attribute="#uname" operation="ne" value="right"/>'
+    constraint="<rsc_location id=\"c\" rsc=\"disk-clone\"><rule id=\"here\" role=\"Promoted\" score=\"-INFINITY\">$here</rule></rsc_location>"
+    planned 1000 10 right
+    planned 10000 none none
+    constraint=
     echo "ocf: crm_simulate promotes the freshest disk, and none that is known to be bad"
 else
     echo "ocf: SKIPPED: crm_verify and crm_simulate are not installed (Debian package pacemaker-cli-utils)"
+fi
+
+# handled IN_CCM CRMD EXPECTED STATUS: the fencing handler's exit status for that state of the lost node.
+handled() {
+    sed "s|<status>.*|<status><node_state id=\"2\" uname=\"right\" in_ccm=\"$1\" crmd=\"$2\" join=\"member\" expected=\"$3\"/></status></cib>|
+        /<cib /s|crm_feature_set=\"[^\"]*\"|crm_feature_set=\"3.0.14\"|; /^<\/cib>/d; s|<constraints>.*|<constraints>${constraint:-}</constraints>|" \
+        "$dir/cib.xml" > "$dir/fence.xml"
+    status=0
+    (unset OCF_RESOURCE_INSTANCE; CIB_file="$dir/fence.xml" HADM_RESOURCE=${5:-data} HADM_RESOURCE_ID=0 HADM_LOST_HOSTS=right HADM_FENCE_PATIENCE=2 HADM_FENCE_NOTICE=1 \
+        etc/fencing/pacemaker) > "$dir/out" 2>&1 || status=$?
+    [ "$status" = "$4" ] || fail "the fencing handler ends with $status, not $4, for in_ccm $1, crmd $2, expected $3"
+}
+placed() { grep -q 'rsc_location id="hadm-fence-data"' "$dir/fence.xml"; }
+if command -v cibadmin > /dev/null && [ -e "$dir/cib.xml" ]; then
+    handled false offline down 7; placed || fail "no constraint"
+    CIB_file="$dir/fence.xml" HADM_RESOURCE=data etc/fencing/pacemaker remove > "$dir/out" 2>&1 || fail "the constraint is not removed"
+    ! placed || fail "the constraint is not removed"
+    handled 0 0 down 7
+    handled true online member 4; placed || fail "no constraint"
+    handled false offline member 5; ! placed || fail "a constraint for a node that may be primary"
+    handled true offline member 5
+    handled false offline down 5 other
+    constraint='<rsc_location id="hadm-fence-data" rsc="disk-clone"><rule id="r" role="Promoted" score="-INFINITY"><expression id="e" attribute="#uname" operation="ne" value="right"/></rule></rsc_location>'
+    handled false offline down 6
+    handled true online member 6
+    constraint=
+    echo "ocf: the fencing handler succeeds only for a node that is off, or that gets its constraint"
+else
+    echo "ocf: SKIPPED: the fencing handler, for want of cibadmin (Debian package pacemaker-cli-utils)"
 fi
 
 # A real hadm-nbd, alone: it answers in the words that were played above, refuses a promotion, hangs, and is gone.
