@@ -69,7 +69,7 @@ pub struct Mirror {
     pub split_brain: SplitBrain,
     /// The program that is called when a policy says so (`splitbrainhelper`).
     pub helper: Option<PathBuf>,
-    /// What is done about a lost site before a primary goes on, or a site becomes primary (`fencing`).
+    /// The way to exclude a lost site before a primary goes on, or a site becomes primary (`fencing`).
     pub fencing: Fencing,
     /// The program that stops a lost site, and reports whether it did (`fencepeer`, default `/etc/hadm/fence-peer`).
     pub fence_peer: PathBuf,
@@ -287,7 +287,7 @@ fn program(value: &str) -> Result<PathBuf, Wanted> {
     absolute(value).map_err(|_| "the whole path of a program, such as /etc/hadm/fence".into())
 }
 
-/// Parses what is done about a lost site. The path of a program stands for `resource-only` with that handler.
+/// Parses the way to exclude a lost site. The path of a program stands for `resource-only` with that handler.
 fn fencing(value: &str) -> Result<(Fencing, Option<PathBuf>), Wanted> {
     if let Ok(handler) = program(value) {
         return Ok((Fencing::ResourceOnly, Some(handler)));
