@@ -167,19 +167,24 @@ impl Core {
     }
 
     fn settle_flushes(&mut self) {
-        let is_local = self.config.tuning.flush_local && self.is_local;
-        // The end of the role waits for all, so that nothing is lost by it.
-        let leaves = self.role_change.is_leaving() && self.is_leaving_flushed();
-        let stable = match is_local {
-            _ if leaves => self.stable_everywhere(),
-            true => self.flushes.local,
-            false => self.stable_in_sync(),
-        };
-        while let Some((_, pending)) =
-            self.flushes.queue.front().copied().filter(|(epoch, _)| *epoch <= stable)
-        {
+        // An answer may be the last one before the end of the role, which waits for more.
+        while let Some((epoch, pending)) = self.flushes.queue.front().copied() {
+            if epoch > self.stable_for_flushes() {
+                return;
+            }
             self.flushes.queue.pop_front();
             self.answer(pending);
+        }
+    }
+
+    /// The last epoch that is stable wherever a flush has to wait for it.
+    fn stable_for_flushes(&self) -> u64 {
+        let is_local = self.config.tuning.flush_local && self.is_local;
+        match is_local {
+            // So that nothing is lost by the end of the role, it waits for all.
+            _ if self.role_change.is_leaving() && self.is_leaving_flushed() => self.stable_everywhere(),
+            true => self.flushes.local,
+            false => self.stable_in_sync(),
         }
     }
 }
