@@ -109,7 +109,7 @@ fn a_far_site_takes_an_ordered_log() {
 fn writes_do_not_wait_for_a_far_site_and_the_role_moves_in_order() {
     let Some(pair) = start(2, &[1]) else { return };
     let mut client = pair.client(0);
-    write(&mut client, 3, 7);
+    write(&mut client, 40, 7);
     assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
     wait_caught_up(&pair, 0, 1);
     // It stands still, and neither writes nor flushes do.
@@ -132,7 +132,7 @@ fn writes_do_not_wait_for_a_far_site_and_the_role_moves_in_order() {
     pair.hadmctl(1, &["primary", "data"]).unwrap();
     println!("the role moved in {:?}", begun.elapsed());
     let mut client = pair.client(1);
-    assert_content(&mut client, 3, 7);
+    assert_content(&mut client, 40, 7);
     assert_eq!(number(&client.read_disk(place(399), 4096)), 399);
     // The other way round it is as far.
     write_ring(&mut client, 400..500);

@@ -398,3 +398,17 @@ fn sites_of_different_sizes_stay_apart() {
     assert!(world.until(|world| is_refused(world, 0, 1) && is_refused(world, 1, 0)), "{:?}", world.notes);
     assert!(!world.in_sync(0, 1));
 }
+
+/// The last answer and the end of the role come in the same breath: the end waits for a site that the answer did not wait for.
+#[test]
+fn the_end_of_a_role_waits_for_a_far_site() {
+    let mut world = mirrored(2, |config| config.asynchronous = Mask::of(1));
+    world.sites[1].is_stuck = true;
+    let write = world.write(0, 3, 8);
+    assert!(is_answered(&mut world, write));
+    let flush = world.request(0, Request::Flush);
+    assert_eq!(world.command(0, Command::Demote), Ok(()));
+    assert!(world.replies[&flush].is_ok());
+    let core = world.sites[0].core.as_ref().unwrap();
+    assert_eq!(core.peers[0].stable + 1, core.epochs.current(), "the far site has it on stable storage");
+}
