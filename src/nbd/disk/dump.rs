@@ -67,6 +67,9 @@ fn write_state(out: &mut String, store: &Store, loaded: &Loaded) -> fmt::Result 
             writeln!(out, "superblock   none is valid: the disk may only become the target of a full resync")?
         }
     }
+    for batch in &loaded.batches {
+        writeln!(out, "ordered log  batch {}, {} writes", batch.number, batch.writes.len())?;
+    }
     match &loaded.activity {
         Some(record) => {
             writeln!(
