@@ -15,6 +15,7 @@ mod reader;
 mod sender;
 pub mod tap;
 mod token;
+mod zero_copy;
 
 /// The parts of std that [`token`] is made of; its model has loom's in their place.
 mod sync {
@@ -29,3 +30,4 @@ pub use framer::{Framer, Item, MAX_CHUNK, Run};
 pub use pair::{Lost, Pair};
 pub use reader::{Reading, Sink, read_link};
 pub use sender::{Deferred, LinkSender};
+pub use zero_copy::{LARGE, Piped};

@@ -55,6 +55,23 @@ impl Table {
         entries.find(|entry| entry.session.is_some()).or(first)
     }
 
+    /// Returns the peer that has this id in packets like these.
+    fn entry(&self, run: &Run, id: u8) -> Option<&Entry> {
+        let id = u32::from(id);
+        match run.scope {
+            Scope::Node => self.peers.get(&PeerKey::Node(NodeId::try_from(id).ok()?)),
+            Scope::Site => self.site(run.device, SiteId::try_from(id).ok()?),
+        }
+    }
+
+    /// Returns true if packets like these go to one peer alone, whose session takes pipes.
+    fn takes_pipes(&self, run: &Run) -> bool {
+        let mut ids = run.node_to.ids();
+        let (Some(id), None) = (ids.next(), ids.next()) else { return false };
+        let session = self.entry(run, id).and_then(|entry| entry.session.as_ref());
+        session.is_some_and(|session| session.takes_pipes())
+    }
+
     /// Returns true if site packets for this device can go anywhere from here.
     fn owns(&self, device: Device) -> bool {
         match device {
@@ -194,18 +211,12 @@ impl Router {
         if run.node_to.is_empty() {
             self.unroutable.nobody.add(packets);
         }
+        let own = match run.scope {
+            Scope::Node => self.node.get(),
+            Scope::Site => self.site.get(),
+        };
         for id in run.node_to.ids() {
-            let (entry, own) = match run.scope {
-                Scope::Node => {
-                    let node = NodeId::try_from(u32::from(id)).ok();
-                    (node.and_then(|node| table.peers.get(&PeerKey::Node(node))), self.node.get())
-                }
-                Scope::Site => {
-                    let site = SiteId::try_from(u32::from(id)).ok();
-                    (site.and_then(|site| table.site(run.device, site)), self.site.get())
-                }
-            };
-            match entry {
+            match table.entry(run, id) {
                 Some(entry) => each(entry),
                 None if id == own => self.unroutable.own_bit.add(packets),
                 None => self.unroutable.unknown_id.add(packets),
