@@ -50,7 +50,8 @@ pub struct Reading {
     pub max_packet: u32,
     /// Time for which it looks for further bytes before it sleeps; zero: it sleeps at once.
     pub busy_poll: Duration,
-    /// Smallest payload, in bytes, of packets that are moved without a copy where that is possible; `None`: none are.
+    /// Smallest payload, in bytes, of packets that are moved without a copy where that is possible; 0: all, from the
+    /// first on; `None`: none are.
     pub zero_copy: Option<u32>,
 }
 

@@ -31,8 +31,11 @@ const RUN_MAX: usize = 512 * 1024;
 const BEGIN: i8 = 4;
 /// Most credit of a reader: with each large packet it gains one, with each small one it loses one.
 const CREDIT_MAX: i8 = 8;
-/// Credit of a reader after something did not suit: packets for several peers, no pipe, or one that was too small.
-const REFUSED: i8 = -60;
+/// Credit that a packet costs which cannot go this way, since it is for several peers, say: a reader with nothing else
+/// tries one of seven.
+const REFUSED: i8 = 6;
+/// Credit that it costs if there is no pipe, or that was too small: both may last.
+const NO_PIPE: i8 = 64;
 
 /// The pipes that are not in use, all empty.
 static IDLE: SegQueue<Pipe> = SegQueue::new();
@@ -139,8 +142,10 @@ pub(super) struct ZeroCopy {
 }
 
 impl ZeroCopy {
+    /// With a `large` of 0 it begins with the first packet.
     pub(super) fn new(large: u32, max_packet: u32) -> Self {
-        ZeroCopy { large, max_packet, credit: 0, moves: false }
+        let at_once = large == 0;
+        ZeroCopy { large, max_packet, credit: if at_once { CREDIT_MAX } else { 0 }, moves: at_once }
     }
 
     /// Counts a packet that came, by either way.
@@ -155,8 +160,9 @@ impl ZeroCopy {
         self.moves
     }
 
-    fn refuse(&mut self) {
-        (self.credit, self.moves) = (REFUSED, false);
+    fn refuse(&mut self, cost: i8) {
+        self.credit = self.credit.saturating_sub(cost);
+        self.moves = self.credit > 0;
     }
 
     /// Waits for the next packet and moves it and those after it, as long as they suit and are there. Returns false if the
@@ -193,9 +199,12 @@ impl ZeroCopy {
                 return self.finish(begun, sink, seen).map(|()| n == 0 && !waits);
             };
             if begun.is_none() {
-                let piped = sink.takes_pipes(&empty).then(Piped::new).flatten();
-                let Some(piped) = piped else {
-                    self.refuse();
+                if !sink.takes_pipes(&empty) {
+                    self.refuse(REFUSED);
+                    return Ok(false);
+                }
+                let Some(piped) = Piped::new() else {
+                    self.refuse(NO_PIPE);
                     return Ok(false);
                 };
                 begun = Some((empty, piped));
@@ -214,7 +223,7 @@ impl ZeroCopy {
                         if other.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock) {
                             self.large = u32::MAX;
                         }
-                        self.refuse();
+                        self.refuse(NO_PIPE);
                         let Some((_, piped)) = begun else { return Ok(false) };
                         let whole = piped.len().saturating_add(missing);
                         framer.take_over(piped.copy_out(whole).map_err(Closed::Broken)?);

@@ -190,7 +190,11 @@ impl Session {
 
     fn settle(&self, run: &Run, piped: &mut Option<Piped>, held: Result<Permit, Refusal>) -> Put {
         match held {
-            Ok(permit) => self.pair.sender(run.class).put_run(run.bytes.clone(), piped.take(), permit),
+            Ok(permit) => {
+                let [out, _] = &self.statistics.zero_copied;
+                out.add(piped.as_ref().map_or(0, |_| run.cost.bytes as u64));
+                self.pair.sender(run.class).put_run(run.bytes.clone(), piped.take(), permit);
+            }
             Err(Refusal::Full) => return Put::Full,
             Err(refusal) => {
                 if refusal == Refusal::Stuck {

@@ -31,7 +31,11 @@ impl FromPeer {
             return Ok(());
         }
         match &self.router.table().kernel {
-            Some(kernel) => self.session.take(run, |run, permit| kernel.put(run, piped, permit)),
+            Some(kernel) => self.session.take(run, |run, permit| {
+                let [_, inbound] = &self.session.statistics.zero_copied;
+                inbound.add(piped.as_ref().map_or(0, |_| run.cost.bytes as u64));
+                kernel.put(run, piped, permit);
+            }),
             None => {
                 self.session.drop_inbound(&run, DropCause::NoKernel);
                 Ok(())
