@@ -26,7 +26,7 @@ use std::time::Duration;
 use hadmd::config;
 use hadmd::control::Request;
 use hadmd::daemon::core::{Admission, AllowedPeer, ListenerKind};
-use hadmd::daemon::link::{Closed, Framer, Item, Piped, Reading, Run, Sink, read_link};
+use hadmd::daemon::link::{Closed, Framer, Item, Piped, Reading, Run, Sink, TakesPipes, read_link};
 use hadmd::daemon::peer::{Direction, PeerStatistics};
 use hadmd::daemon::route::{FromKernel, Router};
 use hadmd::nbd::disk::Bitmap;
@@ -263,7 +263,9 @@ pub fn control(data: &[u8]) {
 /// what is for nobody is counted.
 pub fn route(data: &[u8]) {
     let Some((pieces, bytes)) = cut(data) else { return };
-    routed(bytes, |sink| drop(feed(bytes, pieces, |item| sink.take(item).unwrap())));
+    routed(bytes, |sink| {
+        feed(bytes, pieces, |item| sink.take(item).unwrap());
+    });
     // The same through a socket, packets with any payload without a copy; as much as a socket takes at once.
     if bytes.len() <= 32 << 10 {
         routed(bytes, |sink| through_pipes(bytes, sink));
@@ -278,8 +280,8 @@ impl Sink for Piping<'_> {
         self.0.take(item)
     }
 
-    fn takes_pipes(&self, _: &Run) -> bool {
-        true
+    fn takes_pipes(&self, _: &Run) -> TakesPipes {
+        TakesPipes::Yes
     }
 
     fn take_piped(&mut self, run: Run, piped: Piped) -> Result<(), Closed> {

@@ -28,6 +28,6 @@ pub use closed::{Closed, CodecError};
 pub use codec::{Connection, Decode, Encode, LinkCodec};
 pub use framer::{Framer, Item, MAX_CHUNK, Run};
 pub use pair::{Lost, Pair};
-pub use reader::{Reading, Sink, read_link};
+pub use reader::{Reading, Sink, TakesPipes, read_link};
 pub use sender::{Deferred, LinkSender};
 pub use zero_copy::{LARGE, Piped};

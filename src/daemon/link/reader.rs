@@ -28,9 +28,9 @@ pub trait Sink {
     /// Is called after each read that brought bytes, a whole packet or not, before [`Sink::take`] gets their items.
     fn heard(&mut self) {}
 
-    /// Returns true if packets like those of this run, which has no bytes yet, may be given to [`Sink::take_piped`].
-    fn takes_pipes(&self, _: &Run) -> bool {
-        false
+    /// Answers whether packets like those of this run, which has no bytes yet, may be given to [`Sink::take_piped`].
+    fn takes_pipes(&self, _: &Run) -> TakesPipes {
+        TakesPipes::No
     }
 
     /// Takes a run whose bytes lie in a pipe.
@@ -41,6 +41,17 @@ pub trait Sink {
         let bytes = piped.into_bytes().map_err(Closed::Broken)?;
         self.take(Item::Run(Run { bytes, ..run }))
     }
+}
+
+/// The answer of a [`Sink`] whether it takes packets in a pipe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TakesPipes {
+    /// It takes them.
+    Yes,
+    /// It takes others, perhaps: these have several recipients, or an encoder.
+    No,
+    /// It takes them when their queue is shorter.
+    Later,
 }
 
 /// The limits of a reading end.
@@ -63,7 +74,7 @@ pub fn read_link(
     peer: Option<PeerKey>,
     reading: Reading,
     decode: Option<Box<dyn Decode>>,
-    sink: &mut impl Sink,
+    sink: &mut dyn Sink,
 ) -> Closed {
     let mut framer = Framer::new(reading.max_packet);
     let polls = sys::is_unix(stream);

@@ -12,7 +12,7 @@ use std::{io, mem};
 use bytes::Bytes;
 use crossbeam::queue::SegQueue;
 
-use super::{Closed, Framer, Run, Sink};
+use super::{Closed, Framer, Run, Sink, TakesPipes};
 use crate::daemon::queue::Cost;
 use crate::sys::{self, Pipe};
 use crate::wire::{Class, HEADER_LEN, Header};
@@ -21,10 +21,8 @@ use crate::wire::{Class, HEADER_LEN, Header};
 pub const LARGE: u32 = 32 * 1024;
 /// Size of a pipe in bytes: unprivileged users get no larger ones.
 const PIPE_SIZE: usize = 1 << 20;
-/// Most pipes of this process: a quarter of what a user may have.
-const PIPES_MAX: usize = 16;
-/// Least memory that a pipe is charged for. A queue of the usual size then holds no more than half of all pipes.
-const CHARGE_MIN: usize = 512 * 1024;
+/// Most pipes of this process: half of what a user may have.
+const PIPES_MAX: usize = 32;
 /// Length in bytes at which a run of several packets ends.
 const RUN_MAX: usize = 512 * 1024;
 /// Large packets in a row after which the reader begins.
@@ -34,8 +32,8 @@ const CREDIT_MAX: i8 = 8;
 /// Credit that a packet costs which cannot go this way, since it is for several peers, say: a reader with nothing else
 /// tries one of seven.
 const REFUSED: i8 = 6;
-/// Credit that it costs if there is no pipe, or that was too small: both may last.
-const NO_PIPE: i8 = 64;
+/// Credit that it costs if the queue is long, or there is no pipe, or that was too small: all may last.
+const NO_PIPE: i8 = 24;
 
 /// The pipes that are not in use, all empty.
 static IDLE: SegQueue<Pipe> = SegQueue::new();
@@ -171,7 +169,7 @@ impl ZeroCopy {
         &mut self,
         stream: &TcpStream,
         framer: &mut Framer,
-        sink: &mut impl Sink,
+        sink: &mut dyn Sink,
         seen: &dyn Fn(&Header),
     ) -> Result<bool, Closed> {
         let mut begun: Option<(Run, Piped)> = None;
@@ -179,7 +177,14 @@ impl ZeroCopy {
         loop {
             let mut bytes = [0; HEADER_LEN];
             let waits = begun.is_none();
-            let n = sys::peek(stream, &mut bytes, waits).map_err(Closed::Broken)?;
+            let n = match sys::peek(stream, &mut bytes, waits) {
+                Ok(n) => n,
+                // What came before the link broke goes on all the same.
+                Err(error) => {
+                    self.finish(begun, sink, seen)?;
+                    return Err(Closed::Broken(error));
+                }
+            };
             let header = Header::decode(&bytes);
             let size = packet_len(&header);
             let mut next = self.suits(n, &header);
@@ -199,12 +204,9 @@ impl ZeroCopy {
                 return self.finish(begun, sink, seen).map(|()| n == 0 && !waits);
             };
             if begun.is_none() {
-                if !sink.takes_pipes(&empty) {
-                    self.refuse(REFUSED);
-                    return Ok(false);
-                }
-                let Some(piped) = Piped::new() else {
-                    self.refuse(NO_PIPE);
+                let takes = sink.takes_pipes(&empty);
+                let Some(piped) = (takes == TakesPipes::Yes).then(Piped::new).flatten() else {
+                    self.refuse(if takes == TakesPipes::No { REFUSED } else { NO_PIPE });
                     return Ok(false);
                 };
                 begun = Some((empty, piped));
@@ -233,7 +235,7 @@ impl ZeroCopy {
             }
             run.cost.packets = run.cost.packets.saturating_add(1);
             run.cost.bytes = piped.len();
-            run.cost.chunk_bytes = piped.len().max(CHARGE_MIN);
+            run.cost.chunk_bytes = piped.len();
             piped.headers.push(header);
         }
     }
@@ -255,7 +257,7 @@ impl ZeroCopy {
     fn finish(
         &mut self,
         begun: Option<(Run, Piped)>,
-        sink: &mut impl Sink,
+        sink: &mut dyn Sink,
         seen: &dyn Fn(&Header),
     ) -> Result<(), Closed> {
         let Some((run, piped)) = begun else { return Ok(()) };

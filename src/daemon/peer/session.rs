@@ -15,7 +15,7 @@ use log::Level;
 
 use super::{Direction, PeerStatistics};
 use crate::daemon::core::{EndCause, Event, QueueSight, SessionId};
-use crate::daemon::link::{Closed, Connection, Pair, Piped, Reading, Run, Sink};
+use crate::daemon::link::{Closed, Connection, Pair, Piped, Reading, Run, Sink, TakesPipes};
 use crate::daemon::queue::{Budget, Cost, DropCause, Look, Permit, Refusal};
 use crate::limited;
 use crate::sys::Counter;
@@ -29,6 +29,13 @@ pub const META_CEILING: usize = 1 << 20;
 /// Ceiling in bytes of the daemon's own packets queued for a peer: 64 pings, ACKs and views. A peer that sends pings
 /// and reads nothing gets no more answers than that.
 const OWN_CEILING: usize = 64 * 256;
+
+/// Bytes that a data queue may hold for its next packets to come in a pipe: there are few pipes, and each may hold
+/// a single packet.
+const PIPED_CEILING: usize = 1 << 20;
+/// Longest wait for a data queue to become that short. Shorter than copying takes while the queue moves, and too short
+/// to hold up other peers where it does not: then the next packets are copied without a wait.
+const PIPE_PATIENCE: Duration = Duration::from_millis(5);
 
 /// The limits of a session's queues.
 #[derive(Clone, Copy, Debug)]
@@ -160,9 +167,22 @@ impl Session {
         self.pair.open(&self.statistics.thread_name(), Some(self.statistics.key), reading, guard, sink)
     }
 
-    /// Returns true if data packets for the peer go as they are, so that they may come in a pipe.
-    pub fn takes_pipes(&self) -> bool {
+    /// Returns true if data packets to the peer go as they are, without a codec.
+    pub fn is_plain(&self) -> bool {
         self.pair.sender(Class::Data).is_plain()
+    }
+
+    /// Answers whether data packets in this direction may be queued in a pipe, if need be after a short wait.
+    pub fn takes_pipes(&self, direction: Direction) -> TakesPipes {
+        let budgets = match direction {
+            Direction::Out => &self.out,
+            Direction::In => &self.inbound,
+        };
+        let short = self.budget(budgets, Class::Data);
+        match short.wait_for_at_most(PIPED_CEILING, Instant::now() + PIPE_PATIENCE) {
+            true => TakesPipes::Yes,
+            false => TakesPipes::Later,
+        }
     }
 
     /// Queues packets for the peer, or returns [`Put::Full`]. The counters have the packets, taken or not. The bytes are

@@ -6,7 +6,7 @@ use std::time::Instant;
 use log::Level;
 
 use super::{Entry, Router};
-use crate::daemon::link::{Closed, Item, Piped, Run, Sink};
+use crate::daemon::link::{Closed, Item, Piped, Run, Sink, TakesPipes};
 use crate::daemon::peer::{Direction, Put};
 use crate::daemon::queue::DropCause;
 use crate::limited;
@@ -26,7 +26,7 @@ impl FromKernel {
         let table = self.router.table();
         // The peer may have changed since the run was begun.
         let mut copied = None;
-        if let Some(pipe) = piped.take_if(|_| !table.takes_pipes(run)) {
+        if let Some(pipe) = piped.take_if(|_| table.only_plain(run).is_none()) {
             let bytes = pipe.into_bytes().map_err(Closed::Broken)?;
             copied = Some(Run { bytes, ..run.clone() });
         }
@@ -62,8 +62,9 @@ impl FromKernel {
 }
 
 impl Sink for FromKernel {
-    fn takes_pipes(&self, run: &Run) -> bool {
-        self.router.table().takes_pipes(run)
+    fn takes_pipes(&self, run: &Run) -> TakesPipes {
+        let table = self.router.table();
+        table.only_plain(run).map_or(TakesPipes::No, |session| session.takes_pipes(Direction::Out))
     }
 
     fn take_piped(&mut self, run: Run, piped: Piped) -> Result<(), Closed> {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use log::Level;
 
 use super::Router;
-use crate::daemon::link::{Closed, Item, Piped, Run, Sink};
-use crate::daemon::peer::Session;
+use crate::daemon::link::{Closed, Item, Piped, Run, Sink, TakesPipes};
+use crate::daemon::peer::{Direction, Session};
 use crate::daemon::queue::DropCause;
 use crate::limited;
 use crate::wire::{Class, Header, PacketType, PeerView, Refusal};
@@ -45,8 +45,11 @@ impl FromPeer {
 }
 
 impl Sink for FromPeer {
-    fn takes_pipes(&self, _: &Run) -> bool {
-        self.router.table().kernel.is_some()
+    fn takes_pipes(&self, _: &Run) -> TakesPipes {
+        match self.router.table().kernel {
+            Some(_) => self.session.takes_pipes(Direction::In),
+            None => TakesPipes::No,
+        }
     }
 
     fn take_piped(&mut self, run: Run, piped: Piped) -> Result<(), Closed> {

@@ -64,12 +64,11 @@ impl Table {
         }
     }
 
-    /// Returns true if packets like these go to one peer alone, whose session takes pipes.
-    fn takes_pipes(&self, run: &Run) -> bool {
+    /// Returns the session to which packets like these go as they are, and to no other.
+    fn only_plain(&self, run: &Run) -> Option<&Session> {
         let mut ids = run.node_to.ids();
-        let (Some(id), None) = (ids.next(), ids.next()) else { return false };
-        let session = self.entry(run, id).and_then(|entry| entry.session.as_ref());
-        session.is_some_and(|session| session.takes_pipes())
+        let (Some(id), None) = (ids.next(), ids.next()) else { return None };
+        self.entry(run, id)?.session.as_deref().filter(|session| session.is_plain())
     }
 
     /// Returns true if site packets for this device can go anywhere from here.
