@@ -216,7 +216,8 @@ pub(super) fn empty(size: usize) -> io::Result<BytesMut> {
     Ok(Bytes::from(memory).into())
 }
 
-fn packet_len(header: &Header) -> usize {
+/// Returns the length of a packet in bytes, with its header.
+pub(super) fn packet_len(header: &Header) -> usize {
     HEADER_LEN.saturating_add(header.len as usize)
 }
 

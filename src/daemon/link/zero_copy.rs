@@ -3,26 +3,21 @@
 //! The reader looks at each header where it lies in the socket, and moves the packet into a pipe only when the header is
 //! checked. Whole packets alone are passed on, as a run whose bytes lie in the pipe: routing, counters, budgets and
 //! queues are those of any other run. Whatever does not suit is left to the framer, so that each packet can go either
-//! way. Called by the reading and the writing end; must never wait but for bytes of the link that is read.
+//! way. Called by the reading end; must never wait but for bytes of the link that is read.
 
+use std::io;
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::{io, mem};
 
 use bytes::Bytes;
-use crossbeam::queue::SegQueue;
 
-use super::{Closed, Framer, Run, Sink, TakesPipes};
+use super::framer::packet_len;
+use super::{Closed, Framer, Piped, Run, Sink, TakesPipes};
 use crate::daemon::queue::Cost;
-use crate::sys::{self, Pipe};
+use crate::sys;
 use crate::wire::{Class, HEADER_LEN, Header};
 
 /// Smallest payload for which it pays: below, looking at headers costs more than the copy.
 pub const LARGE: u32 = 32 * 1024;
-/// Size of a pipe in bytes: unprivileged users get no larger ones.
-const PIPE_SIZE: usize = 1 << 20;
-/// Most pipes of this process: half of what a user may have.
-const PIPES_MAX: usize = 32;
 /// Length in bytes at which a run of several packets ends.
 const RUN_MAX: usize = 512 * 1024;
 /// Large packets in a row after which the reader begins.
@@ -34,101 +29,6 @@ const CREDIT_MAX: i8 = 8;
 const REFUSED: i8 = 6;
 /// Credit that it costs if the queue is long, or there is no pipe, or that was too small: all may last.
 const NO_PIPE: i8 = 24;
-
-/// The pipes that are not in use, all empty.
-static IDLE: SegQueue<Pipe> = SegQueue::new();
-/// Number of pipes there are.
-static PIPES: AtomicUsize = AtomicUsize::new(0);
-
-/// Packets whose bytes lie in a pipe.
-#[derive(Debug)]
-pub struct Piped {
-    /// The pipe; `None` once it is given back.
-    pipe: Option<Pipe>,
-    /// Bytes in the pipe.
-    held: usize,
-    /// Bytes of the packets, those that have left the pipe among them.
-    len: usize,
-    /// Bytes that have left the pipe.
-    sent: usize,
-    headers: Vec<Header>,
-}
-
-impl Piped {
-    /// Returns an empty pipe; `None` if all are in use, or the system has none.
-    fn new() -> Option<Self> {
-        let pipe = IDLE.pop().or_else(|| {
-            let more = |n: usize| (n < PIPES_MAX).then(|| n.saturating_add(1));
-            PIPES.fetch_update(Relaxed, Relaxed, more).ok()?;
-            let pipe = Pipe::new(PIPE_SIZE);
-            if pipe.is_err() {
-                PIPES.fetch_sub(1, Relaxed);
-            }
-            pipe.ok()
-        })?;
-        Some(Piped { pipe: Some(pipe), held: 0, len: 0, sent: 0, headers: Vec::new() })
-    }
-
-    fn pipe(&self) -> io::Result<&Pipe> {
-        self.pipe.as_ref().ok_or_else(|| io::ErrorKind::BrokenPipe.into())
-    }
-
-    fn fill(&mut self, from: &TcpStream, len: usize) -> io::Result<usize> {
-        let n = self.pipe()?.fill(from, len)?;
-        (self.len, self.held) = (self.len.saturating_add(n), self.held.saturating_add(n));
-        Ok(n)
-    }
-
-    /// Returns the number of bytes of the packets, in the pipe and gone from it.
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Moves bytes into the socket, as far as it takes them at once; `WouldBlock` if it takes nothing.
-    pub(super) fn send(&mut self, to: &TcpStream) -> io::Result<usize> {
-        let n = self.pipe()?.empty_into(to, self.len.saturating_sub(self.sent))?;
-        (self.sent, self.held) = (self.sent.saturating_add(n), self.held.saturating_sub(n));
-        Ok(n)
-    }
-
-    /// Leaves out all packets of which no byte has left the pipe; returns how many packets remain, and their bytes.
-    pub(super) fn cut(&mut self) -> (u32, usize) {
-        let (mut packets, mut end) = (0_u32, 0_usize);
-        for header in &self.headers {
-            if end >= self.sent {
-                break;
-            }
-            end = end.saturating_add(packet_len(header));
-            packets = packets.saturating_add(1);
-        }
-        self.len = end;
-        (packets, end)
-    }
-
-    /// Copies the bytes in the pipe into memory for `room` bytes.
-    fn copy_out(mut self, room: usize) -> io::Result<Vec<u8>> {
-        let held = mem::take(&mut self.held);
-        self.pipe()?.read(held, room)
-    }
-
-    /// Copies the packets into memory, for a destination that takes no pipes.
-    ///
-    /// # Errors
-    /// There is no memory for them.
-    pub fn into_bytes(self) -> io::Result<Bytes> {
-        self.copy_out(0).map(Bytes::from)
-    }
-}
-
-impl Drop for Piped {
-    fn drop(&mut self) {
-        match self.pipe.take() {
-            Some(pipe) if self.held == 0 => IDLE.push(pipe),
-            Some(_) => drop(PIPES.fetch_sub(1, Relaxed)),
-            None => {}
-        }
-    }
-}
 
 /// The reader's side: decides when to begin and to end, and moves packets.
 pub(super) struct ZeroCopy {
@@ -179,7 +79,7 @@ impl ZeroCopy {
             let waits = begun.is_none();
             let n = match sys::peek(stream, &mut bytes, waits) {
                 Ok(n) => n,
-                // What came before the link broke goes on all the same.
+                // Packets that came before the link broke go on all the same.
                 Err(error) => {
                     self.finish(begun, sink, seen)?;
                     return Err(Closed::Broken(error));
@@ -267,8 +167,4 @@ impl ZeroCopy {
         }
         sink.take_piped(run, piped)
     }
-}
-
-fn packet_len(header: &Header) -> usize {
-    HEADER_LEN.saturating_add(header.len as usize)
 }
