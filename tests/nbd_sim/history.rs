@@ -55,7 +55,7 @@ impl Histories {
 
 impl History {
     fn check(&self, content: &[u64]) -> Result<(), (usize, String)> {
-        // The number of blocks that fit after so many writes, as differences from the number before.
+        // The number of blocks that fit after each number of writes, as differences from the number before.
         let mut fits = vec![0_i64; self.writes.len() + 2];
         let mut now = self.base.clone();
         let mut since = vec![0; now.len()];

@@ -534,7 +534,7 @@ impl World {
             return;
         }
         if core.settling == Some(Settling::Start) {
-            // What the ordered log has is in no record, and is written again at each start.
+            // The writes of the ordered log are in no record, and is written again at each start.
             return;
         }
         let active = site.meta.activity().map_or(&[][..], ActivityRecord::extents);

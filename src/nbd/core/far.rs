@@ -48,7 +48,7 @@ struct Waiting {
     since: Duration,
 }
 
-/// How far a site is behind.
+/// The distance of a site's copy from the primary's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lag {
     /// Bytes of writes that are queued or under way, without those that only bits tell of.
@@ -123,7 +123,7 @@ impl Core {
     ) {
         let bytes = payload.len() + HEAD;
         if kind == PacketType::SD_DATA {
-            // What is stable by now, and not when it was queued.
+            // The epoch that is stable by now, and not when it was queued.
             fields.value = self.stable_everywhere();
         }
         let seq = self.transmit(i, kind, fields, payload);

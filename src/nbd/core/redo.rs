@@ -111,7 +111,7 @@ impl Core {
         let is_primary = self.peers.get(i).is_some_and(|peer| self.follows == Some(peer.site));
         let is_word = kind == PacketType::SD_DATA && fields.len == 0 && fields.flags & packet::BARRIER == 0;
         if is_word && !is_primary {
-            // What is stable everywhere: it came later than the end of the role, on the other link.
+            // It says what is stable everywhere, and came later than the end of the role, on the other link.
             return;
         }
         if !self.is_logged(i) {
