@@ -496,7 +496,7 @@ impl World {
                 match note {
                     Note::Resynced(from) => {
                         self.counts.resyncs += 1;
-                        // What a source has that is not primary is no history of a primary, and counts all the same.
+                        // The content of a source that is not primary is no history of a primary, and counts all the same.
                         let from = usize::from(from.get());
                         if self.serving.is_none() {
                             self.histories.add(&self.sites[from].data.now);
@@ -534,7 +534,7 @@ impl World {
             return;
         }
         if core.settling == Some(Settling::Start) {
-            // The writes of the ordered log are in no record, and is written again at each start.
+            // The writes of the ordered log are in no record, and are carried out again at each start.
             return;
         }
         let active = site.meta.activity().map_or(&[][..], ActivityRecord::extents);
