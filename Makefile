@@ -22,7 +22,7 @@ fencing = $(PREFIX)/lib/hadm/fencing
 # Debian's zsh looks for what packages bring elsewhere than for what is installed by hand.
 zsh = $(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 
-.PHONY: help build demo test log-test systemd-test keepalived-test ocf-test openrc-test sim nbd-sim chaos disk-chaos fmt lint clean man-lint deb deb-test install uninstall msrv cross cross-test \
+.PHONY: help build demo test log-test systemd-test keepalived-test pacemaker-test ocf-test openrc-test sim nbd-sim chaos disk-chaos fmt lint clean man-lint deb deb-test install uninstall msrv cross cross-test \
         cross-pair size bench bench-nbd bench-plot profile vm-test fuzz miri race deny screenshots
 
 help: ## list the targets
@@ -53,6 +53,10 @@ keepalived-test: ## the samples for keepalived with the real one, in network nam
 	cargo build --locked
 	tests/keepalived.sh $(CARGO_TARGET_DIR)/debug
 	tests/keepalived-disk.sh $(CARGO_TARGET_DIR)/debug
+
+pacemaker-test: ## a mirrored disk in a real cluster of corosync and Pacemaker, in namespaces: nodes and daemons die; needs root
+	cargo build --locked
+	tests/pacemaker.sh $(CARGO_TARGET_DIR)/debug
 
 ocf-test: ## the resource agents for Pacemaker without a cluster, with ocf-tester and crm_simulate where they are installed
 	cargo build --locked
