@@ -182,6 +182,14 @@ LINES
     [ "${found:-none}" = "$3" ] || fail "scores $1 and $2: promoted is ${found:-none}, not $3"
 }
 if command -v crm_simulate > /dev/null && command -v crm_verify > /dev/null; then
+    {
+        echo '<cib validate-with="pacemaker-3.9" epoch="1" num_updates="0" admin_epoch="0" have-quorum="1">'
+        sed 1d etc/pacemaker/mirror.xml
+        for node in "1 left" "2 right"; do
+            echo "<node_state id=\"${node% *}\" uname=\"${node#* }\" in_ccm=\"true\" crmd=\"online\" join=\"member\" expected=\"member\"/>"
+        done | sed '1s/^/<status>/; $s/$/<\/status><\/cib>/'
+    } > "$dir/cib.xml"
+    crm_verify --xml-file "$dir/cib.xml" -VV > "$dir/out" 2>&1 || fail "crm_verify finds fault with the sample"
     planned 10000 1000 left
     planned 1000 10000 right
     planned 10 1000 right

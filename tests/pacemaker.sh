@@ -304,3 +304,30 @@ event
 was=$active
 fallocate -l 1G "$dir/$was.disks/filler" 2> /dev/null || dd if=/dev/zero of="$dir/$was.disks/filler" bs=1M > /dev/null 2>&1 || :
 served "the disk of $was is full" 90
+failed() { has "$was" '"disk": *"failed"'; }
+wait_for 30 failed || fail "a full disk is not given up"
+rm "$dir/$was.disks/filler"
+in_node "$was" pkill -9 -x hadm-nbd
+restored "the disk of $was is full"
+
+# Without fencing: the survivor does not take over by itself, and says why; what a person forces is reported as a split brain.
+sed -i 's|<fencing>[a-z-]*|<fencing>none|' "$dir/hadm.xml"
+for node in left right; do in_node $node pkill -HUP -x hadm-nbd; done
+in_node left crm_attribute --type crm_config --name stonith-enabled --update false
+was=$active
+for node in left right; do bridge link set dev $node isolated on; done
+refused() { in_node "$(other "$was")" crm_mon --one-shot --inactive 2> /dev/null | grep -q 'exitreason=.*may be primary'; }
+wait_for 60 refused || fail "without fencing: no reason is given"
+! primary "$(other "$was")" || fail "without fencing: two primaries that no person made"
+echo "  without fencing: $(other "$was") refuses, and crm_mon has the reason"
+# Pacemaker may end that role at any moment.
+forced() {
+    disk "$(other "$was")" primary data --force > "$dir/logs/forced" 2>&1
+    in_node "$(other "$was")" qemu-io -f raw -c 'write -P 255 15M 4k' -c flush 'nbd+unix:///data?socket=/run/hadm/data.nbd' > "$dir/logs/forced" 2>&1
+}
+wait_for 30 forced || fail "without fencing: nobody can be forced"
+for node in left right; do bridge link set dev $node isolated off; done
+split() { disk left metrics 2> /dev/null | grep -q '^hadm_nbd_split_brain{.*} 1' || disk right metrics 2> /dev/null | grep -q '^hadm_nbd_split_brain{.*} 1'; }
+wait_for 60 split || fail "without fencing: the split brain is not reported"
+echo "  without fencing: two primaries that a person made are reported"
+echo "pacemaker: the disk follows the cluster, with all that was answered and flushed"
