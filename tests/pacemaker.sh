@@ -1,6 +1,6 @@
 #!/bin/sh
-# A mirrored disk in a real cluster of corosync and Pacemaker: two nodes in namespaces, the agents of etc/ocf for the daemons and the disk, the
-# fencing handler, a floating address, and a client that writes through that. The active node is killed, each daemon is killed, the nodes lose each
+# A mirrored disk in a real cluster of corosync and Pacemaker: two nodes in namespaces, the sample etc/pacemaker/mirror.xml with the
+# agents of etc/ocf, the fencing handler, a floating address, and a client that writes through that. The active node is killed, each daemon is killed, the nodes lose each
 # other, a disk is full: the client goes on, what was answered and flushed is there, and there is one primary. Without fencing nobody
 # takes over, and two primaries that a person has made are reported. Needs root, Debian's corosync, pacemaker and qemu-utils.
 #
@@ -28,7 +28,8 @@ dir=$(mktemp -d "${TMPDIR:-/tmp}/hadmd-pacemaker.XXXXXX")
 trap 'umount -l "$dir"/*.disks 2> /dev/null; rm -rf "$dir"' EXIT
 trap 'exit 130' INT TERM HUP
 chmod 755 "$dir"
-mkdir "$dir/logs" "$dir/sbin" "$dir/agents" "$dir/agents/hadm" "$dir/programs"
+# Laid over each node's /usr and /etc, as if installed.
+mkdir -p "$dir/logs" "$dir/sbin" "$dir/bin" "$dir/lib/ocf/resource.d/hadm" "$dir/lib/hadm/fencing" "$dir/etc/hadm"
 chmod 777 "$dir/logs"
 fail() {
     echo "pacemaker: $1" >&2
@@ -38,17 +39,21 @@ fail() {
 }
 now() { awk '{ print int($1 * 1000) }' /proc/uptime; }
 in_node() { at=$(cat "$dir/$1.pid"); shift; timeout 20 nsenter -t "$at" -m -n -u -i -p -- "$@"; }
-disk() { at_node=$1; shift; in_node "$at_node" "$bin/hadmctl" --control /run/hadm/hadm-nbd.sock disk "$@"; }
+disk() { at_node=$1; shift; in_node "$at_node" hadmctl --control /run/hadm/hadm-nbd.sock disk "$@"; }
 has() { disk "$1" --json status data 2> /dev/null | grep -q "$2"; }
 primary() { has "$1" '"role": *"primary"'; }
 in_sync() { has "$1" '"in_sync": *true'; }
 other() { [ "$1" = left ] && echo right || echo left; }
 
-cp etc/ocf/* "$dir/agents/hadm"
+cp etc/ocf/* "$dir/lib/ocf/resource.d/hadm"
+cp etc/fencing/* "$dir/lib/hadm/fencing"
+cp "$bin/hadmctl" "$dir/bin"
 for program in hadmd hadm-nbd; do
     # Their log, for those who read a failure.
-    # shellcheck disable=SC2016 # that is for the inner shell
-    printf '#!/bin/sh\nexec %s "$@" 2>> %s/logs/$(hostname).%s\n' "$bin/$program" "$dir" $program > "$dir/programs/$program"
+    cat > "$dir/sbin/$program" << LINES
+#!/bin/sh
+exec $bin/$program \$(echo "\$*" | sed 's/--log syslog/--log stderr/') 2>> "$dir/logs/\$(hostname).$program"
+LINES
 done
 # The power switch: a node asks for the other's end, and gets it from outside.
 cat > "$dir/sbin/fence_power" << LINES
@@ -71,7 +76,7 @@ case \$action in
         ;;
 esac
 LINES
-chmod 755 "$dir/sbin/fence_power" "$dir"/programs/*
+chmod 755 "$dir"/sbin/*
 mkfifo "$dir/power"
 power_off() {
     [ -e "$dir/$1.pid" ] || return 0
@@ -89,11 +94,11 @@ for node in left right; do
     mount -t tmpfs -o size=24m none "$dir/$node.disks"
 done
 sed "s|<pingtimeout>1<|<pingtimeout>0.2<|; s|<maxpingcount>5<|<maxpingcount>3<|
-    s|<onloss>.*|<nbd>0.0.0.0:10809</nbd><fencing>resource-and-stonith</fencing><fencepeer>$PWD/etc/fencing/pacemaker</fencepeer>|
-    s|/var/lib/hadm|/run/place|" etc/mirror.xml > "$dir/hadm.xml"
+    s|<onloss>.*|<nbd>0.0.0.0:10809</nbd><fencing>resource-and-stonith</fencing><fencepeer>/usr/lib/hadm/fencing/pacemaker</fencepeer>|
+    s|/var/lib/hadm|/run/place|" etc/mirror.xml > "$dir/etc/hadm/hadm.xml"
 for node in left right; do
     truncate -s 16M "$dir/$node.disks/data.disk"
-    sed "s|/run/place|$dir/$node.disks|" "$dir/hadm.xml" > "$dir/init.xml"
+    sed "s|/run/place|$dir/$node.disks|" "$dir/etc/hadm/hadm.xml" > "$dir/init.xml"
     "$bin/hadm-nbd" -c "$dir/init.xml" --hostname $node init --clean data > "$dir/logs/init" 2>&1 || fail "no metadata"
 done
 cat > "$dir/corosync.conf" << LINES
@@ -128,40 +133,8 @@ logging {
     to_stderr: yes
 }
 LINES
-primitive() {
-    echo "<primitive id=\"$1\" class=\"ocf\" provider=\"$2\" type=\"$3\"><instance_attributes id=\"$1-a\">"
-    for pair in $4; do echo "<nvpair id=\"$1-${pair%%=*}\" name=\"${pair%%=*}\" value=\"$(echo "${pair#*=}" | tr , ' ')\"/>"; done
-    echo "</instance_attributes><operations>$5</operations></primitive>"
-}
-op() { echo "<op id=\"$1-$2${3:-}\" name=\"$2\" interval=\"${4:-0}\" timeout=\"${5:-60s}\"${3:+ role=\"$3\"}/>"; }
-set_() { echo "<nvpair id=\"$1-$2\" name=\"$2\" value=\"$3\"/>"; }
-common="hadmctl=$bin/hadmctl ask_timeout=2"
-cat > "$dir/cluster.xml" << LINES
-<configuration>
-  <crm_config><cluster_property_set id="o">$(set_ o stonith-enabled true; set_ o cluster-recheck-interval 60s)</cluster_property_set></crm_config>
-  <nodes><node id="1" uname="left"/><node id="2" uname="right"/></nodes>
-  <resources>
-    <primitive id="power" class="stonith" type="fence_power"><instance_attributes id="power-a">
-      $(set_ power pcmk_host_list "left right"; set_ power pcmk_delay_max 2s)</instance_attributes></primitive>
-    <clone id="hadmd-clone"><meta_attributes id="hadmd-m">$(set_ hadmd interleave true)</meta_attributes>
-      $(primitive hadmd hadm hadmd "$common config=$dir/hadm.xml binary=$dir/programs/hadmd options=--no-kmod-check,--log,stderr" "$(op hadmd monitor '' 1s 10s)")</clone>
-    <clone id="nbd-clone"><meta_attributes id="nbd-m">$(set_ nbd interleave true)</meta_attributes>
-      $(primitive nbd hadm hadmd "$common config=$dir/hadm.xml binary=$dir/programs/hadm-nbd options=--log,stderr" "$(op nbd monitor '' 1s 10s)")</clone>
-    <clone id="disk-clone"><meta_attributes id="disk-m">$(set_ disk promotable true; set_ disk notify true; set_ disk interleave true)</meta_attributes>
-      $(primitive disk hadm hadm-disk "$common resource=data fencing=$PWD/etc/fencing/pacemaker" \
-        "$(op disk monitor Promoted 1s; op disk monitor Unpromoted 2s; op disk promote '' 0 90s; op disk demote '' 0 90s; op disk stop '' 0 90s)")</clone>
-    $(primitive address heartbeat IPaddr2 "ip=192.0.2.100 cidr_netmask=24 nic=eth0 arp_count=1" "$(op address monitor '' 2s 20s)")
-  </resources>
-  <constraints>
-    <rsc_order id="o1" first="hadmd-clone" then="nbd-clone" kind="Optional"/>
-    <rsc_order id="o2" first="nbd-clone" then="disk-clone"/>
-    <rsc_colocation id="c2" rsc="disk-clone" with-rsc="nbd-clone" score="INFINITY"/>
-    <rsc_order id="o3" first="disk-clone" first-action="promote" then="address" then-action="start"/>
-    <rsc_colocation id="c3" rsc="address" with-rsc="disk-clone" with-rsc-role="Promoted" score="INFINITY"/>
-  </constraints>
-  <rsc_defaults><meta_attributes id="d">$(set_ d migration-threshold 3; set_ d failure-timeout 30s)</meta_attributes></rsc_defaults>
-</configuration>
-LINES
+# The sample, but for the power switch.
+sed 's|type="fence_ipmilan"|type="fence_power"|' etc/pacemaker/mirror.xml > "$dir/cluster.xml"
 
 mount -t tmpfs -o mode=755 none /run
 mkdir -p /run/netns
@@ -181,8 +154,8 @@ power_on() {
         mkdir -p /var/log/pacemaker /run/lock /var/lib/pacemaker/cib /var/lib/pacemaker/pengine /var/lib/pacemaker/blackbox /var/lib/pacemaker/cores
         chown hacluster:haclient /var/lib/pacemaker /var/lib/pacemaker/* /var/log/pacemaker
         mkdir -p /run/place && mount --bind "$dir/$0.disks" /run/place
-        mount -t overlay none -o "lowerdir=$dir/sbin:/usr/sbin" /usr/sbin
-        mount -t overlay none -o "lowerdir=$dir/agents:/usr/lib/ocf/resource.d" /usr/lib/ocf/resource.d
+        for place in sbin bin lib; do mount -t overlay none -o "lowerdir=$dir/$place:/usr/$place" /usr/$place; done
+        mount -t overlay none -o "lowerdir=$dir/etc:/etc" /etc
         echo 1 > "$dir/$0.up"
         while :; do sleep 1000; done' "$1" "$dir" >> "$dir/logs/$1.node" 2>&1 &
     unshared=$!
@@ -303,6 +276,9 @@ restored "the nodes lose each other"
 event
 was=$active
 fallocate -l 1G "$dir/$was.disks/filler" 2> /dev/null || dd if=/dev/zero of="$dir/$was.disks/filler" bs=1M > /dev/null 2>&1 || :
+# Where nothing was written before: there the file has no room yet.
+timeout 30 qemu-io -f raw -c 'write -P 99 12M 1M' -c flush -c 'read -P 99 12M 1M' $export > "$dir/logs/full" 2>&1 || fail "a full disk: the write is not answered"
+! grep -i 'fail\|error' "$dir/logs/full" || fail "a full disk: the write fails"
 served "the disk of $was is full" 90
 failed() { has "$was" '"disk": *"failed"'; }
 wait_for 30 failed || fail "a full disk is not given up"
@@ -311,7 +287,7 @@ in_node "$was" pkill -9 -x hadm-nbd
 restored "the disk of $was is full"
 
 # Without fencing: the survivor does not take over by itself, and says why; what a person forces is reported as a split brain.
-sed -i 's|<fencing>[a-z-]*|<fencing>none|' "$dir/hadm.xml"
+sed -i 's|<fencing>[a-z-]*|<fencing>none|' "$dir/etc/hadm/hadm.xml"
 for node in left right; do in_node $node pkill -HUP -x hadm-nbd; done
 in_node left crm_attribute --type crm_config --name stonith-enabled --update false
 was=$active
