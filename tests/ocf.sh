@@ -110,10 +110,14 @@ expect stop 1 -
 is 0 primary up to date; rm -rf "$dir/tmp"; expect monitor 8 10000
 # A refusal has its reason, for crm_mon.
 is 0 secondary up to date; : > "$dir/refuse"
-expect promote 1 -
+OCF_RESKEY_CRM_meta_timeout=3000 expect promote 1 -
 grep -q '^ocf-exit-reason:hadmctl: site 1 is primary' "$dir/out" || fail "no reason for the refusal"
-is 0 primary up to date; expect demote 1 -
-expect stop 1 -
+# hadm-nbd may notice later than the cluster that the other one is gone.
+(sleep 1; rm "$dir/refuse") &
+expect promote 0 10000
+: > "$dir/refuse"
+is 0 primary up to date; OCF_RESKEY_CRM_meta_timeout=0 expect demote 1 -
+OCF_RESKEY_CRM_meta_timeout=0 expect stop 1 -
 rm "$dir/refuse"
 
 # A primary in sync has the constraint removed, and nobody else.
