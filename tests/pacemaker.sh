@@ -290,10 +290,11 @@ for node in left right; do in_node $node pkill -HUP -x hadm-nbd; done
 in_node left crm_attribute --type crm_config --name stonith-enabled --update false
 was=$active
 for node in left right; do bridge link set dev $node isolated on; done
-refused() { in_node "$(other "$was")" crm_mon --one-shot --inactive 2> /dev/null | grep -q 'exitreason=.*may be primary'; }
-wait_for 60 refused || fail "without fencing: no reason is given"
-! primary "$(other "$was")" || fail "without fencing: two primaries that no person made"
-echo "  without fencing: $(other "$was") refuses, and crm_mon has the reason"
+alone() { in_node "$(other "$was")" crm_mon --one-shot 2> /dev/null | grep -q "OFFLINE: \[ $was"; }
+wait_for 60 alone || fail "without fencing: the nodes do not lose each other"
+! disk "$(other "$was")" primary data > "$dir/logs/forced" 2>&1 || fail "without fencing: two primaries that no person forced"
+grep -q -e --force "$dir/logs/forced" || fail "without fencing: the refusal does not say what a person can do"
+echo "  without fencing: $(other "$was") refuses: $(cat "$dir/logs/forced")"
 # Pacemaker may end that role at any moment.
 forced() {
     disk "$(other "$was")" primary data --force > "$dir/logs/forced" 2>&1
