@@ -129,6 +129,7 @@ echo false > "$dir/in_sync"; is 0 primary up to date; expect monitor 8 10000
 echo true > "$dir/in_sync"; expect monitor 8 10000
 [ "$(cat "$dir/fencing.log")" = "data remove" ] || fail "no constraint is removed"
 export OCF_RESKEY_fencing="$dir/none"
+rm -rf "$dir/tmp"
 
 # Wrong parameters and actions.
 OCF_RESKEY_resource='' expect validate-all 6 -
