@@ -1,8 +1,7 @@
 #!/bin/sh
 # A mirrored disk in a real cluster of corosync and Pacemaker: two nodes in namespaces, the sample etc/pacemaker/mirror.xml with the
-# agents of etc/ocf, the fencing handler, a floating address, and a client that writes through that. The active node is killed, each daemon is killed, the nodes lose each
-# other, a disk is full: the client goes on, what was answered and flushed is there, and there is one primary. Without fencing nobody
-# takes over, and two primaries that a person has made are reported. Needs root, Debian's corosync, pacemaker and qemu-utils.
+# agents of etc/ocf, the fencing handler, a floating address, and a client that writes through that. The active node is killed, daemons are killed, the nodes lose each
+# other, a disk is full: the client goes on, what was answered and flushed is there, and there is one primary. Needs root, Debian's corosync, pacemaker and qemu-utils.
 #
 # Usage: tests/pacemaker.sh DIRECTORY   (where the programs are)
 # Exit status: 0 if every step did what it should; 77, with a line that says why, if it cannot run here.
@@ -43,7 +42,6 @@ disk() { at_node=$1; shift; in_node "$at_node" hadmctl --control /run/hadm/hadm-
 has() { disk "$1" --json status data 2> /dev/null | grep -q "$2"; }
 primary() { has "$1" '"role": *"primary"'; }
 in_sync() { has "$1" '"in_sync": *true'; }
-other() { [ "$1" = left ] && echo right || echo left; }
 
 cp etc/ocf/* "$dir/lib/ocf/resource.d/hadm"
 cp etc/fencing/* "$dir/lib/hadm/fencing"
@@ -252,14 +250,11 @@ served "the active node $was is killed" 90
 restored "the active node $was is killed"
 
 # Processes of a node, killed as by a fault of their own.
-for program in hadmd hadm-nbd corosync pacemaker-controld; do
+for program in hadmd hadm-nbd pacemaker-controld; do
     event
     was=$active
     # shellcheck disable=SC2046 # one word each
     in_node "$was" kill -9 $(in_node "$was" pgrep -x "$(echo "$program" | cut -c 1-15)") || fail "there is no $program"
-    # A node without its corosync goes on until the other one has it put off, and takes over.
-    [ $program != corosync ] || wait_for 60 test -e "$dir/$was.off" || fail "nobody put $was off"
-    before=$(answered)
     served "$program is killed at $was" 90
     restored "$program is killed at $was"
 done
@@ -284,25 +279,4 @@ rm "$dir/$was.disks/filler"
 wait_for 30 new_place || fail "a disk that was full: there is room, and the write is refused"
 restored "the disk of $was is full"
 
-# Without fencing: the survivor does not take over by itself, and says why; what a person forces is reported as a split brain.
-sed -i 's|<fencing>[a-z-]*|<fencing>none|' "$dir/etc/hadm/hadm.xml"
-for node in left right; do in_node $node pkill -HUP -x hadm-nbd; done
-in_node left crm_attribute --type crm_config --name stonith-enabled --update false
-was=$active
-for node in left right; do bridge link set dev $node isolated on; done
-alone() { in_node "$(other "$was")" crm_mon --one-shot 2> /dev/null | grep -q "OFFLINE: \[ $was"; }
-wait_for 60 alone || fail "without fencing: the nodes do not lose each other"
-! disk "$(other "$was")" primary data > "$dir/logs/forced" 2>&1 || fail "without fencing: two primaries that no person forced"
-grep -q -e --force "$dir/logs/forced" || fail "without fencing: the refusal does not say what a person can do"
-echo "  without fencing: $(other "$was") refuses: $(cat "$dir/logs/forced")"
-# Pacemaker may end that role at any moment.
-forced() {
-    disk "$(other "$was")" primary data --force > "$dir/logs/forced" 2>&1
-    in_node "$(other "$was")" qemu-io -f raw -c 'write -P 255 15M 4k' -c flush 'nbd+unix:///data?socket=/run/hadm/data.nbd' > "$dir/logs/forced" 2>&1
-}
-wait_for 30 forced || fail "without fencing: nobody can be forced"
-for node in left right; do bridge link set dev $node isolated off; done
-split() { disk left metrics 2> /dev/null | grep -q '^hadm_nbd_split_brain{.*} 1' || disk right metrics 2> /dev/null | grep -q '^hadm_nbd_split_brain{.*} 1'; }
-wait_for 60 split || fail "without fencing: the split brain is not reported"
-echo "  without fencing: two primaries that a person made are reported"
 echo "pacemaker: the disk follows the cluster, with all that was answered and flushed"
