@@ -88,6 +88,14 @@ fn a_flush_without_any_disk_left_fails() {
     }
 }
 
+/// A site that was being copied to by a former primary stayed apart for ever once that primary was overwritten by a site that
+/// it had not gone on without.
+#[test]
+fn a_copy_of_what_was_given_up_comes_back() {
+    let found = run(2152, 2, None);
+    assert!(found.is_ok(), "{found:?}");
+}
+
 /// A core that makes one of the dangerous mistakes is found out by one of the first seeds.
 #[test]
 fn every_mistake_is_found() {

@@ -419,6 +419,9 @@ impl World {
             }
             Action::Note(note) => {
                 self.log(i, &format!("{note:?}"));
+                if self.trace && matches!(note, Note::Decision(..)) {
+                    self.log(i, &self.state(i));
+                }
                 if self.tasks.len() < 100 {
                     self.notes.push((i, note.clone()));
                 }
@@ -1017,22 +1020,26 @@ impl World {
                 return;
             }
         }
-        let states: Vec<_> = (0..self.sites.len())
-            .map(|i| {
-                let core = self.sites[i].core.as_ref();
-                let peers: Vec<_> =
-                    (0..self.sites.len()).filter_map(|j| core?.peer_state(site_id(j))).collect();
-                let block = core.map(|core| core.superblock().clone()).unwrap_or_default();
-                let generations: Vec<_> = std::iter::once(block.current)
-                    .chain(block.history)
-                    .chain(block.slots.iter().map(|slot| slot.generation))
-                    .filter(|generation| generation.is_some())
-                    .map(|generation| generation.to_string())
-                    .collect();
-                format!("{i}: {:?} {peers:?} {} {generations:?}", core.map(Core::role), block.flags)
-            })
-            .collect();
+        let states: Vec<_> = (0..self.sites.len()).map(|i| self.state(i)).collect();
         self.fail(format!("M6: not equal a minute after the last fault: {states:?}"));
+    }
+
+    /// A site's role, sessions, flags and generations, for people.
+    fn state(&self, i: usize) -> String {
+        let core = self.sites[i].core.as_ref();
+        let peers: Vec<_> = (0..self.sites.len()).filter_map(|j| core?.peer_state(site_id(j))).collect();
+        let block = core.map(|core| core.superblock().clone()).unwrap_or_default();
+        let slots: Vec<_> = block
+            .slots
+            .iter()
+            .filter_map(|slot| Some(format!("{} {} {}", slot.site?.get(), slot.generation, slot.flags)))
+            .collect();
+        let generations: Vec<_> = std::iter::once(block.current)
+            .chain(block.history)
+            .filter(|generation| generation.is_some())
+            .map(|generation| generation.to_string())
+            .collect();
+        format!("{i}: {:?} {peers:?} {}; {generations:?}; slots {slots:?}", core.map(Core::role), block.flags)
     }
 
     fn is_equal(&self) -> bool {

@@ -245,6 +245,14 @@ impl Rotate for Superblock {
             if is_given_up {
                 self.flags |= DiskFlags::DISCARD;
             }
+            // The source may yet be overwritten by a site that it did not go on without. Nobody can answer anything in its
+            // claim as long as this disk misses a part of it.
+            let is_claim = peer.current.is_same_data(self.current)
+                && peer.flags.contains(DiskFlags::UNANSWERED)
+                && !peer.is_primary();
+            if is_claim {
+                self.flags |= DiskFlags::UNANSWERED;
+            }
             // From here on bits mark the progress, and the generation that they belong to is the source's.
             if !self.current.has_data() {
                 self.current = peer.current.noting(false);

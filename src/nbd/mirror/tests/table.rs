@@ -134,6 +134,12 @@ fn cases() -> Vec<Case> {
             a.flags |= DiskFlags::UNANSWERED | DiskFlags::PRIMARY | DiskFlags::WRITING;
             b.last_session = 5;
         }),
+        case("a half-synced copy of a claim is no lead", Row::DiskState, sync(1, 0, Reach::Full), |a, _| {
+            a.current = generation(2);
+            a.history = vec![generation(1)];
+            a.flags |= DiskFlags::UNANSWERED;
+            a.flags.set(DiskFlags::CONSISTENT, false);
+        }),
         case("two primaries, of which one lost its quorum", Row::LostQuorum, sync(1, 0, BITS), |a, b| {
             (a.role, b.role) = (Role::Primary, Role::Primary);
             a.flags |= DiskFlags::LOST_QUORUM;
