@@ -329,10 +329,7 @@ impl Run {
                     if self.traffic.primary.swap(site, SeqCst) != site {
                         self.say(format!("site {site} is primary"));
                     }
-                    let are_in_sync = [0, 1]
-                        .iter()
-                        .all(|site| sentence(*site).contains(&format!("site {} in sync", 1 - site)));
-                    if are_in_sync {
+                    if self.sites.are_in_sync().is_ok() {
                         break;
                     }
                 }

@@ -146,6 +146,8 @@ pub struct World {
     pub counts: Counts,
     trace: bool,
     has_quorum: bool,
+    /// Sites have different numbers of active extents as primary.
+    is_uneven: bool,
     /// No way leads on without force.
     pub is_over: bool,
     tweak: fn(&mut Config),
@@ -160,6 +162,11 @@ enum Asked {
     Write { fua: bool },
     Flush(u64),
     Read(u64, u64),
+}
+
+/// The site that is being copied to this one.
+fn source_of(core: &Core, sites: usize) -> Option<usize> {
+    (0..sites).find(|j| core.peer_state(site_id(*j)).is_some_and(|(_, part)| part == Part::Target))
 }
 
 pub fn site_id(n: usize) -> SiteId {
@@ -237,6 +244,7 @@ impl World {
             trace: std::env::var_os("TRACE").is_some(),
             is_over: false,
             has_quorum: seed % 2 == 0,
+            is_uneven: seed % 5 == 4,
             tweak,
             answers: Vec::new(),
             notes: Vec::new(),
@@ -275,7 +283,8 @@ impl World {
             device: [i as u8 + 1; 16],
             layout: site.meta.layout,
             peers: (0..n).filter(|peer| *peer != i).map(site_id).collect(),
-            active_max: 4,
+            active_max: if self.is_uneven { [4, 5, 6][i % 3] } else { 4 },
+            follow_max: if self.is_uneven { 6 } else { 4 },
             quorum: n == 3 && self.has_quorum,
             tuning: Tuning {
                 slow: Duration::from_secs(3),
@@ -426,7 +435,15 @@ impl World {
                     self.notes.push((i, note.clone()));
                 }
                 match note {
-                    Note::Resynced(_) => self.counts.resyncs += 1,
+                    Note::Resynced(other) => {
+                        self.counts.resyncs += 1;
+                        let (source, is_target) = (usize::from(other.get()), |core: &Core| {
+                            core.peer_state(site_id(i)).is_some_and(|(_, part)| part == Part::Source)
+                        });
+                        if self.sites[source].core.as_ref().is_some_and(is_target) {
+                            self.model.resynced(source, i);
+                        }
+                    }
                     Note::DiskFailed(_) => self.counts.disk_failures += 1,
                     _ => {}
                 }
@@ -449,13 +466,15 @@ impl World {
     fn check_write(&mut self, i: usize, offset: u64, len: u64) {
         let site = &self.sites[i];
         let core = site.core.as_ref().unwrap();
-        let is_target = (0..self.sites.len())
-            .any(|j| core.peer_state(site_id(j)).is_some_and(|(_, part)| part == Part::Target));
         let Some(block) = site.meta.superblock() else { return };
-        if is_target {
+        if source_of(core, self.sites.len()).is_some() {
             if block.flags.contains(DiskFlags::CONSISTENT) {
                 self.fail(format!("I4: site {i} writes what a resync sends and is not marked inconsistent"));
             }
+            return;
+        }
+        if !block.flags.contains(DiskFlags::CONSISTENT) {
+            // The source is gone, and what it sent is still being written.
             return;
         }
         let active = site.meta.activity().map_or(&[][..], ActivityRecord::extents);
@@ -484,7 +503,7 @@ impl World {
         let mut content = Vec::new();
         for block in self.model.blocks().collect::<Vec<_>>() {
             let value = self.sites[i].data.now[block as usize];
-            if let Err(why) = self.model.check(block, value) {
+            if let Err(why) = self.model.check(i, block, value) {
                 return self.fail(format!("M1, M2: site {i} became primary: {why}"));
             }
             content.push((block, value));
@@ -551,7 +570,7 @@ impl World {
             Asked::Read(first, n) => {
                 let Ok(data) = result else { return };
                 for (block, value) in (first..first + n).zip(disk::values(&data)) {
-                    if let Err(why) = self.model.check(block, value) {
+                    if let Err(why) = self.model.check(i, block, value) {
                         return self.fail(format!("M2: read from site {i}: {why}"));
                     }
                 }
@@ -587,6 +606,7 @@ impl World {
         if self.sites[i].life != life || self.sites[i].core.is_none() {
             return;
         }
+        let n = self.sites.len();
         let Some(work) = self.sites[i].running.remove(&(ticket, key)) else { return };
         let site = &mut self.sites[i];
         let result = match work {
@@ -606,6 +626,15 @@ impl World {
             Work::Sync(_) => Err(Failure::Io),
             Work::Store(blocks) => {
                 site.meta.write(&blocks);
+                let block = site.meta.superblock().cloned().unwrap_or_default();
+                let mut sources =
+                    block.slots.iter().filter(|slot| slot.flags.contains(SlotFlags::SYNC_TARGET));
+                let source = sources.next().and_then(|slot| slot.site).map(|site| usize::from(site.get()));
+                if let Some(source) = source.filter(|_| !block.flags.contains(DiskFlags::CONSISTENT)) {
+                    // Even if nothing was written yet: from here on nobody knows.
+                    let live = site.core.as_ref().and_then(|core| source_of(core, n));
+                    self.model.overwritten(live.unwrap_or(source), live.is_none(), i);
+                }
                 Ok(Bytes::new())
             }
         };
@@ -654,8 +683,10 @@ impl World {
             site.data.cut(random);
         }
         let went_with_primary = self.went_with_primary(i);
-        if power || went_with_primary {
+        if power {
             self.model.cut(i);
+        } else if went_with_primary {
+            self.model.doubt(i);
         }
         if power && went_with_primary && self.sites.len() > 2 {
             // A third site may meet this one first, and be brought to what is left here.
@@ -1083,7 +1114,7 @@ impl World {
         }
         if good {
             for block in self.model.blocks().collect::<Vec<_>>() {
-                if let Err(why) = self.model.check(block, self.sites[i].data.now[block as usize]) {
+                if let Err(why) = self.model.check(i, block, self.sites[i].data.now[block as usize]) {
                     return self.fail(format!("M1, M2: at rest on site {i}: {why}"));
                 }
             }

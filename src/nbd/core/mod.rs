@@ -193,7 +193,7 @@ impl Core {
             store: Store::new(superblock),
             bitmaps,
             log: Log::new(record),
-            activity: Activity::new(config.active_max, &left, 1),
+            activity: Activity::new(config.follow_max, &left, 1),
             epochs: Epochs::new(2),
             order: Order::default(),
             ops: Slab::default(),

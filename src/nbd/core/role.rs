@@ -291,6 +291,7 @@ impl Core {
         let Change::Storing { ballot, missing } = self.role_change else { return };
         self.role_change = Change::None;
         self.role = Role::Primary;
+        self.activity.resize(self.config.active_max);
         let before = self.epochs.current() - 1;
         for i in 0..self.peers.len() {
             let now = self.now;
@@ -388,6 +389,7 @@ impl Core {
 
     fn become_secondary(&mut self) {
         self.role = Role::Secondary;
+        self.activity.resize(self.config.follow_max);
         (self.owed, self.frozen, self.fencing) = (Mask(0), Mask(0), Mask(0));
         self.claim = Claim::Idle;
         self.store.wanted.flags.set(DiskFlags::LOST_QUORUM, false);
