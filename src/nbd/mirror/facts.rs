@@ -125,7 +125,7 @@ impl Facts {
         let former = self.answered().filter(|former| *former != self.current && *former == other.current)?;
         // Of two former primaries the one that claimed is the later.
         let has_claimed = self.is_crashed_primary() && !other.is_crashed_primary();
-        if !has_claimed && self.is_usable() {
+        if !has_claimed && self.flags.contains(DiskFlags::CONSISTENT) {
             return None;
         }
         let mut before = self.clone();

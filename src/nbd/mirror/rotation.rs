@@ -298,14 +298,15 @@ impl Rotate for Superblock {
         for slot in &mut self.slots {
             let Some(site) = slot.site else { continue };
             slot.flags.set(SlotFlags::SYNC_TARGET, false);
-            // A secondary's knowledge of a third site may be out of date; a primary hears of changes at once.
+            // A secondary's knowledge of a third site that is away may be out of date; a primary hears of changes at once.
             let is_equal = site == source.site
-                || source.is_primary()
-                    && source.slot(site).is_some_and(|theirs| {
-                        !theirs.generation.is_some()
-                            && theirs.out_of_sync == 0
-                            && !theirs.flags.contains(SlotFlags::FULL_SYNC_DUE)
-                    });
+                || source.slot(site).is_some_and(|theirs| {
+                    let is_fresh = source.is_primary() || theirs.flags.contains(SlotFlags::CONNECTED);
+                    is_fresh
+                        && !theirs.generation.is_some()
+                        && theirs.out_of_sync == 0
+                        && !theirs.flags.contains(SlotFlags::FULL_SYNC_DUE)
+                });
             if is_equal {
                 slot.generation = Generation::NONE;
                 slot.flags = slot
