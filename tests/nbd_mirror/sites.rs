@@ -278,3 +278,8 @@ pub fn assert_content(client: &mut Client, chunk: usize, byte: u8) {
     let found = client.read_disk((chunk * CHUNK) as u64, CHUNK as u32);
     assert!(found.iter().all(|b| *b == byte), "chunk {chunk}: {} instead of {byte}", found[0]);
 }
+
+/// The address of a site's export, for other clients.
+pub fn uri(sites: &Sites, site: usize) -> String {
+    format!("nbd+unix:///data?socket={}", sites.path("sockets", site).join("data.nbd").display())
+}
