@@ -23,6 +23,8 @@ pub(crate) fn peer() -> PeerStatus {
         source: None,
         version: None,
         same_config: None,
+        differences: Vec::new(),
+        owned: None,
         cipher: None,
         key: None,
         sessions: 1,

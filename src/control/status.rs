@@ -199,6 +199,10 @@ objects! {
         version: Option<String>,
         /// True if it has the same configuration; `None` if it has not sent a digest.
         same_config: Option<bool>,
+        /// The elements that are not the same there, each as its name and id; empty if it has sent no digests of them.
+        differences: Vec<String>,
+        /// The resources whose logs it owns; `None` if it has not sent them.
+        owned: Option<Vec<ResourceId>>,
         /// The cipher of the session.
         cipher: Option<String>,
         /// The id of the key, in hexadecimal digits.

@@ -133,6 +133,7 @@ prop_compose! {
         (version, cipher, key, last_error) in (some(text()), some(text()), some(text()), some(text())),
         (sessions, violations, attempts, unanswered) in any::<(u64, u64, u64, u32)>(),
         (rtt_us, same_config) in (some(any::<u64>()), some(any::<bool>())),
+        (differences, owned) in (list(text()), some(list(resource()))),
         pings in some((list(any::<u64>()), any::<u64>()).prop_map(|(counts, sum_us)| Pings { counts, sum_us })),
         (call, turned_away) in (some(call().boxed()), some((seconds(), text()))),
         (compress, last, end) in (some(compress().boxed()), some(transition().boxed()), some(transition().boxed())),
@@ -140,7 +141,7 @@ prop_compose! {
         books in some([counts().boxed(), counts().boxed(), counts().boxed(), counts().boxed()]),
     ) -> PeerStatus {
         PeerStatus {
-            peer, name, hosts, resource_name, role, address, from, state, address_known, held, connected, age_s, source, version, same_config,
+            peer, name, hosts, resource_name, role, address, from, state, address_known, held, connected, age_s, source, version, same_config, differences, owned,
             cipher, key, sessions, violations, attempts, next_attempt_s, last_error, call,
             turned_away: turned_away.map(|(age_s, why)| TurnedAway { age_s, why }),
             views, unanswered, rtt_us, pings, compress,

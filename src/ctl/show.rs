@@ -117,6 +117,9 @@ fn peer_lines(peer: &PeerStatus, colour: bool, line: &mut impl FnMut(String)) {
         }
         if peer.same_config == Some(false) {
             head += &coloured("  other configuration", "33", colour);
+            if !peer.differences.is_empty() {
+                let _ = write!(head, " ({})", peer.differences.join(", "));
+            }
         }
     }
     if peer.held {

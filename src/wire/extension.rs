@@ -6,7 +6,10 @@
 use std::fmt;
 use std::net::IpAddr;
 
-/// Longest record that is accepted, in bytes behind the length field. A record as sent today has under 100.
+use super::ResourceId;
+use super::part::{self, ConfigPart, PARTS_MAX, PartDigest};
+
+/// Longest record that is accepted, in bytes behind the length field.
 pub const EXTENSION_MAX: usize = 1024;
 
 /// Protocol versions of this program, first and last.
@@ -19,12 +22,16 @@ const T_EPOCH: u8 = 4;
 const T_ADDR: u8 = 5;
 const T_COMPRESSION: u8 = 6;
 const T_FEATURES: u8 = 7;
+const T_PARTS: u8 = 8;
+const T_OWNED: u8 = 9;
 
 /// Feature: takes packets HD_VIEW on the meta link.
 pub const FEATURE_VIEWS: u32 = 1;
 /// Feature: takes a packet HD_END, without payload, as the last one on either link. It says that the session ends
 /// because the sender's kernel module attached or detached; it ends at the daemon.
 pub const FEATURE_ENDS: u32 = 2;
+/// Feature: takes packets HD_VIEW of version 2, which have a record behind the view.
+pub const FEATURE_RECORDS: u32 = 4;
 
 /// A compression of a link's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +62,10 @@ pub struct Extension {
     pub version: Option<String>,
     /// Digest of the cluster-wide part of the configuration.
     pub digest: Option<[u8; 8]>,
+    /// Digests of its parts, at most [`PARTS_MAX`]; empty if there are more.
+    pub parts: Vec<PartDigest>,
+    /// The resources whose logs the sender owns; only behind a view.
+    pub owned: Option<Vec<ResourceId>>,
     /// A number that the caller draws for each attempt and writes on both links, so that the acceptor never pairs
     /// links of different attempts. The acceptor repeats it.
     pub epoch: Option<u64>,
@@ -127,7 +138,33 @@ impl Extension {
         if self.features != 0 {
             entry(T_FEATURES, &self.features.to_le_bytes());
         }
+        if self.parts.len() <= PARTS_MAX {
+            part::encode(&self.parts).chunks(part::ENTRY_LEN).for_each(|parts| entry(T_PARTS, parts));
+        }
+        if let Some(owned) = &self.owned {
+            entry(T_OWNED, &owned.iter().map(|resource| resource.get()).collect::<Vec<u8>>());
+        }
         [&(body.len() as u16).to_le_bytes(), body.as_slice()].concat()
+    }
+
+    /// Returns true if both have the same configuration; `None` if one of them has sent no digest.
+    pub fn has_same_config(&self, other: &Extension) -> Option<bool> {
+        Some(self.digest? == other.digest?)
+    }
+
+    /// Returns the parts of the configuration that are not the same on both sides, or that only one side has; none where
+    /// one has sent no parts.
+    pub fn differences(&self, other: &Extension) -> Vec<ConfigPart> {
+        if self.parts.is_empty() || other.parts.is_empty() {
+            return Vec::new();
+        }
+        let lacking = |side: &Extension, part: &PartDigest| !side.parts.contains(part);
+        let here = self.parts.iter().filter(|part| lacking(other, part));
+        let there = other.parts.iter().filter(|part| lacking(self, part));
+        let mut differing: Vec<ConfigPart> = here.chain(there).map(|(part, _)| *part).collect();
+        differing.sort_unstable();
+        differing.dedup();
+        differing
     }
 
     /// Returns the number of bytes that follow a record's length field.
@@ -167,6 +204,14 @@ impl Extension {
                 T_DIGEST => record.digest = Some(value.try_into().map_err(bad)?),
                 T_EPOCH => record.epoch = Some(u64::from_le_bytes(value.try_into().map_err(bad)?)),
                 T_ADDR => record.addr = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()),
+                T_PARTS => {
+                    let parts = part::decode(value).ok_or(ExtensionError::BadEntry(*kind))?;
+                    record.parts.extend(parts);
+                }
+                T_OWNED => {
+                    let resource = |&id: &u8| ResourceId::try_from(u32::from(id)).ok();
+                    record.owned = Some(value.iter().filter_map(resource).collect());
+                }
                 T_FEATURES => record.features = u32::from_le_bytes(value.try_into().map_err(bad)?),
                 T_COMPRESSION => {
                     record.compression = value.contains(&Compression::Lz4.code()).then_some(Compression::Lz4);
@@ -195,6 +240,17 @@ mod tests {
     }
 
     #[test]
+    fn what_differs_or_is_missing_is_named_once() {
+        let site = |id: u32| ConfigPart::Site(id.try_into().unwrap());
+        let record = |parts: &[PartDigest]| Extension { parts: parts.to_vec(), ..Extension::default() };
+        let ours = record(&[(ConfigPart::PingTimeout, [1; 4]), (site(0), [2; 4]), (site(1), [3; 4])]);
+        let theirs = record(&[(ConfigPart::PingTimeout, [1; 4]), (site(0), [9; 4]), (site(2), [3; 4])]);
+        assert_eq!(ours.differences(&theirs), [site(0), site(1), site(2)]);
+        assert_eq!(ours.differences(&ours), []);
+        assert_eq!(ours.differences(&record(&[])), []);
+    }
+
+    #[test]
     fn malformed_records_are_refused() {
         assert_eq!(Extension::body_len([0xff, 0xff]), Err(ExtensionError::TooLong(65535)));
         assert_eq!(Extension::decode(&[9]), Err(ExtensionError::Truncated));
@@ -206,9 +262,14 @@ mod tests {
     proptest! {
         #[test]
         fn records_come_back(version in "[!-~]{0,40}", digest in any::<Option<[u8; 8]>>(), epoch in any::<Option<u64>>(),
-                             v6 in any::<Option<u128>>(), compressed in any::<bool>(), features in any::<u32>()) {
+                             v6 in any::<Option<u128>>(), compressed in any::<bool>(), features in any::<u32>(),
+                             parts in prop::collection::vec((0u32..255, any::<[u8; 4]>()), 0..=PARTS_MAX),
+                             owned in prop::option::of(prop::collection::vec(0u32..255, 0..=255))) {
+            let resource = |id| ResourceId::try_from(id).unwrap();
             let record = Extension {
                 version: Some(version), digest, epoch, features,
+                parts: parts.into_iter().map(|(id, digest)| (ConfigPart::Resource(resource(id)), digest)).collect(),
+                owned: owned.map(|owned| owned.into_iter().map(resource).collect()),
                 addr: v6.map(|v6| std::net::Ipv6Addr::from(v6).into()),
                 compression: compressed.then_some(Compression::Lz4),
             };

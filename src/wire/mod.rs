@@ -18,14 +18,17 @@
 //! | 4 | number that the caller draws for each call, 8 bytes |
 //! | 5 | address of the runsite that calls, text, where it does not fit into the hello |
 //! | 6 | wanted compression of the rest, a byte for each: 1 is LZ4. Both sides have to want it |
-//! | 7 | packets that the sender takes, 4 bytes: bit 0 for HD_VIEW, bit 1 for HD_END. Other bits are zero, and are ignored |
+//! | 7 | packets that the sender takes, 4 bytes: bit 0 for HD_VIEW, bit 1 for HD_END, bit 2 for HD_VIEW of version 2. Other bits are zero, and are ignored |
+//! | 8 | digests of the configuration's parts, 6 bytes each: kind (1 `<pingtimeout>`, 2 `<maxpingcount>`, 3 a site, 4 a resource), id, the first 4 bytes of a SHA-256; several entries where one is too short, none for more than 120 parts |
+//! | 9 | the resources whose logs the sender owns, a byte each; only behind a view |
 //!
 //! HD_VIEW, type 200, is a packet between daemons on the meta link: the sender's connections. It goes only to peers
 //! whose record has bit 0 in entry 7, with every change and every 5 s, and ends there: no kernel module sees it, no
 //! daemon passes it on. Its header has the sender in `node_from`, the receiver's bit in `node_to`, and in `dev_id`
 //! the resource, or 255 on a node link. The payload has 12 bytes: version 1 (u8), three bytes of zero, the ids (u32,
 //! a bit each: nodes, or the sites of that resource), and the milliseconds since they last changed (u32; the largest
-//! number stands for all above). Any other length or version, or an HD_VIEW from a peer with which it was not agreed,
+//! number stands for all above). To peers with bit 2 goes version 2: behind these 12 bytes the entries 3, 8 and 9 as above, as
+//! they are now. Any other length or version, or an HD_VIEW from a peer with which it was not agreed,
 //! ends the session as every refused packet does.
 //!
 //! HD_END, type 201, is a header without payload, and the last packet of a data or meta link: the sender's kernel module
@@ -38,15 +41,19 @@ mod header;
 mod hello;
 mod id;
 mod mirror_fields;
+mod part;
 mod peer_key;
 mod types;
 mod view;
 
-pub use extension::{Compression, EXTENSION_MAX, Extension, ExtensionError, FEATURE_ENDS, FEATURE_VIEWS};
+pub use extension::{
+    Compression, EXTENSION_MAX, Extension, ExtensionError, FEATURE_ENDS, FEATURE_RECORDS, FEATURE_VIEWS,
+};
 pub use header::{HEADER_LEN, Header, MAGIC, Refusal};
 pub use hello::{HELLO_LEN, Hello, HelloError, KEYS_MAX, KeyId, KeyOffer, Mark};
 pub use id::{Device, IdOutOfRange, MAX_IDS, Mask, NodeId, ResourceId, SiteId};
 pub use mirror_fields::{MirrorFields, Roles};
+pub use part::{ConfigPart, PartDigest};
 pub use peer_key::PeerKey;
 pub use types::{Class, PacketType, Scope};
-pub use view::{PeerView, VIEW_LEN};
+pub use view::PeerView;

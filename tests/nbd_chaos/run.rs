@@ -326,7 +326,7 @@ impl Run {
                     self.say(format!("site {site} with a failed disk starts again: {}", sentence(site)));
                     self.sites.mirrors[site].take();
                     self.restart();
-                    // What both said before is true no more.
+                    // The states from before are true no more.
                     continue 'look;
                 }
             }

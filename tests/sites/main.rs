@@ -15,6 +15,7 @@ mod support;
 mod link_faults;
 mod site_authkey;
 mod site_compress;
+mod site_doctor;
 mod site_failover;
 mod site_listeners;
 mod site_refusals;

@@ -53,7 +53,7 @@ pub(super) struct Handshake {
     unjudged: Option<Hello>,
     buf: Vec<u8>,
     need: usize,
-    pub extension: Option<Extension>,
+    pub extension: Option<Box<Extension>>,
     begun: Instant,
     /// A call's progress in words, for the control command that explains why a peer is not connected.
     pub steps: Vec<String>,
@@ -328,7 +328,7 @@ impl Handshake {
                     false => "another configuration",
                 };
                 self.note(format_args!("record of hadmd {version} with {same}"));
-                self.extension = Some(record);
+                self.extension = Some(Box::new(record));
                 return Ok(ready);
             }
         }

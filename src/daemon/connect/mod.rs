@@ -148,7 +148,7 @@ pub enum ReactorEvent {
         /// The steps of the call, if this side called.
         steps: Vec<String>,
         /// The peer's extension, if the peer supports it.
-        extension: Option<Extension>,
+        extension: Option<Box<Extension>>,
         /// The compression that both sides agreed on.
         compression: Option<Compression>,
         /// The address of the other side.

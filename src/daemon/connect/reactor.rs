@@ -422,13 +422,13 @@ impl Thread {
             (_, Failure::Refused(Refused::NotOwner(_))) => (8, &self.refusals.direction),
             (_, Failure::Refused(Refused::Direction(_) | Refused::Scope)) => (6, &self.refusals.direction),
         };
-        counter.add(1);
         if matches!(&failure, Failure::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof)
             && handshake.progress().0 == 0
         {
-            // A caller that gave its attempt up, or a client that checked whether the port is open.
+            // A caller that gave its attempt up, or a client that checked whether the port is open, as `doctor` does.
             return debug!("{source} hung up without a word");
         }
+        counter.add(1);
         if let Failure::Refused(Refused::Direction(peer)) = failure {
             debug!("{peer} called from {source}: this side calls it");
             return (self.deliver)(ReactorEvent::PeerAlive(peer), Arc::default());

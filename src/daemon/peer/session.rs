@@ -19,7 +19,7 @@ use crate::daemon::link::{Closed, Connection, Pair, Reading, Run, Sink};
 use crate::daemon::queue::{Budget, Cost, DropCause, Look, Refusal};
 use crate::limited;
 use crate::sys::Counter;
-use crate::wire::{Class, Device, Header, NodeId, PacketType, PeerKey, PeerView, SiteId, VIEW_LEN};
+use crate::wire::{Class, Device, Header, NodeId, PacketType, PeerKey, PeerView, SiteId};
 
 /// Ceiling of each data queue in bytes: enough for the receive buffers in flight at full speed, and a second of a 40
 /// Mbit/s line.
@@ -68,6 +68,7 @@ pub struct Session {
     rtt: AtomicU32,
     /// True if the peer takes views; `view` has its last one, and the time of that.
     exchanges_views: AtomicBool,
+    exchanges_records: AtomicBool,
     /// True if the peer takes a last packet that says why the session ends, and may send one.
     exchanges_ends: AtomicBool,
     view: Mutex<Option<(PeerView, Instant)>>,
@@ -136,6 +137,7 @@ impl Session {
             pinged: Counter::default(),
             rtt: AtomicU32::new(0),
             exchanges_views: AtomicBool::new(false),
+            exchanges_records: AtomicBool::new(false),
             exchanges_ends: AtomicBool::new(false),
             view: Mutex::default(),
             data_dropped: AtomicBool::new(false),
@@ -304,8 +306,9 @@ impl Session {
         }
     }
 
-    /// Allows views in both directions: the peer's record supports them.
-    pub fn exchange_views(&self) {
+    /// Allows views in both directions, with a record behind them if the peer takes that, too.
+    pub fn exchange_views(&self, with_records: bool) {
+        self.exchanges_records.store(with_records, Relaxed);
         self.exchanges_views.store(true, Relaxed);
     }
 
@@ -314,14 +317,21 @@ impl Session {
         self.exchanges_views.load(Relaxed)
     }
 
+    /// Returns true if views have a record behind them.
+    pub fn exchanges_records(&self) -> bool {
+        self.exchanges_records.load(Relaxed)
+    }
+
     /// Sends the peer a view of this side's connections, unless the peer reads nothing.
     pub fn tell_view(&self, view: &PeerView) {
         let (node_type, device) = match self.statistics.key {
             PeerKey::Node(_) => (0, Device::All),
             PeerKey::Site(resource, _) => (1, Device::One(resource)),
         };
-        let header = Header { node_type, device, len: VIEW_LEN as u32, ..Header::new(PacketType::HD_VIEW) };
-        self.put_own(Class::Meta, header, &view.encode());
+        let payload = view.encode();
+        let len = payload.len() as u32;
+        let header = Header { node_type, device, len, ..Header::new(PacketType::HD_VIEW) };
+        self.put_own(Class::Meta, header, &payload);
     }
 
     /// Allows a last packet that says why the session ends: the peer's record supports it.
@@ -349,7 +359,7 @@ impl Session {
 
     /// Returns the peer's last view of its connections, and the time at which that came.
     pub fn view(&self) -> Option<(PeerView, Instant)> {
-        *self.view.lock().unwrap_or_else(PoisonError::into_inner)
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn put_own(&self, class: Class, header: Header, payload: &[u8]) {

@@ -52,7 +52,7 @@ impl Sink for FromPeer {
                 return Ok(());
             }
             Item::View(_, payload) if self.session.exchanges_views() => {
-                self.session.hear_view(PeerView::decode(&payload)?);
+                self.session.hear_view(PeerView::decode(&payload, self.session.exchanges_records())?);
                 return Ok(());
             }
             Item::Unrelayed(Header { kind: PacketType::HD_END, len: 0, .. })

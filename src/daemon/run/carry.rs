@@ -19,7 +19,7 @@ use crate::daemon::peer::{Direction, Session};
 use crate::daemon::route::FromPeer;
 use crate::limited;
 use crate::sys;
-use crate::wire::{Class, Compression, FEATURE_ENDS, FEATURE_VIEWS, PeerKey, ResourceId};
+use crate::wire::{Class, Compression, FEATURE_ENDS, FEATURE_RECORDS, FEATURE_VIEWS, PeerKey, ResourceId};
 
 /// Time after which a peer that has to call is reported as one that does not: longer than any pause between two calls of
 /// one that tries, 16 s with a fifth of it as jitter, and a connect tick of 5 s.
@@ -161,7 +161,7 @@ impl Coordinator {
         match started {
             Ok(session) => {
                 if features & FEATURE_VIEWS != 0 {
-                    session.exchange_views();
+                    session.exchange_views(features & FEATURE_RECORDS != 0);
                 }
                 if features & FEATURE_ENDS != 0 {
                     session.exchange_ends();
@@ -208,16 +208,13 @@ impl Coordinator {
 
     fn tell_connected(&mut self, peer: PeerKey, link: &Waiting) {
         let how = if link.called { "called" } else { "was called from" };
-        let theirs = link.extension.as_ref();
-        // With placeholder addresses the own digest cannot be compared.
-        let comparable = !super::has_stand_ins(&self.config);
-        let digest = theirs.and_then(|extension| extension.digest).filter(|_| comparable);
+        let theirs = link.extension.as_deref();
+        let ours = super::extension(&self.config);
         let name = self.named(peer);
         let Some(history) = self.peers.history_mut(peer) else { return };
         history.since = Some(Instant::now());
         history.source = Some(link.source);
-        history.version = theirs.map(|extension| extension.version.clone().unwrap_or_default());
-        history.same_config = digest.map(|digest| digest == self.digest);
+        history.record.clone_from(&link.extension);
         history.encryption = link.encryption;
         history.compression = link.compression;
         history.sessions += 1;
@@ -226,9 +223,9 @@ impl Coordinator {
             info!("{name} calls again, after {} s", since.elapsed().as_secs());
         }
         self.reactor.refusals.forget(peer);
-        let who = match &history.version {
+        let who = match theirs.map(|theirs| theirs.version.as_deref()) {
             None => "without hello extension".to_string(),
-            Some(version) => format!("hadmd {version}"),
+            Some(version) => format!("hadmd {}", version.unwrap_or_default()),
         };
         let encrypted = link.encryption.map_or(String::new(), |encryption| {
             format!("; encrypted: {}, key {}", encryption.cipher, encryption.key)
@@ -246,11 +243,14 @@ impl Coordinator {
             "{name}: connected ({how} {}; {who}{encrypted}{compress})",
             link.source
         );
-        if let Some(theirs) = digest.filter(|theirs| *theirs != self.digest) {
+        if let Some((here, there)) = ours.digest.zip(theirs.and_then(|theirs| theirs.digest))
+            && here != there
+        {
+            let differing = theirs.map(|theirs| ours.differences(theirs)).unwrap_or_default();
+            let differing: String = differing.iter().map(|part| format!(", {part} differs")).collect();
+            let (there, here) = (hex(&there), hex(&here));
             warn!(
-                "{name} has another configuration: its digest is {}, here it is {}; compare the files",
-                hex(&theirs),
-                hex(&self.digest)
+                "{name} has another configuration{differing}: its digest is {there}, here it is {here}; compare the files"
             );
         }
     }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use crate::control::{self, CallVerdict, CauseKind, Outcome, Transition, TransitionCount};
 use crate::daemon::connect::Encryption;
-use crate::wire::{Compression, PeerView};
+use crate::wire::{Compression, Extension, PeerView};
 
 /// Transitions that are kept of each peer: enough for a day of trouble, a few KiB.
 pub(super) const HISTORY: usize = 32;
@@ -20,10 +20,9 @@ pub(super) struct PeerHistory {
     pub transitions: VecDeque<Arc<Transition>>,
     /// The time since which its session is up.
     pub since: Option<Instant>,
-    /// The address of its session's other end, and the extension that it sent.
+    /// The address of its session's other end, and the record that it sent with its hello.
     pub source: Option<SocketAddr>,
-    pub version: Option<String>,
-    pub same_config: Option<bool>,
+    pub record: Option<Box<Extension>>,
     /// The encryption of its session.
     pub encryption: Option<Encryption>,
     /// Sessions that ended because the peer sent what no peer may send.

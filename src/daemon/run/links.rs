@@ -24,7 +24,7 @@ pub(super) struct Waiting {
     /// The device to repeat to a kernel module.
     pub device: Device,
     pub called: bool,
-    pub extension: Option<Extension>,
+    pub extension: Option<Box<Extension>>,
     pub encryption: Option<Encryption>,
     pub compression: Option<Compression>,
     /// Counts against the reactor's limit.

@@ -113,7 +113,7 @@ impl Snapshot {
                 let session = table.peers.get(&key).and_then(|entry| entry.session.as_ref());
                 let heard = match session {
                     Some(session) => session.view(),
-                    None => self.known.history(key).and_then(|history| history.view),
+                    None => self.known.history(key).and_then(|history| history.view.clone()),
                 };
                 let heard = heard.map(|(view, at): (_, Instant)| (view, at.elapsed()));
                 match (session, heard) {
@@ -141,7 +141,7 @@ mod tests {
     use crate::wire::Mask;
 
     fn row(id: u8, known: Known, mask: u32, unchanged: u64) -> Row {
-        let view = PeerView { mask: Mask(mask), unchanged: Duration::from_secs(unchanged) };
+        let view = PeerView { mask: Mask(mask), unchanged: Duration::from_secs(unchanged), record: None };
         Row { id, name: format!("n{id}"), known, why: None, view, age: Duration::from_secs(1) }
     }
 

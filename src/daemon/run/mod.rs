@@ -65,7 +65,7 @@ use crate::daemon::route::Router;
 use crate::daemon::server::{ControlRequest, Names};
 use crate::logging;
 use crate::service::{News, Notifier};
-use crate::wire::{Extension, FEATURE_ENDS, FEATURE_VIEWS, NodeId, SiteId};
+use crate::wire::{Extension, FEATURE_ENDS, FEATURE_RECORDS, FEATURE_VIEWS, NodeId, SiteId};
 use commands::Commands;
 use kernel::Kernel;
 use links::WaitingLinks;
@@ -118,7 +118,6 @@ pub struct Coordinator {
     config: Arc<Config>,
     /// The warnings about its file.
     warnings: Vec<String>,
-    digest: [u8; 8],
     /// The peers that may connect, as the reactor has them.
     admission: Admission,
     core: Core,
@@ -151,7 +150,6 @@ impl Coordinator {
         let local = config.local_node().ok_or("the configuration has no local node")?.clone();
         let allowed = owner::allowed(&config);
         let settings = owner::settings(&config, modules.is_some());
-        let digest = config.digest();
         let plan = Plan {
             server: config.server,
             node: local.addr,
@@ -161,7 +159,7 @@ impl Coordinator {
                 allowed,
                 strict: config.peer_addr == PeerAddr::Strict,
             },
-            extension: extension((!has_stand_ins(&config)).then_some(digest)),
+            extension: extension(&config),
             held_off: HashMap::new(),
             keys: config.keys.clone(),
             replays: Default::default(),
@@ -189,7 +187,7 @@ impl Coordinator {
             config.server,
             local.addr,
             settings.peers.len(),
-            hex(&digest),
+            hex(&config.digest()),
         );
         if let Some(keys) = &config.keys {
             info!("links to peers are encrypted: {}", key_list(keys));
@@ -199,7 +197,6 @@ impl Coordinator {
             core: Core::new(settings, Moment::ZERO),
             config: Arc::new(config),
             warnings,
-            digest,
             admission,
             router,
             reactor,
@@ -332,12 +329,21 @@ fn reading(config: &Config) -> Reading {
     Reading { max_packet: config.max_packet, busy_poll: config.busy_poll }
 }
 
-/// Returns the extension that this side sends to peers that use it.
-fn extension(digest: Option<[u8; 8]>) -> Extension {
+/// Returns the record that this side sends behind its hello.
+fn extension(config: &Config) -> Extension {
     Extension {
         version: Some(env!("CARGO_PKG_VERSION").into()),
-        digest,
-        features: FEATURE_VIEWS | FEATURE_ENDS,
+        features: FEATURE_VIEWS | FEATURE_ENDS | FEATURE_RECORDS,
+        ..comparable(config)
+    }
+}
+
+/// Returns what peers compare with their own: nothing while the addresses of some peers are not known.
+fn comparable(config: &Config) -> Extension {
+    let is_known = !has_stand_ins(config);
+    Extension {
+        digest: is_known.then(|| config.digest()),
+        parts: if is_known { config.part_digests() } else { Vec::new() },
         ..Default::default()
     }
 }

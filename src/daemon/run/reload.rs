@@ -74,7 +74,6 @@ impl Coordinator {
         for key in difference.of(Fate::Added) {
             self.peers.add(key, &self.router);
         }
-        self.digest = config.digest();
         self.admission.allowed = owner::allowed(&config);
         self.admission.strict = config.peer_addr == PeerAddr::Strict;
         let old = std::mem::replace(&mut self.config, Arc::new(config));

@@ -16,7 +16,7 @@ use crate::control::{
     SystemError, Transition,
 };
 use crate::daemon::connect::ReactorCommand;
-use crate::daemon::core::{Action, Event, Role};
+use crate::daemon::core::{Action, Event, Moment, Role};
 use crate::daemon::link::tap::{Seen, Trace};
 use crate::daemon::server::ControlRequest;
 use crate::wire::{PacketType, PeerKey};
@@ -132,6 +132,7 @@ impl Coordinator {
     /// Sends the wanted peers to the reactor and the core.
     pub(super) fn apply_wanted(&mut self, actions: &mut Vec<Action>) {
         let owned = self.router.table().owned.clone();
+        self.views.due = Moment::ZERO;
         for allowed in &mut self.admission.allowed {
             let here = match allowed.key {
                 PeerKey::Node(_) => true,
@@ -147,7 +148,7 @@ impl Coordinator {
         // that is then refused.
         self.reactor.command(ReactorCommand::Admit(
             self.admission.clone(),
-            super::extension((!super::has_stand_ins(&self.config)).then_some(self.digest)),
+            super::extension(&self.config),
             self.config.keys.clone(),
         ));
         self.reactor.command(ReactorCommand::Sites(owner::listeners(&self.config, &owned)));

@@ -21,7 +21,7 @@ use crate::daemon::core::{Moment, View};
 use crate::daemon::peer::{Direction, PeerStatistics, Session};
 use crate::daemon::route::{Entry, Table};
 use crate::sys::Counter;
-use crate::wire::{Compression, PeerKey};
+use crate::wire::{Compression, Extension, PeerKey};
 
 /// The state at the moment `now`. Counters are read when they are reported, and may be newer.
 pub(super) struct Snapshot {
@@ -30,7 +30,6 @@ pub(super) struct Snapshot {
     pub table: Arc<Table>,
     pub known: Peers,
     pub own_views: OwnViews,
-    digest: [u8; 8],
     warnings: Vec<String>,
     peers: Vec<View>,
     refusals: Arc<Refusals>,
@@ -50,7 +49,6 @@ impl Coordinator {
             table: self.router.table(),
             known: self.peers.clone(),
             own_views: self.views.own.clone(),
-            digest: self.digest,
             warnings: self.warnings.clone(),
             peers: self.core.views().collect(),
             refusals: Arc::clone(&self.reactor.refusals),
@@ -109,9 +107,10 @@ impl Snapshot {
     /// Returns the status as it was then.
     pub fn status(&self) -> Status {
         let (table, local) = (&self.table, self.config.local_node());
+        let ours = super::comparable(&self.config);
         let peers = self.peers.iter().filter_map(|view| {
             let entry = table.peers.get(&view.key)?;
-            Some(self.peer_status(view, entry))
+            Some(self.peer_status(view, entry, &ours))
         });
         let running = Running {
             node: self.config.node,
@@ -119,7 +118,7 @@ impl Snapshot {
             hostname: local.map(|node| node.hostname.clone()),
             address: local.map(|node| node.addr),
             server: self.config.server,
-            configuration: hex(&self.digest),
+            configuration: hex(&self.config.digest()),
             warnings: Warnings(self.warnings.clone()),
             keys: self.config.keys.iter().flat_map(Keys::ids).map(|id| id.to_string()).collect(),
             owned: table.owned.iter().copied().collect(),
@@ -141,11 +140,16 @@ impl Snapshot {
         }
     }
 
-    fn peer_status(&self, view: &View, entry: &Entry) -> PeerStatus {
+    fn peer_status(&self, view: &View, entry: &Entry, ours: &Extension) -> PeerStatus {
         let (statistics, session) = (&*entry.statistics, entry.session.as_deref());
         let history = self.known.history(view.key);
         let connected = history.filter(|_| session.is_some());
         let encryption = connected.and_then(|history| history.encryption);
+        let hello = connected.and_then(|history| history.record.as_deref());
+        // As of now, or as of its hello.
+        let told = session.and_then(Session::view).and_then(|(view, _)| view.record);
+        let told = told.as_ref().or(hello);
+        let differing = told.map(|theirs| ours.differences(theirs)).unwrap_or_default();
         let call = owner::call(&self.config, view.key);
         let refused = self.refusals.last(view.key);
         let resource = match view.key {
@@ -167,8 +171,10 @@ impl Snapshot {
             connected: session.is_some(),
             age_s: history.and_then(|history| history.since).map(|since| since.elapsed().as_secs_f64()),
             source: connected.and_then(|history| history.source),
-            version: connected.and_then(|history| history.version.clone()),
-            same_config: connected.and_then(|history| history.same_config),
+            version: hello.map(|record| record.version.clone().unwrap_or_default()),
+            same_config: told.and_then(|theirs| ours.has_same_config(theirs)),
+            differences: differing.iter().map(ToString::to_string).collect(),
+            owned: told.and_then(|theirs| theirs.owned.clone()),
             cipher: encryption.map(|encryption| encryption.cipher.into()),
             key: encryption.map(|encryption| encryption.key.to_string()),
             sessions: history.map_or(0, |history| history.sessions),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::Coordinator;
 use crate::daemon::core::{CONNECT_TICK, Moment};
-use crate::wire::{Mask, PeerKey, PeerView, ResourceId};
+use crate::wire::{Extension, Mask, PeerKey, PeerView, ResourceId};
 
 /// This daemon's own views.
 #[derive(Default)]
@@ -23,7 +23,7 @@ pub(super) type OwnViews = BTreeMap<Option<ResourceId>, (Mask, Moment)>;
 /// Returns the view that is valid at `now`.
 pub(super) fn own_view(own: &OwnViews, now: Moment, scope: Option<ResourceId>) -> PeerView {
     let (mask, since) = own.get(&scope).copied().unwrap_or((Mask(0), now));
-    PeerView { mask, unchanged: now.saturating_sub(since) }
+    PeerView { mask, unchanged: now.saturating_sub(since), record: None }
 }
 
 impl Coordinator {
@@ -39,12 +39,18 @@ impl Coordinator {
             let same = before.get(&scope).filter(|(known, _)| *known == mask);
             self.views.own.insert(scope, *same.unwrap_or(&(mask, now)));
         }
+        let record = Extension {
+            owned: Some(self.router.table().owned.iter().copied().collect()),
+            ..super::comparable(&self.config)
+        };
         for session in self.sessions().iter().filter(|session| session.exchanges_views()) {
             let scope = match session.statistics.key {
                 PeerKey::Node(_) => None,
                 PeerKey::Site(resource, _) => Some(resource),
             };
-            session.tell_view(&own_view(&self.views.own, now, scope));
+            let view = own_view(&self.views.own, now, scope);
+            let record = session.exchanges_records().then(|| record.clone());
+            session.tell_view(&PeerView { record, ..view });
         }
     }
 }

@@ -5,10 +5,12 @@
 //! the daemon itself, as it would by itself a little later. Peers with larger ids may not be called; only their port
 //! is tried.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded, never};
+use if_addrs::Interface;
 
 use super::port::{Port, try_ports};
 use super::{BACKLOG, ControlRequest, verdict};
@@ -17,7 +19,7 @@ use crate::control::{
     Request, Role, Running, Status, Wait, decimal,
 };
 use crate::daemon::connect::DIAL_LIMIT;
-use crate::wire::PeerKey;
+use crate::wire::{PeerKey, ResourceId};
 
 /// Longest time for calls: a second until the daemon may call again, the call, and its report.
 const CALLS_LIMIT: Duration = DIAL_LIMIT.saturating_add(Duration::from_secs(2));
@@ -114,10 +116,19 @@ fn local(running: &Running, waiting: &[Wait], peers: &[PeerStatus]) -> Vec<Check
     let hostname = running.hostname.as_deref().unwrap_or_default();
     let machine = rustix::system::uname();
     let machine = machine.nodename().to_string_lossy();
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    let down = interfaces.iter().find(|interface| {
+        !interface.is_oper_up() && running.address.is_some_and(|address| address.ip() == interface.ip())
+    });
     let mut checks = vec![
-        match running.address.is_some_and(|address| is_held(address.ip())) {
-            true => well(Check::Address, format!("{address} is on this machine")),
-            false => wrong(
+        match (running.address.is_some_and(|address| is_held(address.ip(), &interfaces)), down) {
+            (true, None) => well(Check::Address, format!("{address} is on this machine")),
+            (true, Some(down)) => wrong(
+                Check::Address,
+                format!("{address} is on {}, which is down", down.name),
+                "Look at its cable and its switch; `ip link` shows the state.",
+            ),
+            (false, _) => wrong(
                 Check::Address,
                 format!("{address} is on no interface of this machine"),
                 "Correct ipaddr of this node, or give the address to an interface.",
@@ -161,20 +172,72 @@ fn local(running: &Running, waiting: &[Wait], peers: &[PeerStatus]) -> Vec<Check
             Some(wrong(Check::Waiting, what.clone(), advice))
         }
     }));
-    if peers.iter().any(|peer| matches!(peer.peer, PeerKey::Site(..))) {
-        let owned: Vec<String> = running.owned.iter().map(|resource| resource.get().to_string()).collect();
-        let says = match owned.is_empty() {
-            true => "this node owns the log of no resource".into(),
-            false => format!("this node owns the log of resource {}", owned.join(", ")),
-        };
-        checks.push(well(Check::Log, says));
-    }
+    checks.extend(logs(running, peers, &interfaces));
     checks
 }
 
+/// Returns a result for the log of each resource that other sites have, too: exactly one node here has to own it.
+fn logs(running: &Running, peers: &[PeerStatus], interfaces: &[Interface]) -> Vec<CheckResult> {
+    let resources: BTreeMap<ResourceId, &PeerStatus> = peers
+        .iter()
+        .filter_map(|peer| match peer.peer {
+            PeerKey::Site(resource, _) => Some((resource, peer)),
+            PeerKey::Node(_) => None,
+        })
+        .collect();
+    let nodes = || peers.iter().filter(|peer| matches!(peer.peer, PeerKey::Node(_)) && peer.connected);
+    let of = |(id, site): (&ResourceId, &&PeerStatus)| {
+        let resource = match &site.resource_name {
+            Some(name) => format!("{id} ({name})"),
+            None => id.to_string(),
+        };
+        let address = site.from.map(|address| address.to_string()).unwrap_or_default();
+        let is_here = running.owned.contains(id);
+        let owns = |peer: &&PeerStatus| peer.owned.as_ref().is_some_and(|owned| owned.contains(id));
+        let mut owners: Vec<String> = nodes().filter(owns).map(PeerStatus::label).collect();
+        if is_here {
+            owners.insert(0, "this node".into());
+        }
+        match &owners[..] {
+            [owner] => match interfaces.iter().find(|interface| is_here && Some(interface.ip()) == site.from)
+            {
+                Some(interface) if !interface.is_oper_up() => wrong(
+                    Check::Log,
+                    format!(
+                        "this node owns the log of {resource}, and the interface of {address}, {}, is down",
+                        interface.name
+                    ),
+                    "Look at its cable and its switch, or give the address to a node whose interface is up.",
+                ),
+                _ => well(Check::Log, format!("{owner} owns the log of {resource}")),
+            },
+            [] if nodes().all(|peer| peer.owned.is_some()) => wrong(
+                Check::Log,
+                format!("no node here owns the log of {resource}: {address} is on none that is connected"),
+                "Give that address to a node that may run the resource: until then the other sites reach nobody.",
+            ),
+            [] => well(
+                Check::Log,
+                format!(
+                    "this node does not own the log of {resource}; not every node here says what it owns"
+                ),
+            ),
+            owners => wrong(
+                Check::Log,
+                format!(
+                    "{} nodes own the log of {resource}: {}; {address} is on each of them",
+                    owners.len(),
+                    owners.join(" and ")
+                ),
+                "Take that address from all but one: their sessions with other sites end each other.",
+            ),
+        }
+    };
+    resources.iter().map(of).collect()
+}
+
 /// Returns true if this machine has the address. It has all of 127.0.0.0/8, though no interface lists it.
-fn is_held(address: IpAddr) -> bool {
-    let listed = if_addrs::get_if_addrs().unwrap_or_default();
-    let listed = listed.iter().any(|interface| interface.ip() == address);
+fn is_held(address: IpAddr, interfaces: &[Interface]) -> bool {
+    let listed = interfaces.iter().any(|interface| interface.ip() == address);
     listed || address.is_loopback() && UdpSocket::bind((address, 0)).is_ok()
 }

@@ -87,8 +87,11 @@ fn connected(peer: &PeerStatus, port: Option<&Port>, encrypts: bool) -> Found {
     if peer.same_config == Some(false) {
         return wrong(
             Verdict::OtherConfiguration,
-            format!("{says}; its configuration is another one"),
-            "Compare the files: heartbeat, sites, nodes and resources have to be the same on every node.",
+            match peer.differences[..] {
+                [] => format!("{says}; its configuration is another one"),
+                _ => format!("{says}; its configuration is another one: {}", peer.differences.join(", ")),
+            },
+            "Compare the files: heartbeat, sites, nodes and resources have to be the same on every node; then reload.",
         );
     }
     if let Some(port @ (Port::Refused | Port::Silent | Port::Failed(_))) = port {
