@@ -15,7 +15,8 @@ use super::sites::{FLUSH, PATIENCE, SIZE, Sites, uri};
 const WRITER: &str = r#"
 import sqlite3, sys
 base = sqlite3.connect(sys.argv[1], isolation_level=None)
-base.execute("PRAGMA synchronous=FULL")
+# FULL does not sync the removal of a journal, which is the commit.
+base.execute("PRAGMA synchronous=EXTRA")
 base.execute("PRAGMA journal_mode=" + sys.argv[2])
 base.execute("CREATE TABLE IF NOT EXISTS t(n INTEGER PRIMARY KEY, content BLOB)")
 n = base.execute("SELECT coalesce(max(n), 0) FROM t").fetchone()[0]

@@ -32,6 +32,7 @@ mod packet;
 pub(crate) mod peer;
 mod resync;
 mod role;
+mod size;
 mod slab;
 mod source;
 mod superblock;
@@ -231,6 +232,7 @@ impl Core {
             }
         }
         core.store.wanted.members = core.store.wanted.members | Mask::of(core.config.site.get());
+        core.limit_bitmaps();
         for extent in left {
             let chunks = core.chunks_of_extent(extent);
             core.mark_all(chunks);
@@ -329,7 +331,7 @@ impl Core {
     fn chunks_of_extent(&self, extent: u32) -> std::ops::Range<u64> {
         let shift = super::disk::format::EXTENT_SHIFT;
         let end = (u64::from(extent) + 1) << shift;
-        self.chunks(u64::from(extent) << shift, end.min(self.config.layout.data_size).max(1))
+        self.chunks(u64::from(extent) << shift, end.min(self.size()).max(1))
     }
 
     /// Marks chunks as different at every other site.
@@ -396,7 +398,7 @@ impl Core {
     }
 
     fn packet(&mut self, class: Class, header: &[u8; crate::wire::HEADER_LEN], payload: Bytes) {
-        let size = self.config.layout.data_size;
+        let size = self.size();
         let Some((kind, own, from, fields)) = packet::decode(header, self.config.resource, size) else {
             return;
         };

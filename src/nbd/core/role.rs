@@ -277,7 +277,9 @@ impl Core {
         self.role_change = Change::Storing { ballot, missing };
         let fresh = self.draw();
         let former = self.store.wanted.current;
-        self.store.wanted.promote(missing, forced, self.config.layout.data_size, fresh);
+        let size = self.first_size();
+        self.store.wanted.promote(missing, forced, size, fresh);
+        self.limit_bitmaps();
         if !forced && former.has_data() && self.store.wanted.current != former {
             // Until the first answer it is only a claim, which must not stand against another site's.
             self.store.wanted.flags.set(DiskFlags::UNANSWERED, true);

@@ -28,7 +28,7 @@ impl Core {
             Request::Zeroes { offset, len, fua, .. } => (*offset, u64::from(*len), *fua),
             Request::Flush => return self.client_flush(id),
         };
-        let fits = offset.checked_add(len).is_some_and(|end| end <= self.config.layout.data_size);
+        let fits = offset.checked_add(len).is_some_and(|end| end <= self.size());
         if len == 0 || !fits {
             return self.out.push(Action::Reply(id, Err(Failure::Invalid)));
         }

@@ -6,7 +6,7 @@
 //! timer and the control socket.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -79,6 +79,8 @@ pub struct Mirror {
     begun: Instant,
     /// Reads may be answered from the local disk: as the core said last.
     reads_locally: AtomicBool,
+    /// Bytes that clients see.
+    size: AtomicU64,
     pub(super) counters: Counters,
 }
 
@@ -129,6 +131,7 @@ impl Mirror {
             link,
             begun,
             reads_locally: AtomicBool::new(false),
+            size: AtomicU64::new(0),
             counters: Counters::default(),
         });
         // The actions that the core wants at once.
@@ -220,6 +223,7 @@ impl Mirror {
                     info!("{}: this site is primary", self.name);
                     state.journal.add(None, "primary", "clients are served");
                     self.reads_locally.store(state.core.reads_at_once(), Ordering::Release);
+                    self.size.store(state.core.size(), Ordering::Release);
                     self.export.open(Arc::new(Served(Arc::clone(self))));
                 }
                 Action::Serve(false) => {
@@ -409,7 +413,7 @@ struct Served(Arc<Mirror>);
 
 impl Volume for Served {
     fn size(&self) -> u64 {
-        self.0.disk.size()
+        self.0.size.load(Ordering::Acquire)
     }
 
     fn submit(&self, request: Request, reply: Reply) {
