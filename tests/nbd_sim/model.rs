@@ -120,11 +120,15 @@ impl Model {
         }
     }
 
-    /// A resync has ended: the target has what the source has.
-    pub fn resynced(&mut self, source: usize, target: usize) {
-        for write in self.blocks.values_mut().flatten().filter(|write| write.holders >> source & 1 == 1) {
-            write.holders |= 1 << target;
-            write.lost &= !(1 << target);
+    /// A resync has ended, and the source's metadata say so: what it has counts as the target's, too, as far as it is in this
+    /// content of the target's disk.
+    pub fn resynced(&mut self, source: usize, target: usize, content: &[u64]) {
+        for (block, writes) in &mut self.blocks {
+            let is_there = |write: &&mut Write| content.get(*block as usize) == Some(&write.value);
+            for write in writes.iter_mut().filter(is_there).filter(|write| write.holders >> source & 1 == 1) {
+                write.holders |= 1 << target;
+                write.lost &= !(1 << target);
+            }
         }
     }
 

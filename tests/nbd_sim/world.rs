@@ -16,8 +16,8 @@ use crate::nbd::core::{
     Action, Command, Config, Core, Event, Mutation, Note, Refusal, Request, RequestId, Ticket, Tuning,
 };
 use crate::nbd::disk::format::{
-    ACTIVITY_START, ActivityRecord, Block, DiskFlags, EXTENT_SHIFT, Layout, SUPERBLOCK_BLOCKS, SlotFlags,
-    Superblock, tag_of,
+    ACTIVITY_START, ActivityRecord, Block, DiskFlags, EXTENT_SHIFT, Layout, SUPERBLOCK_BLOCKS, Slot,
+    SlotFlags, Superblock, tag_of,
 };
 use crate::nbd::mirror::choices::Policies;
 use crate::nbd::mirror::{Generation, Role};
@@ -81,6 +81,8 @@ pub struct Counts {
     /// A majority promoted a site while the old primary, without one, was still there.
     pub takeovers: u64,
     pub leaves: u64,
+    /// A person gave the changes of one of three sites up, of which two had crashed.
+    pub discards: u64,
 }
 
 impl Counts {
@@ -99,6 +101,7 @@ impl Counts {
             (&mut self.disk_failures, run.disk_failures),
             (&mut self.takeovers, run.takeovers),
             (&mut self.leaves, run.leaves),
+            (&mut self.discards, run.discards),
         ] {
             *sum += n;
         }
@@ -108,11 +111,11 @@ impl Counts {
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Counts { writes, flushes, cuts, in_superblock, in_log, in_eviction, in_promotion, .. } = self;
-        let Counts { resyncs, promotions, disk_failures, takeovers, leaves, .. } = self;
+        let Counts { resyncs, promotions, disk_failures, takeovers, leaves, discards, .. } = self;
         write!(
             f,
             "{writes} writes, {flushes} flushes, {resyncs} resyncs, {promotions} promotions, {takeovers} take-overs from a \
-             primary without a majority, {disk_failures} disk failures, {leaves} leaves; {cuts} crashes, of which inside an \
+             primary without a majority, {disk_failures} disk failures, {leaves} leaves, {discards} splits of three sites; {cuts} crashes, of which inside an \
              update of the superblock {in_superblock}, of the activity log {in_log}, an eviction {in_eviction}, a promotion \
              {in_promotion}"
         )
@@ -435,15 +438,7 @@ impl World {
                     self.notes.push((i, note.clone()));
                 }
                 match note {
-                    Note::Resynced(other) => {
-                        self.counts.resyncs += 1;
-                        let (source, is_target) = (usize::from(other.get()), |core: &Core| {
-                            core.peer_state(site_id(i)).is_some_and(|(_, part)| part == Part::Source)
-                        });
-                        if self.sites[source].core.as_ref().is_some_and(is_target) {
-                            self.model.resynced(source, i);
-                        }
-                    }
+                    Note::Resynced(_) => self.counts.resyncs += 1,
                     Note::DiskFailed(_) => self.counts.disk_failures += 1,
                     _ => {}
                 }
@@ -625,7 +620,21 @@ impl World {
             }
             Work::Sync(_) => Err(Failure::Io),
             Work::Store(blocks) => {
+                let targets = |meta: &Meta| {
+                    let slots = meta.superblock().map(|block| &block.slots[..]).unwrap_or_default();
+                    let is_target = |slot: &&Slot| slot.flags.contains(SlotFlags::SYNC_SOURCE);
+                    slots
+                        .iter()
+                        .filter(is_target)
+                        .fold(Mask(0), |mask, slot| mask | Mask::of(slot.site.unwrap().get()))
+                };
+                let before = targets(&site.meta);
                 site.meta.write(&blocks);
+                let ended = Mask(before.0 & !targets(&site.meta).0);
+                for target in (0..n).filter(|target| ended.contains(*target as u8)) {
+                    self.model.resynced(i, target, &self.sites[target].data.now);
+                }
+                let site = &mut self.sites[i];
                 let block = site.meta.superblock().cloned().unwrap_or_default();
                 let mut sources =
                     block.slots.iter().filter(|slot| slot.flags.contains(SlotFlags::SYNC_TARGET));
@@ -1045,6 +1054,9 @@ impl World {
             if self.failure.is_some() || self.is_equal() {
                 return;
             }
+            if n > 300 {
+                self.end_split();
+            }
             if n > 300 && (0..self.sites.len()).any(|i| self.flags(i).contains(DiskFlags::FAILED)) {
                 // The newest data was on the disk that failed: only a person can say that it is to be given up.
                 self.is_over = true;
@@ -1053,6 +1065,19 @@ impl World {
         }
         let states: Vec<_> = (0..self.sites.len()).map(|i| self.state(i)).collect();
         self.fail(format!("M6: not equal a minute after the last fault: {states:?}"));
+    }
+
+    /// Of three sites a follower has a generation in which its primary, for all it knows, answered; both lost their power, and
+    /// the others went on. What is served was compared with the reference: a person gives the follower's up.
+    fn end_split(&mut self) {
+        let Some(primary) = self.serving.filter(|_| self.sites.len() > 2) else { return };
+        for i in (0..self.sites.len()).filter(|i| *i != primary) {
+            let flags = self.sites[i].core.as_ref().map(|core| core.superblock().flags).unwrap_or_default();
+            if flags.contains(DiskFlags::SPLIT_BRAIN) && !flags.contains(DiskFlags::DISCARD) {
+                self.counts.discards += 1;
+                self.event(i, Event::Command(Command::Discard));
+            }
+        }
     }
 
     /// A site's role, sessions, flags and generations, for people.

@@ -120,7 +120,8 @@ pub struct Core {
     /// Sites that had the data and were lost: what is answered from now on belongs to a new generation.
     owed: Mask,
     claim: claim::Claim,
-    /// The version of the superblock that says whether there is a majority.
+    /// The version of the superblock that says whether there is a majority, or that a resync from here has ended: before it
+    /// is durable nothing is answered.
     quorum_in: u64,
     /// Sites that writes wait for, until they are back or a person says that they may go on.
     frozen: Mask,
