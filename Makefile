@@ -18,6 +18,7 @@ bin = $(CARGO_TARGET_DIR)/release
 doc = $(PREFIX)/share/doc/hadmd
 # Pacemaker looks in /usr/lib/ocf alone: with another prefix it takes a link there.
 ocf = $(PREFIX)/lib/ocf/resource.d/hadm
+fencing = $(PREFIX)/lib/hadm/fencing
 # Debian's zsh looks for what packages bring elsewhere than for what is installed by hand.
 zsh = $(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 
@@ -53,7 +54,7 @@ keepalived-test: ## the samples for keepalived with the real one, in network nam
 	tests/keepalived.sh $(CARGO_TARGET_DIR)/debug
 	tests/keepalived-disk.sh $(CARGO_TARGET_DIR)/debug
 
-ocf-test: ## the resource agent for Pacemaker without a cluster, with ocf-tester and crm_simulate where they are installed
+ocf-test: ## the resource agents for Pacemaker without a cluster, with ocf-tester and crm_simulate where they are installed
 	cargo build --locked
 	tests/ocf.sh $(CARGO_TARGET_DIR)/debug
 
@@ -192,7 +193,8 @@ install: ## install what `make build` built; PREFIX=/usr/local, SYSCONFDIR=/etc,
 	$(call put,644,$(doc)/openrc,etc/openrc/hadmd etc/openrc/hadm-nbd)
 	$(call put,644,$(doc)/keepalived,etc/keepalived/keepalived.conf etc/keepalived/mirror.conf)
 	$(call put,755,$(doc)/keepalived,etc/keepalived/hadm-disk)
-	$(call put,755,$(ocf),etc/ocf/hadm-disk)
+	$(call put,755,$(ocf),etc/ocf/hadm-disk etc/ocf/hadmd)
+	$(call put,755,$(fencing),etc/fencing/pacemaker)
 	$(call put,644,$(doc)/rsyslog,etc/rsyslog/hadmd.conf)
 	$(call put,644,$(doc)/logrotate,etc/logrotate/hadmd)
 	$(call put,644,$(doc)/prometheus,etc/prometheus/alerts.yml)
@@ -212,5 +214,6 @@ uninstall: ## remove what `make install` installed, but not the configuration
 	rm -f $(patsubst %,'$(DESTDIR)$(PREFIX)/lib/%',systemd/system/hadmd.service systemd/system/hadm-nbd.service sysusers.d/hadm.conf \
 		udev/rules.d/90-hadmd.rules)
 	rm -f '$(DESTDIR)$(zsh)/_hadmctl' '$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/hadmctl.fish'
-	rm -f '$(DESTDIR)$(ocf)/hadm-disk'
+	rm -f '$(DESTDIR)$(ocf)/hadm-disk' '$(DESTDIR)$(ocf)/hadmd'
+	rm -rf '$(DESTDIR)$(PREFIX)/lib/hadm'
 	rm -rf '$(DESTDIR)$(doc)'

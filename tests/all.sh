@@ -80,7 +80,7 @@ script() {
     esac
 }
 script "system logs" tests/system-logs.sh "${CARGO_TARGET_DIR:-target}/debug"
-script "resource agent" tests/ocf.sh "${CARGO_TARGET_DIR:-target}/debug"
+script "resource agents" tests/ocf.sh "${CARGO_TARGET_DIR:-target}/debug"
 script "package scripts" tests/deb-scripts.sh
 if cargo deny --version > /dev/null 2>&1; then
     check dependencies make -s deny
@@ -88,7 +88,7 @@ fi
 
 tool mandoc mandoc "manual pages" make -s man-lint
 tool shellcheck shellcheck "shell scripts" shellcheck -x tests/*.sh tests/vm/prepare.sh tests/vm/init etc/debian/* etc/init.d/hadmd etc/init.d/hadm-nbd \
-    etc/procd/hadmd.init etc/procd/hadm-nbd.init etc/openrc/hadmd etc/openrc/hadm-nbd etc/completion/hadmd etc/keepalived/hadm-disk etc/ocf/hadm-disk
+    etc/procd/hadmd.init etc/procd/hadm-nbd.init etc/openrc/hadmd etc/openrc/hadm-nbd etc/completion/hadmd etc/keepalived/hadm-disk etc/ocf/hadm-disk etc/ocf/hadmd etc/fencing/pacemaker
 if systemd-analyze --help 2> /dev/null | grep -q -e --offline; then
     check "systemd unit" systemd-analyze security --no-pager --offline=true --threshold=20 etc/systemd/hadmd.service
 else

@@ -1,6 +1,8 @@
 #!/bin/sh
-# The resource agent for Pacemaker, etc/ocf/hadm-disk, without a cluster: its metadata, and its exit status and promotion score for every
-# answer that hadm-nbd can give, none at all, and one that does not come. hadmctl and crm_attribute are played by scripts here.
+# The resource agents for Pacemaker without a cluster. etc/ocf/hadm-disk: its metadata, and its exit status and promotion score for every
+# answer that hadm-nbd can give, none at all, and one that does not come; hadmctl and crm_attribute are played by scripts here.
+# etc/ocf/hadmd: a life of each program that it starts, with the real ones. etc/fencing/pacemaker: its exit status and its constraint for
+# every state of the lost node, on a cluster's configuration in a file.
 # Where ocf-tester and xmllint are installed (Debian packages resource-agents, libxml2-utils), it has to pass that.
 # Where crm_verify and crm_simulate are installed (Debian package pacemaker-cli-utils), a cluster of two nodes is planned with the agent's
 # scores. Needs no root.
@@ -14,8 +16,10 @@ PATH=$PATH:/usr/sbin:/sbin
 . tests/wait-for.sh
 dir=$(mktemp -d "${TMPDIR:-/tmp}/hadmd-ocf.XXXXXX")
 pid=
-trap '[ -z "$pid" ] || { kill -CONT "$pid"; end_all 8 "$pid"; } 2> /dev/null; rm -rf "$dir"' EXIT
+trap '[ -z "$pid$(started)" ] || { kill -CONT $pid $(started); end_all 8 $pid $(started); } 2> /dev/null; rm -rf "$dir"' EXIT
 trap 'exit 130' INT TERM HUP
+# What the agent started in this folder.
+started() { pgrep -f -- "--control $dir/run/" || :; }
 fail() { echo "ocf: $1" >&2; cat "$dir/out" >&2 2> /dev/null || :; exit 1; }
 
 mkdir "$dir/bin"
@@ -27,7 +31,7 @@ case " \$* " in
     *" status "*)
         [ "\$status" != hang ] || exec sleep 60
         [ "\$status" = 0 ] || { echo "hadmctl: status \$status"; exit "\$status"; }
-        echo '{"attached":true,"resources":[{"id":0,"name":"data","site":0,"role":"'"\$role"'","follows":1,"disk":"'"\$disk"'","peers":[{"site":1,"said":"a \\\\"role\\\\": \\\\"primary\\\\" of it"}],"sentence":"data"}]}'
+        echo '{"attached":true,"resources":[{"id":0,"name":"data","site":0,"role":"'"\$role"'","follows":1,"disk":"'"\$disk"'","peers":[{"site":1,"in_sync":'"\$(cat "$dir/in_sync")"',"said":"a \\\\"role\\\\": \\\\"primary\\\\" of it"}],"sentence":"data"}]}'
         ;;
     *" primary "* | *" secondary "*)
         [ ! -e "$dir/refuse" ] || { echo "hadmctl: site 1 is primary: make it secondary first"; exit 5; }
@@ -42,15 +46,21 @@ cat > "$dir/bin/crm_attribute" << LINES
 case " \$* " in *" --delete "*) echo none ;; *) echo "\$5" ;; esac > "$dir/score"
 # --promotion --lifetime reboot --update SCORE
 LINES
+cat > "$dir/bin/fencing" << LINES
+#!/bin/sh
+echo "\$HADM_RESOURCE \$*" >> "$dir/fencing.log"
+LINES
+echo true > "$dir/in_sync"
 chmod 755 "$dir"/bin/*
 export PATH="$dir/bin:$PATH" HA_RSCTMP="$dir/tmp" OCF_RESOURCE_INSTANCE=data:0 OCF_RESKEY_resource=data OCF_RESKEY_ask_timeout=1
 export OCF_RESKEY_hadmctl="$dir/bin/hadmctl" OCF_RESKEY_CRM_meta_interval=10000 OCF_RESKEY_CRM_meta_notify_type=post
 
+agent=hadm-disk
 # expect ACTION STATUS SCORE: the score that it sets, "-" where it sets none.
 expect() {
     rm -f "$dir/score"
     status=0
-    etc/ocf/hadm-disk "$1" > "$dir/out" 2>&1 || status=$?
+    etc/ocf/$agent "$1" > "$dir/out" 2>&1 || status=$?
     [ "$status" = "$2" ] || fail "$(cat "$dir/state"): $1 ends with $status, not $2"
     score=-
     [ ! -e "$dir/score" ] || score=$(cat "$dir/score")
@@ -106,6 +116,16 @@ is 0 primary up to date; expect demote 1 -
 expect stop 1 -
 rm "$dir/refuse"
 
+# A primary in sync has the constraint removed, and nobody else.
+export OCF_RESKEY_fencing="$dir/bin/fencing"
+rm -f "$dir/fencing.log"
+is 0 secondary up to date; expect start 0 1000; expect monitor 0 1000
+echo false > "$dir/in_sync"; is 0 primary up to date; expect monitor 8 10000
+[ ! -e "$dir/fencing.log" ] || fail "a constraint is removed that is needed"
+echo true > "$dir/in_sync"; expect monitor 8 10000
+[ "$(cat "$dir/fencing.log")" = "data remove" ] || fail "no constraint is removed"
+export OCF_RESKEY_fencing="$dir/none"
+
 # Wrong parameters and actions.
 OCF_RESKEY_resource='' expect validate-all 6 -
 OCF_RESKEY_resource='a b' expect monitor 6 -
@@ -151,7 +171,7 @@ planned() {
         </primitive>
       </clone>
     </resources>
-    <constraints/>
+    <constraints>${constraint:-}</constraints>
   </configuration>
   <status>$(node 1 left "$1") $(node 2 right "$2")</status>
 </cib>
@@ -169,9 +189,44 @@ if command -v crm_simulate > /dev/null && command -v crm_verify > /dev/null; the
     planned none 5 right
     planned 1000 none left
     planned none none none
+    # The constraint of the fencing handler at right outweighs every score.
+    here='<expression id="e" attribute="#uname" operation="ne" value="right"/>'
+    constraint="<rsc_location id=\"c\" rsc=\"disk-clone\"><rule id=\"here\" role=\"Promoted\" score=\"-INFINITY\">$here</rule></rsc_location>"
+    planned 1000 10 right
+    planned 10000 none none
+    constraint=
     echo "ocf: crm_simulate promotes the freshest disk, and none that is known to be bad"
 else
     echo "ocf: SKIPPED: crm_verify and crm_simulate are not installed (Debian package pacemaker-cli-utils)"
+fi
+
+# handled IN_CCM CRMD EXPECTED STATUS: the fencing handler's exit status for that state of the lost node.
+handled() {
+    sed "s|<status>.*|<status><node_state id=\"2\" uname=\"right\" in_ccm=\"$1\" crmd=\"$2\" join=\"member\" expected=\"$3\"/></status></cib>|
+        /<cib /s|crm_feature_set=\"[^\"]*\"|crm_feature_set=\"3.0.14\"|; /^<\/cib>/d; s|<constraints>.*|<constraints>${constraint:-}</constraints>|" \
+        "$dir/cib.xml" > "$dir/fence.xml"
+    status=0
+    (unset OCF_RESOURCE_INSTANCE; CIB_file="$dir/fence.xml" HADM_RESOURCE=${5:-data} HADM_RESOURCE_ID=0 HADM_LOST_HOSTS=right HADM_FENCE_PATIENCE=2 HADM_FENCE_NOTICE=1 \
+        etc/fencing/pacemaker) > "$dir/out" 2>&1 || status=$?
+    [ "$status" = "$4" ] || fail "the fencing handler ends with $status, not $4, for in_ccm $1, crmd $2, expected $3"
+}
+placed() { grep -q 'rsc_location id="hadm-fence-data"' "$dir/fence.xml"; }
+if command -v cibadmin > /dev/null && [ -e "$dir/cib.xml" ]; then
+    handled false offline down 7; placed || fail "no constraint"
+    CIB_file="$dir/fence.xml" HADM_RESOURCE=data etc/fencing/pacemaker remove > "$dir/out" 2>&1 || fail "the constraint is not removed"
+    ! placed || fail "the constraint is not removed"
+    handled 0 0 down 7
+    handled true online member 4; placed || fail "no constraint"
+    handled false offline member 5; ! placed || fail "a constraint for a node that may be primary"
+    handled true offline member 5
+    handled false offline down 5 other
+    constraint='<rsc_location id="hadm-fence-data" rsc="disk-clone"><rule id="r" role="Promoted" score="-INFINITY"><expression id="e" attribute="#uname" operation="ne" value="right"/></rule></rsc_location>'
+    handled false offline down 6
+    handled true online member 6
+    constraint=
+    echo "ocf: the fencing handler succeeds only for a node that is off, or that gets its constraint"
+else
+    echo "ocf: SKIPPED: the fencing handler, for want of cibadmin (Debian package pacemaker-cli-utils)"
 fi
 
 # A real hadm-nbd, alone: it answers in the words that were played above, refuses a promotion, hangs, and is gone.
@@ -198,3 +253,63 @@ end_all 8 $pid
 pid=
 expect monitor 7 none
 echo "ocf: hadm-disk has the right status and score for every answer"
+
+# The agent for the daemons.
+agent=hadmd
+unset OCF_RESKEY_control
+address=127.$(($$ / 65536 % 100 + 100)).$(($$ / 256 % 256)).$(($$ % 256))
+sed -i "s|<serverip>127.0.0.1|<serverip>$address|" "$dir/mirror.xml"
+export OCF_RESKEY_config="$dir/mirror.xml" OCF_RESKEY_ask_timeout=5
+life() {
+    : > "$dir/state"
+    export OCF_RESKEY_control="$dir/run/$1.sock" OCF_RESKEY_binary="$bin/$1" OCF_RESKEY_options="$2"
+    expect monitor 7 -
+    expect stop 0 -
+    expect start 0 -
+    expect start 0 -
+    expect monitor 0 -
+    expect reload 0 -
+    process=$(started)
+    [ "$(echo "$process" | wc -w)" = 1 ] || fail "not one $1 runs: $process"
+    # One that hangs is a failure, and is ended all the same.
+    kill -STOP "$process"
+    OCF_RESKEY_ask_timeout=1 expect monitor 1 -
+    OCF_RESKEY_ask_timeout=1 OCF_RESKEY_CRM_meta_timeout=4000 expect stop 0 -
+    expect start 0 -
+    process=$(started)
+    rm "$dir/run/$1.sock"
+    [ "$1" = hadmd ] || expect monitor 1 -
+    kill -9 "$process"
+    wait_for 10 sh -c "! kill -0 $process 2> /dev/null" || fail "$1 lives on"
+    expect monitor 7 -
+    expect start 0 -
+    expect stop 0 -
+    expect monitor 7 -
+    [ -z "$(started)" ] || fail "$1 runs on"
+}
+life hadmd "--no-kmod-check --hostname left --log stderr"
+# The option is one of the program, not of its command.
+sed -i "s|<hostname>left|<hostname>$(hostname)|" "$dir/mirror.xml"
+life hadm-nbd "--log stderr --sockets $dir"
+OCF_RESKEY_control=run expect validate-all 6 -
+OCF_RESKEY_binary=$bin/hadmctl expect validate-all 6 -
+OCF_RESKEY_binary=$dir/hadmd expect start 5 -
+OCF_RESKEY_config=$dir/none.xml expect start 6 -
+OCF_RESKEY_config=$dir/none.xml expect stop 0 -
+OCF_RESKEY_ask_timeout=x expect monitor 6 -
+expect promote 3 -
+export OCF_RESKEY_binary="$bin/hadmd" OCF_RESKEY_control="$dir/run/hadmd.sock" OCF_RESKEY_options="--no-kmod-check --log stderr"
+echo "<hadm>" > "$dir/bad.xml"
+OCF_RESKEY_config=$dir/bad.xml expect start 6 -
+grep -q "ocf-exit-reason:.*bad.xml" "$dir/out" || fail "no reason for the faulty configuration"
+expect meta-data 0 -
+for action in start stop monitor reload validate-all meta-data; do
+    grep -q "<action name=\"$action\"" "$dir/out" || fail "the metadata lack $action"
+done
+if command -v ocf-tester > /dev/null && command -v xmllint > /dev/null; then
+    (unset OCF_RESOURCE_INSTANCE
+    ocf-tester -n daemon -o binary="$OCF_RESKEY_binary" -o control="$OCF_RESKEY_control" -o options="$OCF_RESKEY_options" \
+        -o config="$dir/mirror.xml" -o hadmctl="$bin/hadmctl" "$PWD/etc/ocf/hadmd") > "$dir/out" 2>&1 || fail "ocf-tester fails"
+    echo "ocf: hadmd passes ocf-tester"
+fi
+echo "ocf: hadmd starts, watches and ends both daemons"

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::element::Element;
 use super::value::{Wanted, absolute, choice, place, whole};
@@ -28,7 +28,11 @@ pub(super) const NAMES: [&str; 15] = [
     "splitbrain2",
     "splitbrainhelper",
     "fencing",
+    "fencepeer",
 ];
+
+/// The handler where `fencing` asks for one and `fencepeer` names none.
+const FENCE_PEER: &str = "/etc/hadm/fence-peer";
 
 /// The most connections, and the default: enough for 16 clients of 4 connections each.
 const CLIENTS: u32 = 64;
@@ -71,8 +75,22 @@ pub struct Mirror {
     pub split_brain: SplitBrain,
     /// The program that is called when a policy says so (`splitbrainhelper`).
     pub helper: Option<PathBuf>,
-    /// The program that stops a lost site, and reports whether it did (`fencing`).
-    pub fencing: Option<PathBuf>,
+    /// The way to exclude a lost site before a primary goes on, or a site becomes primary (`fencing`).
+    pub fencing: Fencing,
+    /// The program that stops a lost site, and reports whether it did (`fencepeer`, default `/etc/hadm/fence-peer`).
+    pub fence_peer: PathBuf,
+}
+
+/// Element `fencing`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fencing {
+    /// Nothing.
+    #[default]
+    None,
+    /// The handler is called; a primary goes on when it has ended, as `onloss` says if it has failed.
+    ResourceOnly,
+    /// The handler is called; a primary goes on only when it has succeeded.
+    ResourceAndStonith,
 }
 
 /// Element `flush`.
@@ -187,8 +205,21 @@ impl Default for Mirror {
             active_extents: *ACTIVE_EXTENTS.end(),
             split_brain: SplitBrain::default(),
             helper: None,
-            fencing: None,
+            fencing: Fencing::None,
+            fence_peer: FENCE_PEER.into(),
         }
+    }
+}
+
+impl Mirror {
+    /// Returns the fencing handler, if one is to be called.
+    pub fn fencing_handler(&self) -> Option<&Path> {
+        (self.fencing != Fencing::None).then_some(&self.fence_peer)
+    }
+
+    /// Returns true if a primary that lost a site waits for it, unless the fencing handler excluded it.
+    pub fn freezes(&self) -> bool {
+        self.on_loss == OnLoss::Freeze || self.fencing == Fencing::ResourceAndStonith
     }
 }
 
@@ -221,7 +252,8 @@ pub(super) fn read(el: Element<'_>, outer: &Mirror) -> Option<Mirror> {
     let one = el.get_or("splitbrain1", policies.one, one_primary());
     let two = el.get_or("splitbrain2", policies.two, two_primaries());
     let helper = el.get_or("splitbrainhelper", outer.helper.clone(), |value| program(value).map(Some));
-    let fencing = el.get_or("fencing", outer.fencing.clone(), |value| program(value).map(Some));
+    let fence_peer = el.get_or("fencepeer", outer.fence_peer.clone(), program);
+    let (fencing, named) = el.get_or("fencing", (outer.fencing, None), fencing)?;
     if let Some(None) = helper {
         let calls = [
             el.find("splitbrain1").filter(|_| one == Some(OnePrimary::CallHelper)),
@@ -244,7 +276,8 @@ pub(super) fn read(el: Element<'_>, outer: &Mirror) -> Option<Mirror> {
         active_extents: active_extents?,
         split_brain: SplitBrain { zero: zero?, one: one?, two: two? },
         helper: helper?,
-        fencing: fencing?,
+        fencing,
+        fence_peer: named.or(fence_peer)?,
     })
 }
 
@@ -261,6 +294,21 @@ fn listener(value: &str) -> Result<SocketAddr, Wanted> {
 /// Parses the path of a program, without arguments.
 fn program(value: &str) -> Result<PathBuf, Wanted> {
     absolute(value).map_err(|_| "the whole path of a program, such as /etc/hadm/fence".into())
+}
+
+/// Parses the way to exclude a lost site. The path of a program stands for `resource-only` with that handler.
+fn fencing(value: &str) -> Result<(Fencing, Option<PathBuf>), Wanted> {
+    if let Ok(handler) = program(value) {
+        return Ok((Fencing::ResourceOnly, Some(handler)));
+    }
+    let words = [
+        ("none", Fencing::None),
+        ("resource-only", Fencing::ResourceOnly),
+        ("resource-and-stonith", Fencing::ResourceAndStonith),
+    ];
+    let wanted =
+        "none, resource-only, resource-and-stonith, or the whole path of a program, such as /etc/hadm/fence";
+    Ok((choice(words, wanted)(value)?, None))
 }
 
 /// Parses bytes, or KiB, MiB or GiB with their letter.

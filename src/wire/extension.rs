@@ -158,12 +158,14 @@ impl Extension {
         if self.parts.is_empty() || other.parts.is_empty() {
             return Vec::new();
         }
-        let lacking = |side: &Extension, part: &PartDigest| !side.parts.contains(part);
-        let here = self.parts.iter().filter(|part| lacking(other, part));
-        let there = other.parts.iter().filter(|part| lacking(self, part));
-        let mut differing: Vec<ConfigPart> = here.chain(there).map(|(part, _)| *part).collect();
-        differing.sort_unstable();
-        differing.dedup();
+        let mut differing = Vec::new();
+        for (side, opposite) in [(self, other), (other, self)] {
+            for part in side.parts.iter().filter(|part| !opposite.parts.contains(part)) {
+                if !differing.contains(&part.0) {
+                    differing.push(part.0);
+                }
+            }
+        }
         differing
     }
 

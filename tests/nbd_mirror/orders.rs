@@ -121,14 +121,17 @@ fn the_fencing_handler_decides_whether_a_site_is_promoted() {
     let handler = pair.dir.path.join("fence");
     let (calls, status) = (pair.dir.path.join("calls"), pair.dir.path.join("status"));
     let script = format!(
-        "#!/bin/sh\necho \"$HADM_RESOURCE $HADM_RESOURCE_ID $HADM_SITE $HADM_LOST_SITE\" >> {}\nexit $(cat {})\n",
+        "#!/bin/sh\necho \"$HADM_RESOURCE $HADM_RESOURCE_ID $HADM_SITE $HADM_LOST_SITE $HADM_LOST_HOSTS ${{#HADM_GENERATION}}\" >> {}\nexit $(cat {})\n",
         calls.display(),
         status.display()
     );
     fs::write(&handler, script).unwrap();
     fs::set_permissions(&handler, fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(&status, "5").unwrap();
-    pair.configure(&format!("<fencing>{}</fencing>", handler.display()));
+    pair.configure(&format!(
+        "<fencing>resource-and-stonith</fencing><fencepeer>{}</fencepeer>",
+        handler.display()
+    ));
     pair.all().for_each(|site| pair.init(site, &["--clean"]));
     pair.all().for_each(|site| pair.start_site(site));
     pair.wait_in_sync();
@@ -146,7 +149,10 @@ fn the_fencing_handler_decides_whether_a_site_is_promoted() {
     fs::write(&status, "4").unwrap();
     pair.hadmctl(1, &["primary", "data"]).unwrap();
     let called = fs::read_to_string(&calls).unwrap();
-    assert!(called.lines().count() >= 3 && called.lines().all(|line| line == "data 0 1 0"), "{called}");
+    assert!(
+        called.lines().count() >= 3 && called.lines().all(|line| line == "data 0 1 0 a0 16"),
+        "{called}"
+    );
     let why = pair.hadmctl(1, &["why", "data"]).unwrap();
     assert!(why.contains("site 0: fencing: it cannot go on as primary"), "{why}");
     let mut client = pair.client(1);

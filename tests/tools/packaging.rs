@@ -258,6 +258,8 @@ fn uninstall_leaves_the_configuration_and_nothing_else() {
         "/usr/local/bin/hadmctl",
         "/usr/local/sbin/hadmctl",
         "/usr/local/lib/ocf/resource.d/hadm/hadm-disk",
+        "/usr/local/lib/ocf/resource.d/hadm/hadmd",
+        "/usr/local/lib/hadm/fencing/pacemaker",
         "/usr/local/share/doc/hadmd/openrc/hadmd",
         "/usr/local/share/doc/hadmd/keepalived/hadm-disk",
         "/usr/local/share/doc/hadmd/keepalived/mirror.conf",

@@ -3,7 +3,9 @@
 //! Rows as in the parent.
 
 use super::*;
-use crate::config::mirror::{Flush, Mirror, NoPrimary, OnError, OnLoss, OnePrimary, Quorum, TwoPrimaries};
+use crate::config::mirror::{
+    Fencing, Flush, Mirror, NoPrimary, OnError, OnLoss, OnePrimary, Quorum, TwoPrimaries,
+};
 
 fn mirror(xml: &str) -> Mirror {
     config("</protocol>", &format!("</protocol>{xml}")).resources.remove(0).runsites.remove(0).mirror
@@ -32,7 +34,8 @@ fn every_element_is_read() {
     let policies = read.split_brain;
     assert_eq!(policies.zero, NoPrimary::DiscardSite(31.try_into().unwrap()));
     assert_eq!((policies.one, policies.two), (OnePrimary::CallHelper, TwoPrimaries::Violently));
-    assert_eq!((read.helper, read.fencing), (Some("/bin/helper".into()), Some("/bin/fence".into())));
+    assert_eq!((&read.helper, read.fencing), (&Some("/bin/helper".into()), Fencing::ResourceOnly));
+    assert_eq!(read.fencing_handler(), Some("/bin/fence".as_ref()));
     assert_eq!(mirror("<nbd>[::1]:1</nbd>").nbd, Some("[::1]:1".parse().unwrap()));
 }
 
@@ -43,6 +46,33 @@ fn what_stands_in_the_resource_holds_for_its_runsites_unless_they_say_otherwise(
     let inner = outer.replace("</protocol>", "</protocol><onloss>continue</onloss>");
     let read = load(&inner).unwrap().config.resources.remove(0).runsites.remove(0).mirror;
     assert_eq!((read.flush, read.on_loss), (Flush::Local, OnLoss::Continue));
+}
+
+#[test]
+fn a_fencing_policy_has_a_handler_and_a_say_in_what_waits() {
+    let of = |xml: &str| {
+        let read = mirror(xml);
+        (read.fencing_handler().map(ToOwned::to_owned), read.freezes())
+    };
+    assert_eq!(of("<fencing>none</fencing><fencepeer>/bin/fence</fencepeer>"), (None, false));
+    assert_eq!(of("<fencing>resource-only</fencing>"), (Some("/etc/hadm/fence-peer".into()), false));
+    let both = "<fencepeer>/bin/fence</fencepeer>";
+    assert_eq!(
+        of(&format!("<fencing>resource-and-stonith</fencing>{both}")),
+        (Some("/bin/fence".into()), true)
+    );
+    assert_eq!(
+        of(&format!("<fencing>resource-only</fencing><onloss>freeze</onloss>{both}")),
+        (Some("/bin/fence".into()), true)
+    );
+    // The policy of all sites, the handler of one, and the other way round.
+    let outer = edited("</name>\n      <runsites>", "</name><fencing>resource-only</fencing><runsites>");
+    let read = |text: &str| load(text).unwrap().config.resources.remove(0).runsites.remove(0).mirror;
+    let inner = read(&outer.replace("</protocol>", &format!("</protocol>{both}")));
+    assert_eq!(inner.fencing_handler(), Some("/bin/fence".as_ref()));
+    let outer = edited("</name>\n      <runsites>", "</name><fencing>/bin/fence</fencing><runsites>");
+    let inner = read(&outer.replace("</protocol>", "</protocol><fencing>resource-and-stonith</fencing>"));
+    assert_eq!((inner.fencing_handler(), inner.freezes()), (Some("/bin/fence".as_ref()), true));
 }
 
 /// The daemon uses none of it: peers of another version must not see another configuration.
@@ -94,7 +124,11 @@ fn each_slip_is_named_with_its_place_and_the_remedy() {
     );
     wrong(
         "<fencing>fence</fencing>",
-        r#"36:10: <fencing> is "fence": it must be the whole path of a program, such as /etc/hadm/fence"#,
+        r#"36:10: <fencing> is "fence": it must be none, resource-only, resource-and-stonith, or the whole path of a program, such as /etc/hadm/fence"#,
+    );
+    wrong(
+        "<fencepeer>fence</fencepeer>",
+        r#"36:12: <fencepeer> is "fence": it must be the whole path of a program, such as /etc/hadm/fence"#,
     );
     wrong(
         "<resyncrate>1M</resyncrate>\n<resyncmin>2M</resyncmin>",

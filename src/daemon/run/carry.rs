@@ -243,16 +243,15 @@ impl Coordinator {
             "{name}: connected ({how} {}; {who}{encrypted}{compress})",
             link.source
         );
-        if let Some((here, there)) = ours.digest.zip(theirs.and_then(|theirs| theirs.digest))
-            && here != there
-        {
-            let differing = theirs.map(|theirs| ours.differences(theirs)).unwrap_or_default();
-            let differing: String = differing.iter().map(|part| format!(", {part} differs")).collect();
-            let (there, here) = (hex(&there), hex(&here));
-            warn!(
-                "{name} has another configuration{differing}: its digest is {there}, here it is {here}; compare the files"
-            );
-        }
+        let Some(theirs) = theirs.filter(|theirs| ours.has_same_config(theirs) == Some(false)) else {
+            return;
+        };
+        let differing: String =
+            ours.differences(theirs).iter().map(|part| format!(", {part} differs")).collect();
+        let [here, there] = [ours.digest, theirs.digest].map(|digest| hex(&digest.unwrap_or_default()));
+        warn!(
+            "{name} has another configuration{differing}: its digest is {there}, here it is {here}; compare the files"
+        );
     }
 
     /// Reports once each peer that has to call and does not.

@@ -5,7 +5,6 @@
 //! the daemon itself, as it would by itself a little later. Peers with larger ids may not be called; only their port
 //! is tried.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -178,22 +177,15 @@ fn local(running: &Running, waiting: &[Wait], peers: &[PeerStatus]) -> Vec<Check
 
 /// Returns a result for the log of each resource that other sites have, too: exactly one node here has to own it.
 fn logs(running: &Running, peers: &[PeerStatus], interfaces: &[Interface]) -> Vec<CheckResult> {
-    let resources: BTreeMap<ResourceId, &PeerStatus> = peers
-        .iter()
-        .filter_map(|peer| match peer.peer {
-            PeerKey::Site(resource, _) => Some((resource, peer)),
-            PeerKey::Node(_) => None,
-        })
-        .collect();
     let nodes = || peers.iter().filter(|peer| matches!(peer.peer, PeerKey::Node(_)) && peer.connected);
-    let of = |(id, site): (&ResourceId, &&PeerStatus)| {
+    let of = |id: ResourceId, site: &PeerStatus| {
         let resource = match &site.resource_name {
             Some(name) => format!("{id} ({name})"),
             None => id.to_string(),
         };
         let address = site.from.map(|address| address.to_string()).unwrap_or_default();
-        let is_here = running.owned.contains(id);
-        let owns = |peer: &&PeerStatus| peer.owned.as_ref().is_some_and(|owned| owned.contains(id));
+        let is_here = running.owned.contains(&id);
+        let owns = |peer: &&PeerStatus| peer.owned.as_ref().is_some_and(|owned| owned.contains(&id));
         let mut owners: Vec<String> = nodes().filter(owns).map(PeerStatus::label).collect();
         if is_here {
             owners.insert(0, "this node".into());
@@ -233,7 +225,17 @@ fn logs(running: &Running, peers: &[PeerStatus], interfaces: &[Interface]) -> Ve
             ),
         }
     };
-    resources.iter().map(of).collect()
+    let mut results = Vec::new();
+    let mut last = None;
+    for peer in peers {
+        // Sites stand by resource.
+        if let PeerKey::Site(resource, _) = peer.peer {
+            if last.replace(resource) != Some(resource) {
+                results.push(of(resource, peer));
+            }
+        }
+    }
+    results
 }
 
 /// Returns true if this machine has the address. It has all of 127.0.0.0/8, though no interface lists it.

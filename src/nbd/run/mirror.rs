@@ -5,7 +5,6 @@
 //! core asks for on one link, nor answer anybody but by the core's word. Called by the NBD server, the attached links, the
 //! timer and the control socket.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -50,7 +49,7 @@ pub(super) struct State {
     pub linked: Mask,
     pub held: Mask,
     /// The program that excludes a lost site.
-    pub fencing: Option<PathBuf>,
+    pub fencing: Option<fencing::Handler>,
     /// Its latest events, for people.
     pub journal: Journal,
     /// The times that the other sites take.
@@ -315,10 +314,18 @@ impl Mirror {
 
     /// Has the fencing handler called by a thread of its own.
     fn fence(self: &Arc<Self>, site: SiteId) {
-        let handler = self.lock().fencing.clone();
+        let state = self.lock();
+        let (handler, generation) = (state.fencing.clone(), state.core.superblock().current);
+        drop(state);
         let mirror = Arc::clone(self);
         let job = move || {
-            let call = fencing::Call { resource: &mirror.name, id: mirror.id, own: mirror.site, lost: site };
+            let call = fencing::Call {
+                resource: &mirror.name,
+                id: mirror.id,
+                own: mirror.site,
+                lost: site,
+                generation,
+            };
             let status = handler.map_or(fencing::FAILED, |handler| fencing::call(&handler, &call));
             mirror.handle(Event::Fenced(site, status));
         };

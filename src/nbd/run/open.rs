@@ -9,11 +9,10 @@ use std::time::Instant;
 
 use log::warn;
 
+use super::fencing::Handler;
 use super::link::Link;
 use super::mirror::Mirror;
-use crate::config::mirror::{
-    Flush, NoPrimary, OnError, OnLoss, OnePrimary, Quorum, SplitBrain, TwoPrimaries,
-};
+use crate::config::mirror::{Flush, NoPrimary, OnError, OnePrimary, Quorum, SplitBrain, TwoPrimaries};
 use crate::config::{Config, Protocol, Resource, RunSite};
 use crate::nbd::core::{self, Core, Found, Tuning};
 use crate::nbd::disk::data::{DataDisk, UNIT};
@@ -87,7 +86,11 @@ pub fn open(config: &Config, resource: &Resource, link: &Arc<Link>) -> Result<Ar
     let mirror =
         Mirror::start((resource.id, name.clone()), site, peers, core, (disk, store), Arc::clone(link), begun)
             .map_err(|error| format!("resource {name:?}: its threads cannot be started: {error}"))?;
-    mirror.lock().fencing.clone_from(&here.mirror.fencing);
+    let handler = Handler::new(config, resource, here);
+    if let Some(handler) = &handler {
+        handler.look(name);
+    }
+    mirror.lock().fencing = handler;
     Ok(mirror)
 }
 
@@ -111,8 +114,8 @@ pub(super) fn opposed(resource: &Resource) -> Option<String> {
 pub(super) fn tuning(config: &Config, resource: &Resource, here: &RunSite) -> Result<Tuning, String> {
     Ok(Tuning {
         slow: config.slow_timeout,
-        freeze: here.mirror.on_loss == OnLoss::Freeze,
-        can_fence: here.mirror.fencing.is_some(),
+        freeze: here.mirror.freezes(),
+        can_fence: here.mirror.fencing_handler().is_some(),
         flush_local: here.mirror.flush == Flush::Local,
         stop_on_error: here.mirror.on_error == OnError::Stop,
         resync_rate: here.mirror.resync_rate.unwrap_or(0),

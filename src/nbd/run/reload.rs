@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use log::{info, warn};
 
+use super::fencing::Handler;
 use super::mirror::Mirror;
 use super::open::{opposed, tuning};
 use super::shared::Shared;
@@ -70,15 +71,20 @@ fn take(mirror: &Arc<Mirror>, old: &Config, fresh: &Config) -> bool {
         warn!("reload: refused: {why}");
         return false;
     }
+    let handler = Handler::new(fresh, &is, &here);
+    let is_handler_new = mirror.lock().fencing != handler;
     match (tuning(old, &was, &was_here), tuning(fresh, &is, &here)) {
         (_, Err(why)) => {
             warn!("reload: refused: {why}");
             return false;
         }
-        (was, Ok(tuning)) if was != Ok(tuning) => {
+        (was, Ok(tuning)) if is_handler_new || was != Ok(tuning) => {
+            if let Some(handler) = &handler {
+                handler.look(name);
+            }
             let mut state = mirror.lock();
             state.core.tune(tuning);
-            state.fencing.clone_from(&now.fencing);
+            state.fencing = handler;
             drop(state);
             mirror.record(None, "reload", "rates, patience or policies have changed");
             info!("reload: resource {name:?}: changed");
