@@ -12,7 +12,7 @@ use super::value::{Wanted, absolute, choice, place, whole};
 use crate::wire::SiteId;
 
 /// The elements of this file.
-pub(super) const NAMES: [&str; 15] = [
+pub(super) const NAMES: [&str; 16] = [
     "nbd",
     "nbdclients",
     "nbdmemory",
