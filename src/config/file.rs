@@ -215,6 +215,7 @@ fn read_root(root: Element<'_>, hostname: &str, resolve: &Resolver<'_>, key_file
         max_packet: global.max_packet,
         slow_timeout: global.slow_timeout,
         busy_poll: global.busy_poll,
+        zero_copy: global.zero_copy,
         peer_addr: global.peer_addr,
         kernel_user: global.kernel_user,
         keys: global.keys,

@@ -12,7 +12,7 @@ use super::model::{KernelUser, PeerAddr};
 use super::value::{Resolver, absolute, choice, own_address, place, port, seconds, whole};
 
 /// The elements of `global`, both spellings of the heartbeat's among them.
-pub const GLOBAL_ELEMENTS: [&str; 13] = [
+pub const GLOBAL_ELEMENTS: [&str; 14] = [
     "serverip",
     "serverport",
     "kmodport",
@@ -22,6 +22,7 @@ pub const GLOBAL_ELEMENTS: [&str; 13] = [
     "maxpacket",
     "slowtimeout",
     "busypoll",
+    "zerocopy",
     "peeraddr",
     "kerneluser",
     "authkey",
@@ -41,6 +42,7 @@ pub(super) struct Global {
     pub(super) max_packet: u32,
     pub(super) slow_timeout: Duration,
     pub(super) busy_poll: Duration,
+    pub(super) zero_copy: bool,
     pub(super) peer_addr: PeerAddr,
     pub(super) kernel_user: KernelUser,
     pub(super) keys: Option<Keys>,
@@ -66,6 +68,7 @@ pub(super) fn read<'a>(
     let max_packet = global.get_or("maxpacket", MAX_PACKET, whole(1 << 10..=1 << 30));
     let slow_timeout = global.get_or("slowtimeout", SLOW_TIMEOUT, seconds("0.1", "3600"));
     let busy_poll = global.get_or("busypoll", 0, whole(0..=BUSY_POLL_MAX));
+    let zero_copy = global.get_or("zerocopy", true, choice([("on", true), ("off", false)], "on or off"));
     let words = [("strict", PeerAddr::Strict), ("any", PeerAddr::Any)];
     let peer_addr = global.get_or("peeraddr", PeerAddr::default(), choice(words, "strict or any"));
     let kernel_user = global.get_or("kerneluser", KernelUser::default(), kernel_user);
@@ -88,6 +91,7 @@ pub(super) fn read<'a>(
         max_packet: max_packet?,
         slow_timeout: slow_timeout?,
         busy_poll: Duration::from_micros(busy_poll?.into()),
+        zero_copy: zero_copy?,
         peer_addr: peer_addr?,
         kernel_user: kernel_user?,
         keys: keys?,

@@ -27,6 +27,8 @@ pub struct Config {
     pub slow_timeout: Duration,
     /// Time for which a reader looks for further bytes before it sleeps (`busypoll`, at most 1 ms, default 0).
     pub busy_poll: Duration,
+    /// True if large packets may go from link to link without a copy (`zerocopy`, default on).
+    pub zero_copy: bool,
     /// The rule whether a caller must come from its configured address (`peeraddr`).
     pub peer_addr: PeerAddr,
     /// The users that may attach as the kernel module (`kerneluser`).

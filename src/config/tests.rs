@@ -80,6 +80,7 @@ fn a_valid_file_is_read_from_the_local_nodes_view() {
         (Duration::from_secs(1), Duration::from_secs(10))
     );
     assert_eq!((config.peer_addr, config.busy_poll), (PeerAddr::Any, Duration::ZERO));
+    assert!(config.zero_copy);
     assert_eq!((config.site.get(), config.node.get()), (0, 7));
     assert_eq!(config.local_node().unwrap().addr, "192.0.2.11:7001".parse().unwrap());
     assert_eq!(config.sites[1].mode, Mode::StandAlone);
@@ -90,10 +91,10 @@ fn a_valid_file_is_read_from_the_local_nodes_view() {
 #[test]
 fn optional_elements_are_read() {
     let optional = "<maxpacket>65536</maxpacket><slowtimeout>0.1</slowtimeout><busypoll>50</busypoll>\
-         <peeraddr>strict</peeraddr></global>";
+         <zerocopy>off</zerocopy><peeraddr>strict</peeraddr></global>";
     let config = config("</global>", optional);
     assert_eq!((config.max_packet, config.slow_timeout), (65536, Duration::from_millis(100)));
-    assert_eq!(config.busy_poll, Duration::from_micros(50));
+    assert_eq!((config.busy_poll, config.zero_copy), (Duration::from_micros(50), false));
     assert_eq!(config.peer_addr, PeerAddr::Strict);
 }
 
@@ -191,6 +192,11 @@ fn numbers_keep_to_their_ranges() {
         let message = format!("8:13: <busypoll> is {text:?}: it must be a whole number from 0 to 1000");
         refused("</global>", &format!("<busypoll>{text}</busypoll></global>"), &[&message]);
     }
+    refused(
+        "</global>",
+        "<zerocopy>no</zerocopy></global>",
+        &["8:13: <zerocopy> is \"no\": it must be on or off"],
+    );
     refused(
         "<maxpingcount>3<",
         "<maxpingcount>0<",
@@ -461,6 +467,7 @@ fn the_digest_is_of_the_cluster_and_not_of_the_file_or_the_node() {
     let mut elsewhere = parse(VALID, "m5", &resolve).unwrap().config;
     (elsewhere.max_packet, elsewhere.kmod_port, elsewhere.peer_addr) = (65536, 1, PeerAddr::Strict);
     elsewhere.busy_poll = Duration::from_micros(50);
+    elsewhere.zero_copy = false;
     (elsewhere.slow_timeout, elsewhere.server) = (Duration::from_secs(1), "127.0.0.9:1".parse().unwrap());
     assert_eq!(elsewhere.digest(), config.digest());
     assert_eq!(self::config(">m5<", ">M5<").digest(), config.digest());

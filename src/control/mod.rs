@@ -29,7 +29,7 @@ pub use json::Json;
 pub use request::{Request, object};
 pub use status::{
     ByCause, Call, Compress, Compressed, Kernel, PING_BOUNDS_US, PacketCounts, PeerCounters, PeerName,
-    PeerStatus, Pings, Running, Status, Stream, TransitionCount, TurnedAway, Wait, Warnings,
+    PeerStatus, Pings, Running, Status, Stream, TransitionCount, TurnedAway, Wait, Warnings, ZeroCopied,
 };
 pub use transition::{
     Change, DaemonChange, Details, Event, SeenHeader, SessionAtEnd, SystemError, Transition,

@@ -39,6 +39,7 @@ pub(crate) fn peer() -> PeerStatus {
         rtt_us: Some(250),
         pings: Some(Pings { counts: vec![0, 3, 0, 1, 0, 0, 0, 0, 0, 1], sum_us: 2_002_500 }),
         compress: None,
+        zero_copied: None,
         transitions: Vec::new(),
         last_transition: None,
         last_end: None,

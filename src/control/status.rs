@@ -231,6 +231,9 @@ objects! {
         pings: Option<Pings>,
         /// The compression of its data, where it is configured or used.
         compress: Option<Compress>,
+        /// The data that went without a copy; `None` where that is not tried: it is switched off, or there is no session,
+        /// or its data are encrypted or compressed.
+        zero_copied: Option<ZeroCopied>,
         /// The number of transitions of each kind.
         transitions: Vec<TransitionCount>,
         /// The last transition.
@@ -288,6 +291,14 @@ objects! {
         plain_bytes: u64,
         /// Bytes after.
         wire_bytes: u64,
+    }
+
+    /// Data packets that went from link to link without a copy.
+    ZeroCopied {
+        /// Bytes from the peer, headers included.
+        in_bytes: u64,
+        /// Bytes to the peer, headers included.
+        out_bytes: u64,
     }
 
     /// A number of transitions of one kind.

@@ -140,6 +140,10 @@ fn peer_lines(peer: &PeerStatus, colour: bool, line: &mut impl FnMut(String)) {
     if let Some(compress) = &peer.compress {
         line(compress_line(compress, peer.connected));
     }
+    if let Some(zero_copied) = peer.zero_copied.as_ref().filter(|it| (it.in_bytes, it.out_bytes) != (0, 0)) {
+        let [inbound, out] = [zero_copied.in_bytes, zero_copied.out_bytes].map(|bytes| size(bytes as f64));
+        line(format!("  without a copy  in {inbound}  out {out}"));
+    }
     for (stream, counts) in &peer.counters.0 {
         if counts.received == 0 {
             continue;

@@ -8,6 +8,7 @@ mod load;
 mod memory;
 mod netlink;
 mod owner;
+mod pipe;
 mod tcp;
 
 pub use counter::Counter;
@@ -15,6 +16,7 @@ pub use load::runnable_threads;
 pub use memory::{become_io_flusher, lock_memory, set_oom_score};
 pub use netlink::{changes, watch_network};
 pub use owner::Owners;
+pub use pipe::{Pipe, is_unable, peek, readable_bytes};
 pub use tcp::{TcpAccount, tcp_account, watch_tcp};
 
 use std::fs;
@@ -114,16 +116,18 @@ pub fn local_time(at: SystemTime) -> [i32; 5] {
     [fields.tm_mon, fields.tm_mday, fields.tm_hour, fields.tm_min, fields.tm_sec]
 }
 
-/// Reads available bytes, at most as many as the buffer has spare capacity, blocking for the first byte. 0 is the end
-/// of the stream, or a buffer without capacity. With `polls` it waits in poll(2), as a reader of a Unix socket should:
-/// one that waits in recv(2) is also woken when the other side takes bytes out of its end.
+/// Reads available bytes, at most `limit` and as many as the buffer has spare capacity, blocking for the first byte. 0 is
+/// the end of the stream, or a buffer without capacity. With `polls` it waits in poll(2), as a reader of a Unix socket
+/// should: one that waits in recv(2) is also woken when the other side takes bytes out of its end.
 ///
 /// # Errors
 /// Those of `recv(2)`, but never `EINTR`.
-pub fn receive(stream: &impl AsFd, buf: &mut BytesMut, polls: bool) -> io::Result<usize> {
+pub fn receive(stream: &impl AsFd, buf: &mut BytesMut, limit: usize, polls: bool) -> io::Result<usize> {
     let flags = if polls { libc::MSG_DONTWAIT } else { 0 };
     loop {
-        match SockRef::from(stream).recv_with_flags(buf.spare_capacity_mut(), flags) {
+        let spare = buf.spare_capacity_mut();
+        let room = spare.len().min(limit);
+        match SockRef::from(stream).recv_with_flags(spare.split_at_mut(room).0, flags) {
             Ok(n) => {
                 // SAFETY: recv has initialised the first n bytes of the spare capacity, and n is not more than that
                 // capacity. std has no stable way to read into uninitialised memory.
@@ -131,7 +135,8 @@ pub fn receive(stream: &impl AsFd, buf: &mut BytesMut, polls: bool) -> io::Resul
                 return Ok(n);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if polls && error.kind() == io::ErrorKind::WouldBlock => {
+            // Also without `polls`: the writing side makes the socket non-blocking for moments.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 wait_readable(stream, None);
             }
             Err(error) => return Err(error),

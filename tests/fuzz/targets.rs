@@ -2,7 +2,7 @@
 //! against a second, plain reading of the bytes, written from the protocol and without the library's own help.
 //!
 //! The fuzzer's programs call these, and so does `tests/fuzz_corpus.rs` with the inputs kept in `fuzz/corpus`. They
-//! must not depend on time, threads or files.
+//! must not depend on time, threads or files; the route target uses connections to itself.
 #![allow(
     dead_code,
     missing_docs,
@@ -18,12 +18,15 @@ mod handshake;
 mod nbd;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::LazyLock;
+use std::time::Duration;
 
 use hadmd::config;
 use hadmd::control::Request;
 use hadmd::daemon::core::{Admission, AllowedPeer, ListenerKind};
-use hadmd::daemon::link::{Framer, Item, Sink};
+use hadmd::daemon::link::{Closed, Framer, Item, Piped, Reading, Run, Sink, TakesPipes, read_link};
 use hadmd::daemon::peer::{Direction, PeerStatistics};
 use hadmd::daemon::route::{FromKernel, Router};
 use hadmd::nbd::disk::Bitmap;
@@ -31,6 +34,7 @@ use hadmd::nbd::disk::format::{ActivityRecord, BITMAP_BYTES, BitmapBlock, Block,
 use hadmd::wire::{
     Class, Extension, HELLO_LEN, Hello, Mark, NodeId, PeerKey, PeerView, ResourceId, Scope, SiteId,
 };
+use socket2::SockRef;
 
 const MAX_PACKET: u32 = 4096;
 
@@ -260,6 +264,47 @@ pub fn control(data: &[u8]) {
 /// what is for nobody is counted.
 pub fn route(data: &[u8]) {
     let Some((pieces, bytes)) = cut(data) else { return };
+    routed(bytes, |sink| {
+        feed(bytes, pieces, |item| sink.take(item).unwrap());
+    });
+    // The same through a socket, packets with any payload without a copy; as much as a socket takes at once.
+    if bytes.len() <= 32 << 10 {
+        routed(bytes, |sink| through_pipes(bytes, sink));
+    }
+}
+
+/// A sink that takes all data packets in pipes.
+struct Piping<'a>(&'a mut FromKernel);
+
+impl Sink for Piping<'_> {
+    fn take(&mut self, item: Item) -> Result<(), Closed> {
+        self.0.take(item)
+    }
+
+    fn takes_pipes(&self, _: &Run) -> TakesPipes {
+        TakesPipes::Yes
+    }
+
+    fn take_piped(&mut self, run: Run, piped: Piped) -> Result<(), Closed> {
+        self.0.take_piped(run, piped)
+    }
+}
+
+fn through_pipes(bytes: &[u8], sink: &mut FromKernel) {
+    static LISTENER: LazyLock<TcpListener> = LazyLock::new(|| TcpListener::bind("127.0.0.1:0").unwrap());
+    let mut source = TcpStream::connect(LISTENER.local_addr().unwrap()).unwrap();
+    let (stream, _) = LISTENER.accept().unwrap();
+    source.write_all(bytes).unwrap();
+    source.shutdown(Shutdown::Write).unwrap();
+    let reading = Reading { max_packet: MAX_PACKET, busy_poll: Duration::ZERO, zero_copy: Some(0) };
+    let closed = read_link(&stream, "fuzz", None, reading, None, &mut Piping(sink));
+    assert_eq!(matches!(closed, Closed::Violation(_)), packets(bytes).1, "{closed}");
+    // Closed at once: the system would remember each connection for a minute.
+    SockRef::from(&source).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+/// Checks the counters after `deliver` has given these bytes to the sink.
+fn routed(bytes: &[u8], deliver: impl FnOnce(&mut FromKernel)) {
     // Node 2 of site 1: nodes 0, 1 and 31, sites 0 and 2 of resource 3, whose log it owns, and site 0 of resource 4.
     let nodes = [0, 1, 31].map(|id| PeerKey::Node(node(id)));
     let sites = [(3, 0), (3, 2), (4, 0)].map(|(res, id)| PeerKey::Site(resource(res), site(id)));
@@ -267,7 +312,7 @@ pub fn route(data: &[u8]) {
     let router = Router::new((node(2), site(1)), records.iter().cloned());
     router.set_owned([resource(3)].into());
     let mut sink = FromKernel::new(&router);
-    feed(bytes, pieces, |item| sink.take(item).unwrap());
+    deliver(&mut sink);
 
     let mut expected: BTreeMap<(PeerKey, bool), u64> = BTreeMap::new();
     let mut unroutable = BTreeMap::new();

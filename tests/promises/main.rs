@@ -27,3 +27,4 @@ mod kernel_user;
 mod links;
 mod progress;
 mod waiting;
+mod zero_copy;

@@ -286,6 +286,7 @@ impl Node {
             max_packet: 1 << 20,
             slow_timeout: SLOW_TIMEOUT,
             busy_poll: Duration::ZERO,
+            zero_copy: true,
             compress: Default::default(),
             kernel_user: "own".into(),
             peer_addr: "strict".into(),

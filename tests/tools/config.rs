@@ -217,6 +217,7 @@ impl Style {
             self.put("maxpacket", config.max_packet),
             self.put("slowtimeout", config.slow_timeout.as_secs_f64()),
             self.put("busypoll", config.busy_poll.as_micros()),
+            self.put("zerocopy", if config.zero_copy { "on" } else { "off" }),
             self.put("peeraddr", peer_addr),
         ];
         global.extend(config.metrics.map(|at| self.put("metrics", at)));
@@ -329,6 +330,7 @@ prop_compose! {
         max_packet in 1024..=1_073_741_824u32,
         slow_millis in 100..=3_600_000u64,
         busy_micros in 0..=1000u64,
+        zero_copy in any::<bool>(),
         strict in any::<bool>(),
         metrics in prop::option::of((ip(), 1..=u16::MAX)),
         sites in prop::collection::btree_map(0..32u32, site(), 1..4),
@@ -363,6 +365,7 @@ prop_compose! {
             max_packet,
             slow_timeout: Duration::from_millis(slow_millis),
             busy_poll: Duration::from_micros(busy_micros),
+            zero_copy,
             kernel_user: Default::default(),
             peer_addr: if strict { PeerAddr::Strict } else { PeerAddr::Any },
             keys: None,

@@ -32,6 +32,8 @@ pub struct Configured<K> {
     pub slow_timeout: Duration,
     /// Time for which a reader looks for further bytes before it sleeps.
     pub busy_poll: Duration,
+    /// True if large packets may go from link to link without a copy.
+    pub zero_copy: bool,
     /// The configured compression of each local resource, in the order of their ids.
     pub compress: Vec<(ResourceId, Option<Compression>)>,
     /// Users that may attach as the kernel module, as one word.
@@ -78,6 +80,8 @@ pub enum Setting {
     SlowTimeout,
     /// Time for which a reader looks for further bytes before it sleeps.
     BusyPoll,
+    /// The rule whether large packets may go from link to link without a copy.
+    ZeroCopy,
     /// The compression of data.
     Compress,
     /// Users that may attach as the kernel module.
@@ -104,6 +108,7 @@ impl fmt::Display for Setting {
             Setting::MaxPacket => "maxpacket (sessions begun from now on)",
             Setting::SlowTimeout => "slowtimeout (sessions begun from now on)",
             Setting::BusyPoll => "busypoll (sessions begun and kernel modules attached from now on)",
+            Setting::ZeroCopy => "zerocopy (sessions begun and kernel modules attached from now on)",
             Setting::Compress => "compress by resource (sessions begun from now on)",
             Setting::KernelUser => "kerneluser (kernel modules that attach from now on)",
             Setting::PeerAddr => "peeraddr",
@@ -187,6 +192,8 @@ pub fn difference<K: PartialEq + fmt::Display>(old: &Configured<K>, new: &Config
     compare(&mut settings, Setting::MaxPacket, both.map(|it| it.max_packet.to_string()));
     compare(&mut settings, Setting::SlowTimeout, both.map(|it| seconds(it.slow_timeout)));
     compare(&mut settings, Setting::BusyPoll, both.map(|it| seconds(it.busy_poll)));
+    let on_off = |on: bool| if on { "on" } else { "off" }.to_string();
+    compare(&mut settings, Setting::ZeroCopy, both.map(|it| on_off(it.zero_copy)));
     compare(&mut settings, Setting::Compress, both.map(|it| compression(&it.compress)));
     compare(&mut settings, Setting::KernelUser, both.map(|it| it.kernel_user.clone()));
     compare(&mut settings, Setting::PeerAddr, both.map(|it| it.peer_addr.clone()));
@@ -247,6 +254,7 @@ mod tests {
             max_packet: 1 << 20,
             slow_timeout: Duration::from_secs(10),
             busy_poll: Duration::ZERO,
+            zero_copy: true,
             compress: [(resource(0), None)].into(),
             kernel_user: "Own".into(),
             peer_addr: "Any".into(),
@@ -273,7 +281,7 @@ mod tests {
             (|it| it.site = SiteId::try_from(2).unwrap(), "id of the local site: 0 -> 2"),
             (|it| it.local = None, "ipaddr and port of the local node: 10.0.0.1:2 -> none"),
         ];
-        let settings: [(Edit, &str); 12] = [
+        let settings: [(Edit, &str); 13] = [
             (|it| it.ping_interval /= 2, "time between pings: 5s -> 2.5s"),
             (|it| it.max_ping_count = 9, "maxpingcount: 4 -> 9"),
             (|it| it.max_packet = 1024, "maxpacket (sessions begun from now on): 1048576 -> 1024"),
@@ -281,6 +289,10 @@ mod tests {
             (
                 |it| it.busy_poll = Duration::from_micros(50),
                 "busypoll (sessions begun and kernel modules attached from now on): 0ns -> 50µs",
+            ),
+            (
+                |it| it.zero_copy = false,
+                "zerocopy (sessions begun and kernel modules attached from now on): on -> off",
             ),
             (
                 |it| it.compress = [(resource(0), Some(Compression::Lz4))].into(),

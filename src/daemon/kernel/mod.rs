@@ -7,10 +7,8 @@ use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::daemon::core::{AttachId, ConnState};
-use crate::daemon::link::{Closed, Connection, Pair, Reading, Sink};
+use crate::daemon::link::{Closed, Connection, Pair, Piped, Reading, Run, Sink};
 use crate::daemon::queue::Permit;
 use crate::wire::{Class, Device, Header, NodeId, PacketType, SiteId};
 
@@ -56,8 +54,8 @@ impl KernelModule {
     }
 
     /// Queues packets for the kernel module.
-    pub fn put(&self, class: Class, bytes: Bytes, permit: Permit) {
-        self.pair.sender(class).put(bytes, permit);
+    pub fn put(&self, run: Run, piped: Option<Piped>, permit: Permit) {
+        self.pair.sender(run.class).put_run(run.bytes, piped, permit);
     }
 
     /// Sends the connection state to the kernel module. It learns of every peer that left and came back, however long

@@ -166,7 +166,7 @@ impl Undressing {
             // Twice as much for a frame that does not fit: a long frame is not moved again and again.
             let more = self.wire.len().max(WIRE_ROOM);
             make_room(&mut self.wire, more).map_err(Closed::Broken)?;
-            match sys::receive(stream, &mut self.wire, false) {
+            match sys::receive(stream, &mut self.wire, usize::MAX, false) {
                 Ok(0) => return Ok(0),
                 Ok(_) => {}
                 Err(error) => return Err(Closed::Broken(error)),
@@ -200,7 +200,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    const READING: Reading = Reading { max_packet: 1 << 20, busy_poll: Duration::ZERO };
+    const READING: Reading = Reading { max_packet: 1 << 20, busy_poll: Duration::ZERO, zero_copy: None };
 
     /// A codec of frames with a u32 length, whose bytes are mixed with a number that counts frames.
     struct Toy {

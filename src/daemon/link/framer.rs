@@ -93,6 +93,19 @@ impl Framer {
         self.buf.len()
     }
 
+    /// Returns the number of bytes that the packet at the front, or its header, lacks.
+    pub(super) fn missing(&self) -> usize {
+        self.front().map_or(HEADER_LEN, |header| packet_len(&header)).saturating_sub(self.buf.len())
+    }
+
+    /// Takes over bytes that were read elsewhere; the buffer must be empty.
+    pub(super) fn take_over(&mut self, bytes: Vec<u8>) {
+        self.buf = Bytes::from(bytes).into();
+        self.chunk_bytes = self.buf.capacity();
+        self.chunk = fresh_chunk();
+        self.best_read = self.buf.len();
+    }
+
     /// Returns the buffer to read into, with space for at least one byte more.
     ///
     /// # Errors
@@ -203,7 +216,8 @@ pub(super) fn empty(size: usize) -> io::Result<BytesMut> {
     Ok(Bytes::from(memory).into())
 }
 
-fn packet_len(header: &Header) -> usize {
+/// Returns the length of a packet in bytes, with its header.
+pub(super) fn packet_len(header: &Header) -> usize {
     HEADER_LEN.saturating_add(header.len as usize)
 }
 

@@ -11,10 +11,13 @@ mod codec;
 mod framer;
 pub mod lz4;
 mod pair;
+mod piped;
 mod reader;
 mod sender;
+mod sink;
 pub mod tap;
 mod token;
+mod zero_copy;
 
 /// The parts of std that [`token`] is made of; its model has loom's in their place.
 mod sync {
@@ -27,5 +30,8 @@ pub use closed::{Closed, CodecError};
 pub use codec::{Connection, Decode, Encode, LinkCodec};
 pub use framer::{Framer, Item, MAX_CHUNK, Run};
 pub use pair::{Lost, Pair};
-pub use reader::{Reading, Sink, read_link};
+pub use piped::Piped;
+pub use reader::{Reading, read_link};
 pub use sender::{Deferred, LinkSender};
+pub use sink::{Sink, TakesPipes};
+pub use zero_copy::LARGE;

@@ -10,23 +10,12 @@ use log::trace;
 use super::busy_poll::BusyPoll;
 use super::closed::Closed;
 use super::codec::{Decode, Undressing};
-use super::framer::{Framer, Item};
+use super::framer::Framer;
+use super::sink::Sink;
 use super::tap;
+use super::zero_copy::ZeroCopy;
 use crate::sys;
 use crate::wire::PeerKey;
-
-/// The receiver of the items that a link's reading end found. It may block: then nothing more is read from this link,
-/// so that a full queue slows its source down.
-pub trait Sink {
-    /// Takes one item.
-    ///
-    /// # Errors
-    /// The reason for which the link cannot go on.
-    fn take(&mut self, item: Item) -> Result<(), Closed>;
-
-    /// Is called after each read that brought bytes, a whole packet or not, before [`Sink::take`] gets their items.
-    fn heard(&mut self) {}
-}
 
 /// The limits of a reading end.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +24,9 @@ pub struct Reading {
     pub max_packet: u32,
     /// Time for which it looks for further bytes before it sleeps; zero: it sleeps at once.
     pub busy_poll: Duration,
+    /// Smallest payload, in bytes, of packets that are moved without a copy where that is possible; 0: all, from the
+    /// first on; `None`: none are.
+    pub zero_copy: Option<u32>,
 }
 
 /// Reads the link to its end, through `decode` if the link has a codec. `name` stands before each header in the log,
@@ -45,14 +37,21 @@ pub fn read_link(
     peer: Option<PeerKey>,
     reading: Reading,
     decode: Option<Box<dyn Decode>>,
-    sink: &mut impl Sink,
+    sink: &mut dyn Sink,
 ) -> Closed {
     let mut framer = Framer::new(reading.max_packet);
     let polls = sys::is_unix(stream);
     let mut undressing = decode.map(Undressing::new);
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     let mut busy_poll = BusyPoll::new(reading.busy_poll, processors);
+    let plain = undressing.is_none() && !polls;
+    let mut zero_copy =
+        reading.zero_copy.filter(|_| plain).map(|large| ZeroCopy::new(large, reading.max_packet));
     let source = tap::Source::new(name, peer);
+    let show = |header: &_| {
+        trace!("{name}: {header}");
+        source.show(header);
+    };
     let mut look = || -> Result<(), Closed> {
         loop {
             // Bytes that a codec holds back may be whole packets.
@@ -61,22 +60,34 @@ pub fn read_link(
                     busy_poll.wait(sys::runnable_threads, || sys::is_readable(stream));
                 }
             }
-            let room = framer.room().map_err(Closed::Broken)?;
-            let received = match &mut undressing {
-                None => sys::receive(stream, room, polls).map_err(Closed::Broken)?,
-                Some(undressing) => undressing.receive(stream, room)?,
-            };
-            match received {
-                0 => {
-                    let coated = undressing.as_ref().map_or(0, Undressing::pending);
-                    return Err(Closed::Eof(framer.pending().saturating_add(coated)));
+            let mut limit = usize::MAX;
+            if let Some(zero_copy) = zero_copy.as_mut().filter(|zero_copy| zero_copy.moves()) {
+                if framer.pending() == 0 && zero_copy.forward(stream, &mut framer, sink, &show)? {
+                    continue;
                 }
-                n => framer.filled(n),
+                // The next read begins where a packet begins.
+                limit = framer.missing();
             }
-            sink.heard();
+            if limit > 0 {
+                let room = framer.room().map_err(Closed::Broken)?;
+                let received = match &mut undressing {
+                    None => sys::receive(stream, room, limit, polls).map_err(Closed::Broken)?,
+                    Some(undressing) => undressing.receive(stream, room)?,
+                };
+                match received {
+                    0 => {
+                        let coated = undressing.as_ref().map_or(0, Undressing::pending);
+                        return Err(Closed::Eof(framer.pending().saturating_add(coated)));
+                    }
+                    n => framer.filled(n),
+                }
+                sink.heard();
+            }
             let mut seen = |header: &_| {
-                trace!("{name}: {header}");
-                source.show(header);
+                show(header);
+                if let Some(zero_copy) = &mut zero_copy {
+                    zero_copy.note(header);
+                }
             };
             while let Some(item) = framer.next(&mut seen)? {
                 sink.take(item)?;

@@ -19,7 +19,7 @@ use crossbeam::queue::SegQueue;
 use socket2::SockRef;
 
 use super::token::{Job, Progress, Token};
-use super::{CodecError, Encode};
+use super::{Encode, Piped};
 use crate::daemon::queue::Permit;
 use crate::sys;
 use crate::wire::{Class, HEADER_LEN, Header};
@@ -53,15 +53,30 @@ pub trait Deferred: Send + Sync {
 }
 
 enum Entry {
-    Packets(Bytes, Permit),
+    Packets(Content, Permit),
     Deferred(Arc<dyn Deferred>),
+}
+
+/// The place where an entry's bytes are.
+enum Content {
+    Memory(Bytes),
+    Pipe(Piped),
+}
+
+impl Content {
+    fn len(&self) -> usize {
+        match self {
+            Content::Memory(bytes) => bytes.len(),
+            Content::Pipe(piped) => piped.len(),
+        }
+    }
 }
 
 /// The state of the write in progress.
 #[derive(Default)]
 pub(super) struct WriteState {
     /// Entries gathered from the queue, in order, with `None` for those that no counters count.
-    gathered: VecDeque<(Bytes, Option<Permit>)>,
+    gathered: VecDeque<(Content, Option<Permit>)>,
     /// Bytes of the first entry that the socket has taken.
     written: usize,
     /// The encoder, and the encoded bytes that wait.
@@ -73,6 +88,7 @@ pub(super) struct WriteState {
 /// The writing end of a link.
 pub struct LinkSender {
     stream: TcpStream,
+    plain: bool,
     /// Entries that go before all in `queue`.
     first: SegQueue<Entry>,
     queue: SegQueue<Entry>,
@@ -89,6 +105,7 @@ impl LinkSender {
         encode: Option<Box<dyn Encode>>,
         failed: impl Fn(io::Error) + Send + Sync + 'static,
     ) -> Arc<Self> {
+        let plain = encode.is_none();
         let codec = encode.map(|encode| (encode, BytesMut::new()));
         let encoded_max = match class {
             Class::Data => ENCODED_MAX,
@@ -101,6 +118,7 @@ impl LinkSender {
         };
         Arc::new(LinkSender {
             stream,
+            plain,
             first: SegQueue::new(),
             queue: SegQueue::new(),
             token: Token::new(WriteState { codec, encoded_max, ..WriteState::default() }),
@@ -122,16 +140,27 @@ impl LinkSender {
         &self.stream
     }
 
+    /// Returns true if packets go as they are, without a codec.
+    pub fn is_plain(&self) -> bool {
+        self.plain
+    }
+
     /// Queues packets; they are written in the order in which they were put in.
     pub fn put(&self, bytes: Bytes, permit: Permit) {
-        self.queue.push(Entry::Packets(bytes, permit));
+        self.put_run(bytes, None, permit);
+    }
+
+    /// Does the same with packets whose bytes are in `piped`, if there is one.
+    pub fn put_run(&self, bytes: Bytes, piped: Option<Piped>, permit: Permit) {
+        let content = piped.map_or(Content::Memory(bytes), Content::Pipe);
+        self.queue.push(Entry::Packets(content, permit));
         self.token.try_drive(self);
     }
 
     /// Queues packets before all others but those queued by this function, and those of which a part has left or is
     /// encoded.
     pub fn put_first(&self, bytes: Bytes, permit: Permit) {
-        self.first.push(Entry::Packets(bytes, permit));
+        self.first.push(Entry::Packets(Content::Memory(bytes), permit));
         self.token.try_drive(self);
     }
 
@@ -167,7 +196,7 @@ impl Job for LinkSender {
             }
             state.drop_void();
             if let Err(error) = state.gather(&self.first, &self.queue) {
-                return state.broken(io::Error::other(error));
+                return state.broken(error);
             }
             if state.gathered.is_empty() {
                 return Ok(Progress::Empty);
@@ -175,14 +204,7 @@ impl Job for LinkSender {
             if turn >= CARRY && !wait {
                 break;
             }
-            let mut parts = [IoSlice::new(&[]); GATHER];
-            let mut skip = state.written;
-            for (part, (bytes, _)) in parts.iter_mut().zip(&state.gathered) {
-                *part = IoSlice::new(bytes.get(skip..).unwrap_or_default());
-                skip = 0;
-            }
-            let parts = parts.get(..state.gathered.len()).unwrap_or(&parts);
-            match sys::send(&self.stream, parts) {
+            match state.send(&self.stream) {
                 Ok(n) => {
                     state.advance(n);
                     ready = false;
@@ -211,8 +233,23 @@ impl Job for LinkSender {
 }
 
 impl WriteState {
+    /// Writes gathered entries, as far as the socket takes them at once: those in memory in one call, or one pipe.
+    fn send(&mut self, stream: &TcpStream) -> io::Result<usize> {
+        if let Some((Content::Pipe(piped), _)) = self.gathered.front_mut() {
+            return piped.send(stream);
+        }
+        let mut parts = [IoSlice::new(&[]); GATHER];
+        let (mut skip, mut count) = (self.written, 0_usize);
+        for (part, (content, _)) in parts.iter_mut().zip(&self.gathered) {
+            let Content::Memory(bytes) = content else { break };
+            *part = IoSlice::new(bytes.get(skip..).unwrap_or_default());
+            (skip, count) = (0, count.saturating_add(1));
+        }
+        sys::send(stream, parts.get(..count).unwrap_or(&parts))
+    }
+
     /// Takes the entries for one write from the queues.
-    fn gather(&mut self, first: &SegQueue<Entry>, queue: &SegQueue<Entry>) -> Result<(), CodecError> {
+    fn gather(&mut self, first: &SegQueue<Entry>, queue: &SegQueue<Entry>) -> io::Result<()> {
         // Frames keep the order in which they were encoded.
         let mut at = if self.codec.is_some() { self.gathered.len() } else { usize::from(self.written > 0) };
         while let Some(entry) = first.pop() {
@@ -230,23 +267,23 @@ impl WriteState {
     }
 
     /// Returns the bytes of an entry as they are to be written; `None` if the entry is void, or has nothing to send.
-    fn make_ready(&mut self, entry: Entry) -> Result<Option<(Bytes, Option<Permit>)>, CodecError> {
-        let (bytes, permit) = match entry {
-            Entry::Packets(bytes, permit) if !permit.is_void() => (bytes, Some(permit)),
+    fn make_ready(&mut self, entry: Entry) -> io::Result<Option<(Content, Option<Permit>)>> {
+        let (content, permit) = match entry {
+            Entry::Packets(content, permit) if !permit.is_void() => (content, Some(permit)),
             Entry::Packets(..) => return Ok(None),
             Entry::Deferred(late) => match late.take() {
-                Some(bytes) => (bytes, None),
+                Some(bytes) => (Content::Memory(bytes), None),
                 None => return Ok(None),
             },
         };
-        let bytes = match &mut self.codec {
-            None => bytes,
-            Some((encode, out)) => {
-                encode.encode(&bytes, out)?;
-                out.split().freeze()
+        let content = match (content, &mut self.codec) {
+            (Content::Memory(bytes), Some((encode, out))) => {
+                encode.encode(&bytes, out).map_err(io::Error::other)?;
+                Content::Memory(out.split().freeze())
             }
+            (content, _) => content,
         };
-        Ok(Some((bytes, permit)))
+        Ok(Some((content, permit)))
     }
 
     /// Ends the write state: nothing more can leave here.
@@ -258,7 +295,7 @@ impl WriteState {
     /// Returns true if enough is encoded for now.
     fn is_encoded_full(&self) -> bool {
         self.codec.is_some()
-            && self.gathered.iter().map(|(bytes, _)| bytes.len()).sum::<usize>() >= self.encoded_max
+            && self.gathered.iter().map(|(content, _)| content.len()).sum::<usize>() >= self.encoded_max
     }
 
     /// Drops gathered entries that became void, but for the rest of a packet of which the socket has a part. Frames
@@ -269,10 +306,16 @@ impl WriteState {
             return;
         }
         let begun = usize::from(self.written > 0);
-        if let Some((bytes, Some(permit))) = self.gathered.front_mut().filter(|_| begun > 0) {
+        if let Some((content, Some(permit))) = self.gathered.front_mut().filter(|_| begun > 0) {
             if permit.is_void() {
-                let (packets, end) = begun_packets(bytes, self.written);
-                bytes.truncate(end);
+                let (packets, end) = match content {
+                    Content::Pipe(piped) => piped.cut(),
+                    Content::Memory(bytes) => {
+                        let begun = begun_packets(bytes, self.written);
+                        bytes.truncate(begun.1);
+                        begun
+                    }
+                };
                 permit.cut(packets, end);
             }
         }
@@ -287,8 +330,8 @@ impl WriteState {
 
     /// Removes the `n` bytes that the socket took.
     fn advance(&mut self, mut n: usize) {
-        while let Some((bytes, permit)) = self.gathered.front_mut() {
-            let rest = bytes.len().saturating_sub(self.written);
+        while let Some((content, permit)) = self.gathered.front_mut() {
+            let rest = content.len().saturating_sub(self.written);
             let Some(over) = n.checked_sub(rest) else {
                 self.written = self.written.saturating_add(n);
                 if let Some(permit) = permit {

@@ -44,6 +44,8 @@ pub struct PeerStatistics {
     pub key: PeerKey,
     counters: [Arc<PacketCounters>; 4],
     compression_stats: [Arc<CompressionStats>; 2],
+    /// Bytes of data packets that went without a copy, to the peer and from it.
+    pub zero_copied: [Counter; 2],
     /// The hold-ups by class; no other lock is taken under these.
     hold_ups: [Mutex<HoldUps>; 2],
     /// The hold-ups of the peer's meta packets; no other lock is taken under this one.
@@ -77,6 +79,7 @@ impl PeerStatistics {
             key,
             counters: Default::default(),
             compression_stats: Default::default(),
+            zero_copied: Default::default(),
             hold_ups: Default::default(),
             meta_patience: Mutex::default(),
             ping_times: PingTimes::default(),

@@ -15,8 +15,8 @@ use log::Level;
 
 use super::{Direction, PeerStatistics};
 use crate::daemon::core::{EndCause, Event, QueueSight, SessionId};
-use crate::daemon::link::{Closed, Connection, Pair, Reading, Run, Sink};
-use crate::daemon::queue::{Budget, Cost, DropCause, Look, Refusal};
+use crate::daemon::link::{Closed, Connection, Pair, Piped, Reading, Run, Sink, TakesPipes};
+use crate::daemon::queue::{Budget, Cost, DropCause, Look, Permit, Refusal};
 use crate::limited;
 use crate::sys::Counter;
 use crate::wire::{Class, Device, Header, NodeId, PacketType, PeerKey, PeerView, SiteId};
@@ -29,6 +29,13 @@ pub const META_CEILING: usize = 1 << 20;
 /// Ceiling in bytes of the daemon's own packets queued for a peer: 64 pings, ACKs and views. A peer that sends pings
 /// and reads nothing gets no more answers than that.
 const OWN_CEILING: usize = 64 * 256;
+
+/// Bytes that a data queue may hold for its next packets to come in a pipe: there are few pipes, and each may hold
+/// a single packet.
+const PIPED_CEILING: usize = 1 << 20;
+/// Longest wait for a data queue to become that short. Shorter than copying takes while the queue moves, and too short
+/// to hold up other peers where it does not: then the next packets are copied without a wait.
+const PIPE_PATIENCE: Duration = Duration::from_millis(5);
 
 /// The limits of a session's queues.
 #[derive(Clone, Copy, Debug)]
@@ -162,21 +169,40 @@ impl Session {
         self.pair.open(&self.statistics.thread_name(), Some(self.statistics.key), reading, guard, sink)
     }
 
-    /// Queues packets for the peer, or returns [`Put::Full`]. The counters have the packets, taken or not.
-    pub fn try_put(&self, run: &Run) -> Put {
-        self.settle(run, self.budget(&self.out, run.class).try_acquire(run.cost))
+    /// Returns true if data packets to the peer go as they are, without a codec.
+    pub fn is_plain(&self) -> bool {
+        self.pair.sender(Class::Data).is_plain()
+    }
+
+    /// Answers whether data packets in this direction may be queued in a pipe, if need be after a short wait.
+    pub fn takes_pipes(&self, direction: Direction) -> TakesPipes {
+        let budgets = match direction {
+            Direction::Out => &self.out,
+            Direction::In => &self.inbound,
+        };
+        let short = self.budget(budgets, Class::Data);
+        match short.wait_for_at_most(PIPED_CEILING, Instant::now() + PIPE_PATIENCE) {
+            true => TakesPipes::Yes,
+            false => TakesPipes::Later,
+        }
+    }
+
+    /// Queues packets for the peer, or returns [`Put::Full`]. The counters have the packets, taken or not. The bytes are
+    /// in `piped`, if there is one.
+    pub fn try_put(&self, run: &Run, piped: &mut Option<Piped>) -> Put {
+        self.settle(run, piped, self.budget(&self.out, run.class).try_acquire(run.cost))
     }
 
     /// Queues packets for the peer, waiting while its queue is full, as it has been since `since`. A peer that holds
     /// up the others for `slowtimeout` in any ten of them, or takes next to nothing for that time, loses its session.
     /// `others_idle` returns true if another peer could take more than it gets.
-    pub fn put(&self, run: &Run, since: Instant, others_idle: impl Fn() -> bool) {
+    pub fn put(&self, run: &Run, piped: &mut Option<Piped>, since: Instant, others_idle: impl Fn() -> bool) {
         let waits = self.statistics.hold_ups(run.class);
         let taken = self.budget(&self.out, run.class).acquire_while(run.cost, since, |look| {
             let mut waits = waits.lock().unwrap_or_else(PoisonError::into_inner);
             waits.add(look, self.slow, &others_idle)
         });
-        self.settle(run, taken);
+        self.settle(run, piped, taken);
     }
 
     /// Returns true if the peer has taken all packets of this class that were queued for it.
@@ -184,9 +210,13 @@ impl Session {
         self.budget(&self.out, class).charged() == 0
     }
 
-    fn settle(&self, run: &Run, held: Result<crate::daemon::queue::Permit, Refusal>) -> Put {
+    fn settle(&self, run: &Run, piped: &mut Option<Piped>, held: Result<Permit, Refusal>) -> Put {
         match held {
-            Ok(permit) => self.pair.sender(run.class).put(run.bytes.clone(), permit),
+            Ok(permit) => {
+                let [out, _] = &self.statistics.zero_copied;
+                out.add(piped.as_ref().map_or(0, |_| run.cost.bytes as u64));
+                self.pair.sender(run.class).put_run(run.bytes.clone(), piped.take(), permit);
+            }
             Err(Refusal::Full) => return Put::Full,
             Err(refusal) => {
                 if refusal == Refusal::Stuck {
@@ -211,11 +241,7 @@ impl Session {
     ///
     /// # Errors
     /// The session has ended: [`Closed::Ended`].
-    pub fn take(
-        &self,
-        run: Run,
-        deliver: impl FnOnce(Run, crate::daemon::queue::Permit),
-    ) -> Result<(), Closed> {
+    pub fn take(&self, run: Run, deliver: impl FnOnce(Run, Permit)) -> Result<(), Closed> {
         if run.class == Class::Data && self.data_dropped.load(Relaxed) {
             self.drop_inbound(&run, DropCause::SessionEnded);
             return Ok(());
@@ -253,7 +279,7 @@ impl Session {
     }
 
     /// Waits until meta packets fit into the budget, as long as there is patience with the kernel module.
-    fn wait_for_kernel(&self, cost: Cost) -> Result<crate::daemon::queue::Permit, Refusal> {
+    fn wait_for_kernel(&self, cost: Cost) -> Result<Permit, Refusal> {
         self.held_up.store(true, Relaxed);
         let patience = self.statistics.meta_patience();
         let look = |look: Look| {

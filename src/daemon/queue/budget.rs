@@ -190,13 +190,18 @@ impl Budget {
 
     /// Waits until nothing is queued, or until `deadline`. Returns true if nothing is queued.
     pub fn wait_idle(&self, deadline: Instant) -> bool {
-        let mut idle = false;
+        self.wait_for_at_most(0, deadline)
+    }
+
+    /// Waits until no more than `bytes` bytes are charged, or until `deadline`. Returns true unless it is the deadline.
+    pub fn wait_for_at_most(&self, bytes: usize, deadline: Instant) -> bool {
+        let mut fits = false;
         self.sleep_until(|| {
-            idle = self.ceiling.charged.load(SeqCst) == 0;
+            fits = self.charged() <= bytes;
             let left = deadline.saturating_duration_since(Instant::now());
-            (!idle && !left.is_zero()).then_some(Some(left))
+            (!fits && !left.is_zero()).then_some(Some(left))
         });
-        idle
+        fits
     }
 
     /// Sleeps between calls of `next` until it returns `None`; `Some(None)` sets no limit to the next sleep.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use log::Level;
 
 use super::{Entry, Router};
-use crate::daemon::link::{Closed, Item, Run, Sink};
+use crate::daemon::link::{Closed, Item, Piped, Run, Sink, TakesPipes};
 use crate::daemon::peer::{Direction, Put};
 use crate::daemon::queue::DropCause;
 use crate::limited;
@@ -22,8 +22,15 @@ impl FromKernel {
         FromKernel { router: Arc::clone(router) }
     }
 
-    fn relay(&self, run: &Run) {
+    fn relay(&self, run: &Run, mut piped: Option<Piped>) -> Result<(), Closed> {
         let table = self.router.table();
+        // The peer may have changed since the run was begun.
+        let mut copied = None;
+        if let Some(pipe) = piped.take_if(|_| table.only_plain(run).is_none()) {
+            let bytes = pipe.into_bytes().map_err(Closed::Broken)?;
+            copied = Some(Run { bytes, ..run.clone() });
+        }
+        let run = copied.as_ref().unwrap_or(run);
         let dropped = |entry: &Entry, cause| {
             let counters = entry.statistics.counters(Direction::Out, run.class);
             counters.drop_at_once(run.cost.packets, run.cost.bytes, cause);
@@ -35,29 +42,39 @@ impl FromKernel {
             _ if self.router.is_stopping() => dropped(entry, DropCause::Stopping),
             None => dropped(entry, DropCause::NotConnected),
             Some(session) => {
-                if session.try_put(run) == Put::Full {
+                if session.try_put(run, &mut piped) == Put::Full {
                     full.push(session);
                 }
             }
         });
         if full.is_empty() {
-            return;
+            return Ok(());
         }
         let since = Instant::now();
         for session in full {
-            session.put(run, since, || {
+            session.put(run, &mut piped, since, || {
                 let sessions = table.peers.values().filter_map(|entry| entry.session.as_ref());
                 sessions.filter(|other| other.id != session.id).any(|other| other.is_idle(run.class))
             });
         }
+        Ok(())
     }
 }
 
 impl Sink for FromKernel {
+    fn takes_pipes(&self, run: &Run) -> TakesPipes {
+        let table = self.router.table();
+        table.only_plain(run).map_or(TakesPipes::No, |session| session.takes_pipes(Direction::Out))
+    }
+
+    fn take_piped(&mut self, run: Run, piped: Piped) -> Result<(), Closed> {
+        self.relay(&run, Some(piped))
+    }
+
     fn take(&mut self, item: Item) -> Result<(), Closed> {
         let unroutable = &self.router.unroutable;
         match item {
-            Item::Run(run) => self.relay(&run),
+            Item::Run(run) => self.relay(&run, None)?,
             Item::DaemonsOwn(header) => {
                 unroutable.daemons_own.add(1);
                 limited!(

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use log::Level;
 
 use super::Router;
-use crate::daemon::link::{Closed, Item, Sink};
-use crate::daemon::peer::Session;
+use crate::daemon::link::{Closed, Item, Piped, Run, Sink, TakesPipes};
+use crate::daemon::peer::{Direction, Session};
 use crate::daemon::queue::DropCause;
 use crate::limited;
 use crate::wire::{Class, Header, PacketType, PeerView, Refusal};
@@ -24,9 +24,38 @@ impl FromPeer {
     pub fn new(router: &Arc<Router>, session: &Arc<Session>, class: Class) -> Self {
         FromPeer { router: Arc::clone(router), session: Arc::clone(session), class }
     }
+
+    fn relay(&self, run: Run, piped: Option<Piped>) -> Result<(), Closed> {
+        if self.router.is_stopping() {
+            self.session.drop_inbound(&run, DropCause::Stopping);
+            return Ok(());
+        }
+        match &self.router.table().kernel {
+            Some(kernel) => self.session.take(run, |run, permit| {
+                let [_, inbound] = &self.session.statistics.zero_copied;
+                inbound.add(piped.as_ref().map_or(0, |_| run.cost.bytes as u64));
+                kernel.put(run, piped, permit);
+            }),
+            None => {
+                self.session.drop_inbound(&run, DropCause::NoKernel);
+                Ok(())
+            }
+        }
+    }
 }
 
 impl Sink for FromPeer {
+    fn takes_pipes(&self, _: &Run) -> TakesPipes {
+        match self.router.table().kernel {
+            Some(_) => self.session.takes_pipes(Direction::In),
+            None => TakesPipes::No,
+        }
+    }
+
+    fn take_piped(&mut self, run: Run, piped: Piped) -> Result<(), Closed> {
+        self.relay(run, Some(piped))
+    }
+
     fn heard(&mut self) {
         // Each link is judged by its own packets: pings are about the meta link.
         if self.class == Class::Meta {
@@ -64,16 +93,6 @@ impl Sink for FromPeer {
                 return Err(Refusal::UnknownType(kind).into());
             }
         };
-        if self.router.is_stopping() {
-            self.session.drop_inbound(&run, DropCause::Stopping);
-            return Ok(());
-        }
-        match &self.router.table().kernel {
-            Some(kernel) => self.session.take(run, |run, permit| kernel.put(run.class, run.bytes, permit)),
-            None => {
-                self.session.drop_inbound(&run, DropCause::NoKernel);
-                Ok(())
-            }
-        }
+        self.relay(run, None)
     }
 }

@@ -55,6 +55,22 @@ impl Table {
         entries.find(|entry| entry.session.is_some()).or(first)
     }
 
+    /// Returns the peer that has this id in packets like these.
+    fn entry(&self, run: &Run, id: u8) -> Option<&Entry> {
+        let id = u32::from(id);
+        match run.scope {
+            Scope::Node => self.peers.get(&PeerKey::Node(NodeId::try_from(id).ok()?)),
+            Scope::Site => self.site(run.device, SiteId::try_from(id).ok()?),
+        }
+    }
+
+    /// Returns the session to which packets like these go as they are, and to no other.
+    fn only_plain(&self, run: &Run) -> Option<&Session> {
+        let mut ids = run.node_to.ids();
+        let (Some(id), None) = (ids.next(), ids.next()) else { return None };
+        self.entry(run, id)?.session.as_deref().filter(|session| session.is_plain())
+    }
+
     /// Returns true if site packets for this device can go anywhere from here.
     fn owns(&self, device: Device) -> bool {
         match device {
@@ -194,18 +210,12 @@ impl Router {
         if run.node_to.is_empty() {
             self.unroutable.nobody.add(packets);
         }
+        let own = match run.scope {
+            Scope::Node => self.node.get(),
+            Scope::Site => self.site.get(),
+        };
         for id in run.node_to.ids() {
-            let (entry, own) = match run.scope {
-                Scope::Node => {
-                    let node = NodeId::try_from(u32::from(id)).ok();
-                    (node.and_then(|node| table.peers.get(&PeerKey::Node(node))), self.node.get())
-                }
-                Scope::Site => {
-                    let site = SiteId::try_from(u32::from(id)).ok();
-                    (site.and_then(|site| table.site(run.device, site)), self.site.get())
-                }
-            };
-            match entry {
+            match table.entry(run, id) {
                 Some(entry) => each(entry),
                 None if id == own => self.unroutable.own_bit.add(packets),
                 None => self.unroutable.unknown_id.add(packets),

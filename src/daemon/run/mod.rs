@@ -59,7 +59,7 @@ use crate::config::keys::Keys;
 use crate::config::{Config, PeerAddr, is_stand_in};
 use crate::daemon::connect::{Plan, Reactor, ReactorEvent};
 use crate::daemon::core::{Action, Admission, Core, Event, Moment};
-use crate::daemon::link::Reading;
+use crate::daemon::link::{LARGE, Reading};
 use crate::daemon::peer::{DATA_CEILING, Limits, META_CEILING, Session};
 use crate::daemon::route::Router;
 use crate::daemon::server::{ControlRequest, Names};
@@ -326,7 +326,8 @@ fn limits(config: &Config) -> Limits {
 }
 
 fn reading(config: &Config) -> Reading {
-    Reading { max_packet: config.max_packet, busy_poll: config.busy_poll }
+    let zero_copy = config.zero_copy.then_some(LARGE);
+    Reading { max_packet: config.max_packet, busy_poll: config.busy_poll, zero_copy }
 }
 
 /// Returns the record that this side sends behind its hello.

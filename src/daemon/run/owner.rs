@@ -142,6 +142,7 @@ pub(super) fn configured(config: &Config) -> Configured<ComparedKeys<'_>> {
         max_ping_count: config.max_ping_count,
         max_packet: config.max_packet,
         busy_poll: config.busy_poll,
+        zero_copy: config.zero_copy,
         slow_timeout: config.slow_timeout,
         compress: runsites_here(config).map(|(resource, here)| (resource.id, here.compress)).collect(),
         kernel_user: format!("{:?}", config.kernel_user),

@@ -14,7 +14,7 @@ use crate::config::keys::Keys;
 use crate::config::{Config, is_stand_in};
 use crate::control::{
     ByCause, Compress, Compressed, Kernel, PacketCounts, PeerCounters, PeerState, PeerStatus, Pings, Running,
-    Status, Stream, TurnedAway, Wait, Warnings,
+    Status, Stream, TurnedAway, Wait, Warnings, ZeroCopied,
 };
 use crate::daemon::connect::Refusals;
 use crate::daemon::core::{Moment, View};
@@ -101,6 +101,18 @@ fn compress(
     let used = connected.and_then(|history| history.compression);
     let is_spoken_of = wanted.is_some() || inbound.plain_bytes > 0 || out.plain_bytes > 0;
     is_spoken_of.then_some(Compress { wanted, used, inbound, out })
+}
+
+/// Returns the data that went without a copy; `None` where that is not tried.
+fn zero_copied(
+    config: &Config,
+    statistics: &PeerStatistics,
+    connected: Option<&PeerHistory>,
+) -> Option<ZeroCopied> {
+    let history = connected.filter(|_| config.zero_copy)?;
+    let plain = history.encryption.is_none() && history.compression.is_none();
+    let [out, inbound] = &statistics.zero_copied;
+    plain.then(|| ZeroCopied { in_bytes: inbound.get(), out_bytes: out.get() })
 }
 
 impl Snapshot {
@@ -192,6 +204,7 @@ impl Snapshot {
                 sum_us: statistics.ping_times.sum_us.get(),
             }),
             compress: compress(owner::compression(&self.config, view.key), statistics, connected),
+            zero_copied: zero_copied(&self.config, statistics, connected),
             transitions: history.map(PeerHistory::transitions_by).unwrap_or_default(),
             last_transition: history.and_then(|history| history.transitions.back().cloned()),
             last_end: history.and_then(|history| history.last_end.clone()),
