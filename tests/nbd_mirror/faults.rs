@@ -42,7 +42,7 @@ fn of_disks_that_differ_in_size_the_smaller_counts() {
         if clean {
             pair.wait_in_sync();
         } else {
-            pair.wait(0, "just created");
+            pair.wait(0, "just created: make the one whose content counts primary");
             pair.hadmctl(0, &["primary", "--force", "data"]).unwrap();
             pair.wait(1, "the disks differ in size, and 32.0 MiB are mirrored");
             pair.wait_in_sync();
