@@ -22,7 +22,7 @@ fencing = $(PREFIX)/lib/hadm/fencing
 # Debian's zsh looks for what packages bring elsewhere than for what is installed by hand.
 zsh = $(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 
-.PHONY: help build demo test log-test systemd-test keepalived-test ocf-test openrc-test sim nbd-sim chaos disk-chaos fmt lint clean man-lint deb deb-test install uninstall msrv cross cross-test \
+.PHONY: help build demo test log-test systemd-test keepalived-test pacemaker-test guide-test ocf-test openrc-test sim nbd-sim chaos disk-chaos fmt lint clean man-lint deb deb-test install uninstall msrv cross cross-test \
         cross-pair size bench bench-nbd bench-plot profile vm-test fuzz miri race deny screenshots
 
 help: ## list the targets
@@ -53,6 +53,14 @@ keepalived-test: ## the samples for keepalived with the real one, in network nam
 	cargo build --locked
 	tests/keepalived.sh $(CARGO_TARGET_DIR)/debug
 	tests/keepalived-disk.sh $(CARGO_TARGET_DIR)/debug
+
+guide-test: ## etc/doc/two-nodes.md, line by line on two machines in namespaces; needs root
+	cargo build --locked
+	tests/two-nodes.sh $(CARGO_TARGET_DIR)/debug
+
+pacemaker-test: ## a mirrored disk in a real cluster of corosync and Pacemaker, in namespaces: nodes and daemons die; needs root
+	cargo build --locked
+	tests/pacemaker.sh $(CARGO_TARGET_DIR)/debug
 
 ocf-test: ## the resource agents for Pacemaker without a cluster, with ocf-tester and crm_simulate where they are installed
 	cargo build --locked
@@ -188,11 +196,12 @@ install: ## install what `make build` built; PREFIX=/usr/local, SYSCONFDIR=/etc,
 	$(call put,644,$(PREFIX)/lib/sysusers.d,etc/systemd/hadm.sysusers,hadm.conf)
 	$(call put,644,$(PREFIX)/lib/udev/rules.d,etc/udev/90-hadmd.rules)
 	$(call put,755,$(SYSCONFDIR)/init.d,etc/init.d/hadmd etc/init.d/hadm-nbd)
-	$(call put,644,$(doc),README.md etc/doc/SECURITY.md etc/doc/CHANGELOG.md LICENSE-MIT LICENSE-APACHE etc/one-site.xml etc/two-sites.xml etc/mirror.xml)
+	$(call put,644,$(doc),README.md etc/doc/SECURITY.md etc/doc/CHANGELOG.md etc/doc/two-nodes.md LICENSE-MIT LICENSE-APACHE etc/one-site.xml etc/two-sites.xml etc/mirror.xml)
 	$(call put,644,$(doc)/procd,etc/procd/hadmd.init etc/procd/hadm-nbd.init)
 	$(call put,644,$(doc)/openrc,etc/openrc/hadmd etc/openrc/hadm-nbd)
 	$(call put,644,$(doc)/keepalived,etc/keepalived/keepalived.conf etc/keepalived/mirror.conf)
 	$(call put,755,$(doc)/keepalived,etc/keepalived/hadm-disk)
+	$(call put,644,$(doc)/pacemaker,etc/pacemaker/mirror.xml)
 	$(call put,755,$(ocf),etc/ocf/hadm-disk etc/ocf/hadmd)
 	$(call put,755,$(fencing),etc/fencing/pacemaker)
 	$(call put,644,$(doc)/rsyslog,etc/rsyslog/hadmd.conf)

@@ -165,7 +165,8 @@ echo "  a machine is killed, no fencing: $(cat /run/left.roles/data.state)"
 # With a program that puts the other machine out, it goes on. That has been done here already.
 cat > "$dir/fence" << LINES
 #!/bin/sh
-echo called >> "$dir/fence.log"
+cut -d. -f1 /proc/uptime >> "$dir/fence.log"
+[ \$(wc -l < "$dir/fence.log") -gt 4 ] || exit 5
 exit 7
 LINES
 chmod 755 "$dir/fence"
@@ -174,7 +175,8 @@ for machine in left right; do
 done
 kill -HUP "$(cat "$dir/left.nbd.run")"
 moved left 2 "a machine is killed, fencing is configured afterwards"
-[ -s "$dir/fence.log" ] || fail "nobody was fenced"
+# Four times it failed: after 1, 2, 4 and 8 seconds it is called again.
+[ $(($(sed -n 5p "$dir/fence.log") - $(sed -n 1p "$dir/fence.log"))) -ge 14 ] || fail "a fencing handler that fails is called without a pause: $(tr '\n' ' ' < "$dir/fence.log")"
 
 for round in 1 2 3; do
     ip link set right up

@@ -13,50 +13,14 @@
 mod nbd;
 
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use hadmd::nbd::server::{Export, Exports, Limits, Server};
+use nbd::programs::{
+    FIO_JOBS, LIMIT, ext4_is_clean, fio_verifies, has, nbdcopy_both_ways, qemu_io_patterns, run, run_for,
+    sample,
+};
 use nbd::{Folder, Served, file_volume, wait_until};
-
-/// Seconds that a client may take: many times what it takes.
-const LIMIT: &str = "120";
-
-/// Returns true if the program is there; says so if not.
-fn has(program: &str, package: &str) -> bool {
-    let there = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
-    if !there.status.success() {
-        eprintln!("SKIPPED: {program} is not installed (Debian package {package})");
-    }
-    there.status.success()
-}
-
-/// Runs a program to its end; its output if it succeeds.
-#[track_caller]
-fn run<S: AsRef<str>>(program: &str, args: &[S]) -> String {
-    run_for(program, args).unwrap_or_else(|output| panic!("{program} failed:\n{output}"))
-}
-
-/// Runs a program to its end; its output, of both kinds, whether it succeeds or not.
-fn run_for<S: AsRef<str>>(program: &str, args: &[S]) -> Result<String, String> {
-    let mut command = Command::new("timeout");
-    command.arg(LIMIT).arg(program).args(args.iter().map(AsRef::as_ref)).stdin(Stdio::null());
-    let output = command.output().unwrap();
-    let text = [&output.stdout[..], &output.stderr].concat();
-    let text = String::from_utf8_lossy(&text).into_owned();
-    if output.status.success() { Ok(text) } else { Err(text) }
-}
-
-/// A file that has data, holes and zeroes in it.
-fn sample(path: &Path, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    let mut random = fastrand::Rng::with_seed(7);
-    for chunk in bytes.chunks_mut(96 * 1024).step_by(3) {
-        random.fill(chunk);
-    }
-    fs::write(path, &bytes).unwrap();
-    bytes
-}
 
 #[test]
 fn qemu_io_reads_what_it_wrote() {
@@ -64,33 +28,7 @@ fn qemu_io_reads_what_it_wrote() {
         return;
     }
     let served = Served::sized(64 << 20);
-    let commands = [
-        "write -P 0x11 0 2M",
-        "aio_write -P 0x22 1M 4M",
-        "aio_write -P 0x33 8M 256k",
-        "aio_flush",
-        "write -f -P 0x44 12M 64k",
-        "write -z 16M 1M",
-        "write -z -u 1M 64k",
-        "discard 0 512k",
-        "flush",
-        "read -P 0x22 1088k 3072k",
-        "read -P 0 1M 64k",
-        "read -P 0x33 8M 256k",
-        "read -P 0x44 12M 64k",
-        "read -P 0 0 512k",
-        "read -P 0x11 512k 512k",
-        "write -P 0x55 67108352 512",
-        "read -P 0x55 67108352 512",
-    ];
-    let mut args = vec!["-f", "raw"];
-    commands.iter().for_each(|command| args.extend(["-c", command]));
-    let uri = served.uri();
-    args.push(&uri);
-    let output = run("qemu-io", &args);
-    assert!(!output.contains("failed") && !output.contains("error"), "{output}");
-    let refused = run_for("qemu-io", &["-f", "raw", "-c", "read 64M 512", &uri]);
-    assert!(refused.is_err() || refused.as_ref().is_ok_and(|output| output.contains("rror")), "{refused:?}");
+    qemu_io_patterns(&served.uri(), 64 << 20);
 }
 
 #[test]
@@ -117,19 +55,7 @@ fn nbdcopy_copies_both_ways_over_many_connections() {
         return;
     }
     let served = Served::sized(160 << 20);
-    let (source, back) = (served.folder.join("source"), served.folder.join("back"));
-    let bytes = sample(&source, 160 << 20);
-    let (source, back_name, uri) = (source.to_str().unwrap(), back.to_str().unwrap(), served.uri());
-    for more in [
-        &["--connections=8", "--requests=64"][..],
-        &["--synchronous"],
-        &["--no-extents", "--allocated", "--flush"],
-    ] {
-        run("nbdcopy", &[more, &[source, &uri]].concat());
-        fs::File::create(&back).unwrap().set_len(160 << 20).unwrap();
-        run("nbdcopy", &[more, &[&uri, back_name]].concat());
-        assert!(fs::read(&back).unwrap() == bytes, "{more:?}");
-    }
+    nbdcopy_both_ways(&served.uri(), &served.folder.join(""), 160 << 20);
 }
 
 #[test]
@@ -243,104 +169,23 @@ fn fio_verifies_what_it_wrote_with_flushes_and_trims() {
         return;
     }
     let served = Served::sized(64 << 20);
-    let uri = served.uri();
-    let jobs =
-        ["--ioengine=nbd".into(), format!("--uri={uri}"), "--thread=0".into(), "--randrepeat=1".into()];
-    for (name, verify, more) in [
-        ("md5", "md5", &["--rw=randwrite", "--bs=4k", "--fsync=32"][..]),
-        ("crc32c", "crc32c", &["--rw=randrw", "--bsrange=512-64k", "--bs_unaligned=1"]),
-        ("trim", "crc32c", &["--rw=randwrite", "--bs=16k", "--trim_percentage=10", "--trim_verify_zero=1"]),
-    ] {
-        let mut args = jobs.to_vec();
-        let own = [
-            "--verify_state_save=0",
-            "--iodepth=32",
-            "--numjobs=2",
-            "--size=16m",
-            "--offset_increment=32m",
-            "--verify_fatal=1",
-        ];
-        args.extend(own.iter().chain(more).map(|arg| (*arg).to_string()));
-        args.extend([format!("--name={name}"), format!("--verify={verify}")]);
-        let output = run("fio", &args);
-        assert!(output.matches("err= 0").count() == 2 && !output.contains("verify:"), "{output}");
-    }
-}
-
-/// Unmounts and detaches, whatever became of the test.
-struct Undo(Vec<Vec<String>>);
-
-impl Drop for Undo {
-    fn drop(&mut self) {
-        for command in self.0.iter().rev() {
-            let _ = run_for(&command[0], &command[1..]);
-        }
+    for job in FIO_JOBS {
+        fio_verifies(&served.uri(), 64 << 20, job);
     }
 }
 
 #[test]
 fn a_file_system_on_nbdfuse_is_clean() {
-    let programs =
-        [("nbdfuse", "nbdfuse"), ("mkfs.ext4", "e2fsprogs"), ("e2fsck", "e2fsprogs"), ("losetup", "mount")];
-    if programs.iter().any(|(program, package)| !has(program, package)) {
-        return;
-    }
-    if !Path::new("/dev/fuse").exists() {
-        return eprintln!("SKIPPED: nbdfuse: there is no /dev/fuse");
-    }
     let served = Served::sized(64 << 20);
-    let (disk, mount) = (served.folder.join("fuse"), served.folder.join("mnt"));
-    fs::write(&disk, "").unwrap();
-    fs::create_dir(&mount).unwrap();
-    let (disk, mount_name) = (disk.to_str().unwrap(), mount.to_str().unwrap());
-    let mut undo = Undo(Vec::new());
-    let mut fuse = match Command::new("nbdfuse").args([disk, &served.uri()]).stderr(Stdio::null()).spawn() {
-        Ok(child) => child,
-        Err(error) => return eprintln!("SKIPPED: nbdfuse does not start: {error}"),
-    };
-    let mut ended = false;
-    wait_until("nbdfuse serves the disk or ends", || {
-        ended = fuse.try_wait().unwrap().is_some();
-        ended || fs::metadata(disk).is_ok_and(|file| file.len() == 64 << 20)
-    });
-    if ended {
-        return eprintln!("SKIPPED: nbdfuse may not mount here");
-    }
-    undo.0.push(["umount", disk].map(String::from).to_vec());
-    run("mkfs.ext4", &["-q", "-F", disk]);
-    run("e2fsck", &["-fn", disk]);
-    let Ok(device) = run_for("losetup", &["--find", "--show", disk]) else {
-        fuse_ends(undo, fuse);
-        return eprintln!("SKIPPED: a file system on nbdfuse: loop devices are not to be had");
-    };
-    let device = device.trim();
-    undo.0.push(["losetup", "-d", device].map(String::from).to_vec());
-    run("mount", &["-o", "discard", device, mount_name]);
-    undo.0.push(["umount", mount_name].map(String::from).to_vec());
-    for n in 0..50usize {
-        fs::write(mount.join(format!("file{n}")), vec![n as u8; n * 4000]).unwrap();
-    }
-    for n in (0..50).step_by(3) {
-        fs::remove_file(mount.join(format!("file{n}"))).unwrap();
-    }
-    fs::File::open(mount.join("file49")).unwrap().sync_all().unwrap();
-    // Half of them are undone by hand: the file system is looked at between.
-    let umount = undo.0.pop().unwrap();
-    run(&umount[0], &umount[1..]);
-    let detach = undo.0.pop().unwrap();
-    run(&detach[0], &detach[1..]);
-    run("e2fsck", &["-fn", disk]);
-    fuse_ends(undo, fuse);
+    ext4_is_clean(&served.uri(), &served.folder.join(""), 64 << 20);
     // And once more, without anything in between.
-    let path = served.folder.join("disk");
-    run("e2fsck", &["-fn", path.to_str().unwrap()]);
+    if has("e2fsck", "e2fsprogs") && served.export.connections() == 0 {
+        let path = served.folder.join("disk");
+        if fs::read(&path).unwrap()[1080..1082] == [0x53, 0xef] {
+            run("e2fsck", &["-fn", path.to_str().unwrap()]);
+        }
+    }
     wait_until("its connections have ended", || served.export.connections() == 0);
-}
-
-/// Unmounts nbdfuse and waits for its end.
-fn fuse_ends(undo: Undo, mut fuse: std::process::Child) {
-    drop(undo);
-    wait_until("nbdfuse ends", || fuse.try_wait().unwrap().is_some());
 }
 
 #[test]

@@ -110,10 +110,14 @@ expect stop 1 -
 is 0 primary up to date; rm -rf "$dir/tmp"; expect monitor 8 10000
 # A refusal has its reason, for crm_mon.
 is 0 secondary up to date; : > "$dir/refuse"
-expect promote 1 -
+OCF_RESKEY_CRM_meta_timeout=3000 expect promote 1 -
 grep -q '^ocf-exit-reason:hadmctl: site 1 is primary' "$dir/out" || fail "no reason for the refusal"
-is 0 primary up to date; expect demote 1 -
-expect stop 1 -
+# hadm-nbd may notice later than the cluster that the other one is gone.
+(sleep 1; rm "$dir/refuse") &
+expect promote 0 10000
+: > "$dir/refuse"
+is 0 primary up to date; OCF_RESKEY_CRM_meta_timeout=0 expect demote 1 -
+OCF_RESKEY_CRM_meta_timeout=0 expect stop 1 -
 rm "$dir/refuse"
 
 # A primary in sync has the constraint removed, and nobody else.
@@ -125,6 +129,7 @@ echo false > "$dir/in_sync"; is 0 primary up to date; expect monitor 8 10000
 echo true > "$dir/in_sync"; expect monitor 8 10000
 [ "$(cat "$dir/fencing.log")" = "data remove" ] || fail "no constraint is removed"
 export OCF_RESKEY_fencing="$dir/none"
+rm -rf "$dir/tmp"
 
 # Wrong parameters and actions.
 OCF_RESKEY_resource='' expect validate-all 6 -
@@ -182,6 +187,14 @@ LINES
     [ "${found:-none}" = "$3" ] || fail "scores $1 and $2: promoted is ${found:-none}, not $3"
 }
 if command -v crm_simulate > /dev/null && command -v crm_verify > /dev/null; then
+    {
+        echo '<cib validate-with="pacemaker-3.9" epoch="1" num_updates="0" admin_epoch="0" have-quorum="1">'
+        sed 1d etc/pacemaker/mirror.xml
+        for node in "1 left" "2 right"; do
+            echo "<node_state id=\"${node% *}\" uname=\"${node#* }\" in_ccm=\"true\" crmd=\"online\" join=\"member\" expected=\"member\"/>"
+        done | sed '1s/^/<status>/; $s/$/<\/status><\/cib>/'
+    } > "$dir/cib.xml"
+    crm_verify --xml-file "$dir/cib.xml" -VV > "$dir/out" 2>&1 || fail "crm_verify finds fault with the sample"
     planned 10000 1000 left
     planned 1000 10000 right
     planned 10 1000 right

@@ -12,7 +12,7 @@ use super::value::{Wanted, absolute, choice, place, whole};
 use crate::wire::SiteId;
 
 /// The elements of this file.
-pub(super) const NAMES: [&str; 15] = [
+pub(super) const NAMES: [&str; 16] = [
     "nbd",
     "nbdclients",
     "nbdmemory",
@@ -22,6 +22,7 @@ pub(super) const NAMES: [&str; 15] = [
     "onerror",
     "resyncrate",
     "resyncmin",
+    "activeextents",
     "splitbrain0",
     "splitbrain1",
     "splitbrain2",
@@ -43,6 +44,8 @@ const MEMORY_RANGE: RangeInclusive<u64> = 32 << 20..=64 << 30;
 const RESYNC_MIN: u64 = 1 << 20;
 /// Allowed rates in bytes a second: less would never end, and no disk does more than 64 GiB a second.
 const RATE_RANGE: RangeInclusive<u64> = 4096..=64 << 30;
+/// Allowed numbers of active extents: a request reaches into two, and a record of the activity log takes 1000.
+const ACTIVE_EXTENTS: RangeInclusive<u32> = 4..=1000;
 
 /// The settings of a mirror at one site.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +68,9 @@ pub struct Mirror {
     pub resync_rate: Option<u64>,
     /// Rate in bytes a second below which a resync yields no further (`resyncmin`, default 1 MiB).
     pub resync_min: u64,
+    /// Most extents of 4 MiB that writes may be under way in while this site is primary, 4 to 1000: what is looked at after a
+    /// crash (`activeextents`, default 1000).
+    pub active_extents: u32,
     /// The policies for a split brain (`splitbrain0`, `splitbrain1`, `splitbrain2`).
     pub split_brain: SplitBrain,
     /// The program that is called when a policy says so (`splitbrainhelper`).
@@ -196,6 +202,7 @@ impl Default for Mirror {
             on_error: OnError::Detach,
             resync_rate: None,
             resync_min: RESYNC_MIN,
+            active_extents: *ACTIVE_EXTENTS.end(),
             split_brain: SplitBrain::default(),
             helper: None,
             fencing: Fencing::None,
@@ -239,6 +246,7 @@ pub(super) fn read(el: Element<'_>, outer: &Mirror) -> Option<Mirror> {
             ));
         }
     }
+    let active_extents = el.get_or("activeextents", outer.active_extents, whole(ACTIVE_EXTENTS));
     let policies = &outer.split_brain;
     let zero = el.get_or("splitbrain0", policies.zero, no_primary);
     let one = el.get_or("splitbrain1", policies.one, one_primary());
@@ -265,6 +273,7 @@ pub(super) fn read(el: Element<'_>, outer: &Mirror) -> Option<Mirror> {
         on_error: on_error?,
         resync_rate: resync_rate?,
         resync_min: resync_min?,
+        active_extents: active_extents?,
         split_brain: SplitBrain { zero: zero?, one: one?, two: two? },
         helper: helper?,
         fencing,

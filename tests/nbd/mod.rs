@@ -7,6 +7,7 @@
 
 mod client;
 mod disks;
+pub mod programs;
 
 pub use client::{Client, Reply, opt};
 pub use disks::HeldVolume;

@@ -3,7 +3,8 @@
 //! written, sites in sync are equal, histories are never merged, nobody waits for ever.
 //!
 //! `make disk-chaos SECS=1800 SEED=7`; `make test` includes a minute. Processes are killed and stopped; links are cut, in one direction, too;
-//! data disks fail or are full. With `LARGE=1` the disk has more extents than an activity log takes. Every site is
+//! data disks fail or are full. With odd seeds four extents may be active at a
+//! time; with `LARGE=1` the disk has more extents than an activity log takes. Every site is
 //! promoted without force unless the metadata of the dead primary show that it went no further than the survivor; then
 //! it is promoted with force, and must have every answered write. Needs root, `ip` and `unshare`; says what it leaves out.
 

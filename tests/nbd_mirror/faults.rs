@@ -19,32 +19,72 @@ fn init_again(pair: &mut Sites, site: usize, options: &[&str]) {
     pair.start_mirror(site);
 }
 
+/// The size of a site's disk, before its metadata are made.
+fn resize(pair: &Sites, site: usize, size: u64) {
+    fs::File::options().write(true).open(pair.disk(site)).unwrap().set_len(size).unwrap();
+}
+
 #[test]
 fn of_disks_that_differ_in_size_the_smaller_counts() {
-    let Some(mut pair) = Sites::prepare(2, "") else { return };
-    fs::File::options().write(true).open(pair.disk(0)).unwrap().set_len(2 * SIZE).unwrap();
-    pair.all().for_each(|site| pair.init(site, &["--clean"]));
-    pair.all().for_each(|site| pair.start_site(site));
-    for site in [0, 1] {
-        pair.wait(
-            site,
-            "the smaller counts; make the metadata of site 0 anew with `hadm-nbd init --size 33554432`",
-        );
+    // Also where the larger one is filled and made primary before the two are in sync; the last chunk is cut.
+    for clean in [true, false] {
+        let Some(mut pair) = Sites::prepare(2, "") else { return };
+        let small = SIZE - 3 * 4096;
+        resize(&pair, 0, 2 * SIZE);
+        resize(&pair, 1, small);
+        if !clean {
+            let bytes: Vec<u8> =
+                std::iter::repeat_with(|| fastrand::u8(..)).take(2 * SIZE as usize).collect();
+            fs::write(pair.disk(0), bytes).unwrap();
+        }
+        pair.all().for_each(|site| pair.init(site, if clean { &["--clean"] } else { &[] }));
+        pair.all().for_each(|site| pair.start_site(site));
+        if clean {
+            pair.wait_in_sync();
+        } else {
+            pair.wait(0, "just created: make the one whose content counts primary");
+            pair.hadmctl(0, &["primary", "--force", "data"]).unwrap();
+            pair.wait(1, "the disks differ in size, and 32.0 MiB are mirrored");
+            pair.wait_in_sync();
+            pair.hadmctl(0, &["secondary", "data"]).unwrap();
+        }
+        // The larger one is primary, then the smaller one.
+        for site in [0, 1] {
+            pair.hadmctl(site, &["primary", "data"]).unwrap();
+            let mut client = pair.client(site);
+            client.write(1, small - 1, b"x");
+            client.simple_reply(1, 0);
+            client.write(2, small, b"x");
+            client.simple_reply(2, 28);
+            write(&mut client, 7, site as u8 + 1);
+            assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
+            // Everything, at a crash of the other site.
+            pair.kill_site(1 - site);
+            client.write(3, small - 4096, &[site as u8 + 5; 4096]);
+            client.simple_reply(3, 0);
+            pair.start_site(1 - site);
+            pair.wait_in_sync();
+            drop(client);
+            pair.hadmctl(site, &["secondary", "data"]).unwrap();
+        }
+        let [a, b] = [0, 1].map(|site| fs::read(pair.disk(site)).unwrap());
+        assert!(a[..small as usize] == b[..]);
+        assert_eq!(a.len() as u64, 2 * SIZE);
+        // One that is smaller than what was agreed on is refused.
+        let mut program = pair.mirrors[1].take().unwrap();
+        program.term();
+        program.wait_exit(PATIENCE);
+        resize(&pair, 1, SIZE / 2);
+        pair.init(1, &["--force"]);
+        pair.start_mirror(1);
+        for site in [0, 1] {
+            pair.wait(
+                site,
+                "the disk of site 1 has 16777216 bytes, 33542144 were agreed on: give it a disk of that size",
+            );
+        }
+        pair.stop();
     }
-    let refused = pair.program(0).args(["init", "--force", "--size", "1T", "data"]).output().unwrap();
-    assert!(output(&refused).contains("is in use"), "{}", output(&refused));
-    init_again(&mut pair, 0, &["--clean", "--size", "33554432"]);
-    pair.wait_in_sync();
-    pair.hadmctl(0, &["primary", "data"]).unwrap();
-    let mut client = pair.client(0);
-    client.write(1, SIZE - 1, b"x");
-    client.simple_reply(1, 0);
-    client.write(2, SIZE, b"x");
-    client.simple_reply(2, 28);
-    assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
-    let [a, b] = [0, 1].map(|site| fs::read(pair.disk(site)).unwrap());
-    assert!(a[..SIZE as usize] == b[..]);
-    pair.stop();
 }
 
 #[test]

@@ -7,6 +7,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stderr,
+    clippy::print_stdout,
     reason = "a test that cannot go on has failed"
 )]
 
@@ -24,6 +25,8 @@ mod far;
 mod faults;
 mod life;
 mod orders;
+mod programs;
 mod protocol;
 mod refusals;
 mod scripts;
+mod sqlite;

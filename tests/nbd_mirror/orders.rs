@@ -149,10 +149,7 @@ fn the_fencing_handler_decides_whether_a_site_is_promoted() {
     fs::write(&status, "4").unwrap();
     pair.hadmctl(1, &["primary", "data"]).unwrap();
     let called = fs::read_to_string(&calls).unwrap();
-    assert!(
-        called.lines().count() >= 3 && called.lines().all(|line| line == "data 0 1 0 a0 16"),
-        "{called}"
-    );
+    assert!(called.lines().count() >= 3 && called.lines().all(|line| line == "data 0 1 0 a0 16"), "{called}");
     let why = pair.hadmctl(1, &["why", "data"]).unwrap();
     assert!(why.contains("site 0: fencing: it cannot go on as primary"), "{why}");
     let mut client = pair.client(1);

@@ -17,11 +17,15 @@ struct Write {
     holders: u32,
     /// Sites that had it then, and had one.
     lost: u32,
+    /// Sites that had it when they were killed together with the primary, and have it still: another one's content may come
+    /// to count, but if theirs does, it has to be there.
+    doubtful: u32,
 }
 
 impl Write {
-    fn is_kept(&self) -> bool {
-        self.answered && (self.flushed || self.holders != 0)
+    /// Returns true if it has to be in what this site serves.
+    fn is_kept(&self, site: usize) -> bool {
+        self.answered && (self.flushed || self.holders != 0 || self.doubtful >> site & 1 == 1)
     }
 }
 
@@ -44,6 +48,7 @@ impl Model {
             flushed: false,
             holders: 0,
             lost: 0,
+            doubtful: 0,
         };
         for (block, value) in (first..).zip(values) {
             self.blocks.entry(block).or_default().push(write(*value));
@@ -91,6 +96,39 @@ impl Model {
         for write in self.blocks.values_mut().flatten() {
             write.lost |= write.holders & 1 << site;
             write.holders &= !(1 << site);
+            write.doubtful &= !(1 << site);
+        }
+    }
+
+    /// A site is killed, and its primary is gone, too.
+    pub fn doubt(&mut self, site: usize) {
+        for write in self.blocks.values_mut().flatten() {
+            write.doubtful |= write.holders & 1 << site;
+            write.holders &= !(1 << site);
+        }
+    }
+
+    /// The source's content comes over this site's: until the end of the resync what both had is safe at the source alone.
+    /// With `is_gone` the source lost its power before anything was copied.
+    pub fn overwritten(&mut self, source: usize, is_gone: bool, site: usize) {
+        for write in self.blocks.values_mut().flatten() {
+            write.doubtful &= !(1 << site);
+            let had = write.holders | if is_gone { write.lost } else { 0 };
+            if had >> source & 1 == 1 {
+                write.holders &= !(1 << site);
+            }
+        }
+    }
+
+    /// A resync has ended, and the source's metadata say so: what it has counts as the target's, too, as far as it is in this
+    /// content of the target's disk.
+    pub fn resynced(&mut self, source: usize, target: usize, content: &[u64]) {
+        for (block, writes) in &mut self.blocks {
+            let is_there = |write: &&mut Write| content.get(*block as usize) == Some(&write.value);
+            for write in writes.iter_mut().filter(is_there).filter(|write| write.holders >> source & 1 == 1) {
+                write.holders |= 1 << target;
+                write.lost &= !(1 << target);
+            }
         }
     }
 
@@ -105,11 +143,11 @@ impl Model {
         }
     }
 
-    /// Returns the reason why a block may not hold this, if there is one.
-    pub fn check(&self, block: u64, value: u64) -> Result<(), String> {
+    /// Returns the reason why a block that a site serves may not hold this, if there is one.
+    pub fn check(&self, site: usize, block: u64, value: u64) -> Result<(), String> {
         let writes = self.blocks.get(&block).map_or(&[][..], Vec::as_slice);
-        let kept_after = |ended: u64| writes.iter().find(|write| write.is_kept() && ended < write.issued);
-        if value == 0 && writes.iter().all(|write| !write.is_kept()) {
+        let kept_after = |ended: u64| writes.iter().find(|write| write.is_kept(site) && ended < write.issued);
+        if value == 0 && writes.iter().all(|write| !write.is_kept(site)) {
             return Ok(());
         }
         let fits =

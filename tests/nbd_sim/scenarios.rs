@@ -2,7 +2,7 @@
 //!
 //! Scripted runs of the simulator, without faults of its own. Each waits for a state, and never for a time.
 
-use super::world::{World, site_id};
+use super::world::{SIZE, World, site_id};
 use crate::nbd::core::peer::Part;
 use crate::nbd::core::{Command, Config, Mutation, Note, Refusal, Request};
 use crate::nbd::disk::format::DiskFlags;
@@ -383,20 +383,24 @@ fn a_discard_reads_as_zeroes_at_every_site() {
     assert_eq!((0..3).map(|i| value(&world, i, 3)).collect::<Vec<_>>(), [0, 0, 0]);
 }
 
-/// Sites whose disks differ in size do not mirror each other, and both say so: bits and writes would go beyond an end.
+/// Of two sizes the smaller counts, whichever site is primary: nothing is written behind it, and nothing is left to copy.
 #[test]
-fn sites_of_different_sizes_stay_apart() {
-    let mut world = World::scripted(2, None, |config| {
-        if config.site == site_id(1) {
-            config.layout.data_size += 1 << 20;
-        }
-    });
-    let is_refused = |world: &World, here: usize, there: usize| {
-        let says = |note: &Note| matches!(note, Note::Refused(site, why) if *site == site_id(there) && why.contains("--size"));
-        world.notes.iter().any(|(at, note)| *at == here && says(note))
-    };
-    assert!(world.until(|world| is_refused(world, 0, 1) && is_refused(world, 1, 0)), "{:?}", world.notes);
-    assert!(!world.in_sync(0, 1));
+fn of_two_sizes_the_smaller_counts() {
+    for larger in [0, 1] {
+        let tweak: fn(&mut Config) = match larger {
+            0 => |config| config.layout.data_size += if config.site == site_id(0) { 1 << 20 } else { 0 },
+            _ => |config| config.layout.data_size += if config.site == site_id(1) { 1 << 20 } else { 0 },
+        };
+        let mut world = World::scripted(2, None, tweak);
+        assert!(world.until(|world| world.in_sync(0, 1) && world.in_sync(1, 0)), "{:?}", world.notes);
+        assert_eq!(world.command(0, Command::Promote { force: true, fenced: Mask(0) }), Ok(()));
+        let last = SIZE / 4096 - 1;
+        let good = world.write(0, last, 7);
+        let bad = world.write(0, last + 1, 8);
+        assert!(world.until(|world| world.replies.len() == 2));
+        assert!(world.replies[&good].is_ok() && world.replies[&bad].is_err(), "{:?}", world.replies);
+        assert_eq!([0, 1].map(|site| value(&world, site, last as usize)), [7, 7]);
+    }
 }
 
 /// The last answer and the end of the role come in the same breath: the end waits for a site that the answer did not wait for.

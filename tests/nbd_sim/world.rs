@@ -19,8 +19,8 @@ use crate::nbd::core::{
     Action, Command, Config, Core, Event, Mutation, Note, Refusal, Request, RequestId, Ticket, Tuning,
 };
 use crate::nbd::disk::format::{
-    ACTIVITY_START, ActivityRecord, Block, DiskFlags, EXTENT_SHIFT, Layout, SUPERBLOCK_BLOCKS, SlotFlags,
-    Superblock, tag_of,
+    ACTIVITY_START, ActivityRecord, Block, DiskFlags, EXTENT_SHIFT, Layout, SUPERBLOCK_BLOCKS, Slot,
+    SlotFlags, Superblock, tag_of,
 };
 use crate::nbd::mirror::choices::Policies;
 use crate::nbd::mirror::{Generation, Role};
@@ -88,6 +88,8 @@ pub struct Counts {
     pub leaves: u64,
     /// Copies that may be behind, and were compared with all states of primaries.
     pub copies: u64,
+    /// A person gave the changes of one of three sites up, of which two had crashed.
+    pub discards: u64,
 }
 
 impl Counts {
@@ -107,6 +109,7 @@ impl Counts {
             (&mut self.takeovers, run.takeovers),
             (&mut self.leaves, run.leaves),
             (&mut self.copies, run.copies),
+            (&mut self.discards, run.discards),
         ] {
             *sum += n;
         }
@@ -116,11 +119,11 @@ impl Counts {
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Counts { writes, flushes, cuts, in_superblock, in_log, in_eviction, in_promotion, .. } = self;
-        let Counts { resyncs, promotions, disk_failures, takeovers, leaves, copies, .. } = self;
+        let Counts { resyncs, promotions, disk_failures, takeovers, leaves, discards, copies, .. } = self;
         write!(
             f,
             "{writes} writes, {flushes} flushes, {resyncs} resyncs, {promotions} promotions, {takeovers} take-overs from a \
-             primary without a majority, {disk_failures} disk failures, {leaves} leaves, {copies} copies compared; {cuts} crashes, of which inside an \
+             primary without a majority, {disk_failures} disk failures, {leaves} leaves, {discards} splits of three sites, {copies} copies compared; {cuts} crashes, of which inside an \
              update of the superblock {in_superblock}, of the activity log {in_log}, an eviction {in_eviction}, a promotion \
              {in_promotion}"
         )
@@ -154,6 +157,8 @@ pub struct World {
     pub counts: Counts,
     trace: bool,
     has_quorum: bool,
+    /// Sites have different numbers of active extents as primary.
+    is_uneven: bool,
     /// No way leads on without force.
     pub is_over: bool,
     tweak: fn(&mut Config),
@@ -193,6 +198,11 @@ fn cut_running<'a>(
             Work::Store(_) | Work::Read(..) | Work::Sync(_) => {}
         }
     }
+}
+
+/// The site that is being copied to this one.
+fn source_of(core: &Core, sites: usize) -> Option<usize> {
+    (0..sites).find(|j| core.peer_state(site_id(*j)).is_some_and(|(_, part)| part == Part::Target))
 }
 
 pub fn site_id(n: usize) -> SiteId {
@@ -289,6 +299,7 @@ impl World {
             trace: std::env::var_os("TRACE").is_some(),
             is_over: false,
             has_quorum: seed % 2 == 0,
+            is_uneven: seed % 5 == 4,
             tweak,
             asynchronous: 0,
             histories: Histories::new((SIZE / BLOCK) as usize),
@@ -330,7 +341,8 @@ impl World {
             layout: site.meta.layout,
             peers: (0..n).filter(|peer| *peer != i).map(site_id).collect(),
             asynchronous: Mask(self.asynchronous),
-            active_max: 4,
+            active_max: if self.is_uneven { [4, 5, 6][i % 3] } else { 4 },
+            follow_max: if self.is_uneven { 6 } else { 4 },
             quorum: n == 3 && self.has_quorum,
             tuning: Tuning {
                 slow: Duration::from_secs(3),
@@ -490,6 +502,9 @@ impl World {
             }
             Action::Note(note) => {
                 self.log(i, &format!("{note:?}"));
+                if self.trace && matches!(note, Note::Decision(..)) {
+                    self.log(i, &self.state(i));
+                }
                 if self.tasks.len() < 100 {
                     self.notes.push((i, note.clone()));
                 }
@@ -524,10 +539,8 @@ impl World {
     fn check_write(&mut self, i: usize, offset: u64, len: u64) {
         let site = &self.sites[i];
         let core = site.core.as_ref().unwrap();
-        let is_target = (0..self.sites.len())
-            .any(|j| core.peer_state(site_id(j)).is_some_and(|(_, part)| part == Part::Target));
         let Some(block) = site.meta.superblock() else { return };
-        if is_target {
+        if source_of(core, self.sites.len()).is_some() {
             if block.flags.contains(DiskFlags::CONSISTENT) {
                 self.fail(format!("I4: site {i} writes what a resync sends and is not marked inconsistent"));
             }
@@ -535,6 +548,10 @@ impl World {
         }
         if core.settling == Some(Settling::Start) {
             // The writes of the ordered log are in no record, and are carried out again at each start.
+            return;
+        }
+        if !block.flags.contains(DiskFlags::CONSISTENT) {
+            // The source is gone, and what it sent is still being written.
             return;
         }
         let active = site.meta.activity().map_or(&[][..], ActivityRecord::extents);
@@ -563,7 +580,7 @@ impl World {
         let mut content = Vec::new();
         for block in self.model.blocks().collect::<Vec<_>>() {
             let value = self.sites[i].data.now[block as usize];
-            if let Err(why) = self.model.check(block, value) {
+            if let Err(why) = self.model.check(i, block, value) {
                 return self.fail(format!("M1, M2: site {i} became primary: {why}"));
             }
             content.push((block, value));
@@ -630,7 +647,7 @@ impl World {
             Asked::Read(first, n) => {
                 let Ok(data) = result else { return };
                 for (block, value) in (first..first + n).zip(disk::values(&data)) {
-                    if let Err(why) = self.model.check(block, value) {
+                    if let Err(why) = self.model.check(i, block, value) {
                         return self.fail(format!("M2: read from site {i}: {why}"));
                     }
                 }
@@ -666,6 +683,7 @@ impl World {
         if self.sites[i].life != life || self.sites[i].core.is_none() {
             return;
         }
+        let n = self.sites.len();
         let Some(work) = self.sites[i].running.remove(&(ticket, key)) else { return };
         if self.trace && std::env::var_os("IO").is_some() {
             self.log(i, &format!("{ticket:?} is done"));
@@ -687,7 +705,30 @@ impl World {
             }
             Work::Sync(_) => Err(Failure::Io),
             Work::Store(blocks) => {
+                let targets = |meta: &Meta| {
+                    let slots = meta.superblock().map(|block| &block.slots[..]).unwrap_or_default();
+                    let is_target = |slot: &&Slot| slot.flags.contains(SlotFlags::SYNC_SOURCE);
+                    slots
+                        .iter()
+                        .filter(is_target)
+                        .fold(Mask(0), |mask, slot| mask | Mask::of(slot.site.unwrap().get()))
+                };
+                let before = targets(&site.meta);
                 site.meta.write(&blocks);
+                let ended = Mask(before.0 & !targets(&site.meta).0);
+                for target in (0..n).filter(|target| ended.contains(*target as u8)) {
+                    self.model.resynced(i, target, &self.sites[target].data.now);
+                }
+                let site = &mut self.sites[i];
+                let block = site.meta.superblock().cloned().unwrap_or_default();
+                let mut sources =
+                    block.slots.iter().filter(|slot| slot.flags.contains(SlotFlags::SYNC_TARGET));
+                let source = sources.next().and_then(|slot| slot.site).map(|site| usize::from(site.get()));
+                if let Some(source) = source.filter(|_| !block.flags.contains(DiskFlags::CONSISTENT)) {
+                    // Even if nothing was written yet: from here on nobody knows.
+                    let live = site.core.as_ref().and_then(|core| source_of(core, n));
+                    self.model.overwritten(live.unwrap_or(source), live.is_none(), i);
+                }
                 Ok(Bytes::new())
             }
         };
@@ -740,8 +781,10 @@ impl World {
             self.histories.add(&self.sites[i].data.now);
         }
         let went_with_primary = self.went_with_primary(i);
-        if power || went_with_primary {
+        if power {
             self.model.cut(i);
+        } else if went_with_primary {
+            self.model.doubt(i);
         }
         if power && went_with_primary && self.sites.len() > 2 {
             // A third site may meet this one first, and be brought to what is left here.
@@ -1148,28 +1191,48 @@ impl World {
             if self.failure.is_some() || self.is_equal() {
                 return;
             }
+            if n > 300 {
+                self.end_split();
+            }
             if n > 300 && (0..self.sites.len()).any(|i| self.flags(i).contains(DiskFlags::FAILED)) {
                 // The newest data was on the disk that failed: only a person can say that it is to be given up.
                 self.is_over = true;
                 return;
             }
         }
-        let states: Vec<_> = (0..self.sites.len())
-            .map(|i| {
-                let core = self.sites[i].core.as_ref();
-                let peers: Vec<_> =
-                    (0..self.sites.len()).filter_map(|j| core?.peer_state(site_id(j))).collect();
-                let block = core.map(|core| core.superblock().clone()).unwrap_or_default();
-                let generations: Vec<_> = std::iter::once(block.current)
-                    .chain(block.history)
-                    .chain(block.slots.iter().map(|slot| slot.generation))
-                    .filter(|generation| generation.is_some())
-                    .map(|generation| generation.to_string())
-                    .collect();
-                format!("{i}: {:?} {peers:?} {} {generations:?}", core.map(Core::role), block.flags)
-            })
-            .collect();
+        let states: Vec<_> = (0..self.sites.len()).map(|i| self.state(i)).collect();
         self.fail(format!("M6: not equal a minute after the last fault: {states:?}"));
+    }
+
+    /// Of three sites a follower has a generation in which its primary, for all it knows, answered; both lost their power, and
+    /// the others went on. What is served was compared with the reference: a person gives the follower's up.
+    fn end_split(&mut self) {
+        let Some(primary) = self.serving.filter(|_| self.sites.len() > 2) else { return };
+        for i in (0..self.sites.len()).filter(|i| *i != primary) {
+            let flags = self.sites[i].core.as_ref().map(|core| core.superblock().flags).unwrap_or_default();
+            if flags.contains(DiskFlags::SPLIT_BRAIN) && !flags.contains(DiskFlags::DISCARD) {
+                self.counts.discards += 1;
+                self.event(i, Event::Command(Command::Discard));
+            }
+        }
+    }
+
+    /// A site's role, sessions, flags and generations, for people.
+    fn state(&self, i: usize) -> String {
+        let core = self.sites[i].core.as_ref();
+        let peers: Vec<_> = (0..self.sites.len()).filter_map(|j| core?.peer_state(site_id(j))).collect();
+        let block = core.map(|core| core.superblock().clone()).unwrap_or_default();
+        let slots: Vec<_> = block
+            .slots
+            .iter()
+            .filter_map(|slot| Some(format!("{} {} {}", slot.site?.get(), slot.generation, slot.flags)))
+            .collect();
+        let generations: Vec<_> = std::iter::once(block.current)
+            .chain(block.history)
+            .filter(|generation| generation.is_some())
+            .map(|generation| generation.to_string())
+            .collect();
+        format!("{i}: {:?} {peers:?} {}; {generations:?}; slots {slots:?}", core.map(Core::role), block.flags)
     }
 
     fn is_equal(&self) -> bool {
@@ -1213,7 +1276,7 @@ impl World {
         }
         if good {
             for block in self.model.blocks().collect::<Vec<_>>() {
-                if let Err(why) = self.model.check(block, self.sites[i].data.now[block as usize]) {
+                if let Err(why) = self.model.check(i, block, self.sites[i].data.now[block as usize]) {
                     return self.fail(format!("M1, M2: at rest on site {i}: {why}"));
                 }
             }

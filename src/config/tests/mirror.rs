@@ -21,7 +21,7 @@ fn every_element_is_read() {
     assert_eq!(mirror(""), Mirror::default());
     let all = "<nbd>10809</nbd><nbdclients>8</nbdclients><nbdmemory>100M</nbdmemory><flush>local</flush>\
                <onloss>freeze</onloss><quorum>majority</quorum><onerror>stop</onerror><resyncrate>1G</resyncrate><resyncmin>8192</resyncmin>\
-               <splitbrain0>discard-site-31</splitbrain0><splitbrain1>call-helper</splitbrain1>\
+               <activeextents>64</activeextents><splitbrain0>discard-site-31</splitbrain0><splitbrain1>call-helper</splitbrain1>\
                <splitbrain2>violently</splitbrain2><splitbrainhelper>/bin/helper</splitbrainhelper>\
                <fencing>/bin/fence</fencing>";
     let read = mirror(all);
@@ -30,6 +30,7 @@ fn every_element_is_read() {
     assert_eq!((read.flush, read.on_loss, read.on_error), (Flush::Local, OnLoss::Freeze, OnError::Stop));
     assert_eq!(read.quorum, Quorum::Majority);
     assert_eq!((read.resync_rate, read.resync_min), (Some(1 << 30), 8192));
+    assert_eq!(read.active_extents, 64);
     let policies = read.split_brain;
     assert_eq!(policies.zero, NoPrimary::DiscardSite(31.try_into().unwrap()));
     assert_eq!((policies.one, policies.two), (OnePrimary::CallHelper, TwoPrimaries::Violently));

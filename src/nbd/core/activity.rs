@@ -67,6 +67,11 @@ impl Activity {
         activity
     }
 
+    /// Changes the most extents; those that are too many leave when others are wanted.
+    pub fn resize(&mut self, capacity: usize) {
+        self.capacity = capacity;
+    }
+
     /// Returns true if all of these extents are active, and marks them as used; else notes them as wanted.
     pub fn touch(&mut self, wanted: RangeInclusive<u32>) -> bool {
         let mut active = true;

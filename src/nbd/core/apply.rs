@@ -71,13 +71,18 @@ impl Core {
             }
             self.enqueue(id);
             let flags = self.store.wanted.flags;
-            let is_past = flags.without(DiskFlags::UNANSWERED | DiskFlags::PRIMARY) != flags;
             let is_equal = self.peers.get(i).is_some_and(|peer| peer.part == Part::Equal);
+            // Another primary answers in this generation from now on, and what this one left is settled. A half-synced disk
+            // has its own generation as long as the resync has not ended.
+            let mut past = DiskFlags::PRIMARY;
+            if is_equal {
+                past |= DiskFlags::UNANSWERED;
+            }
+            let is_past = flags.without(past) != flags;
             let is_first = is_equal && !flags.contains(DiskFlags::UP_TO_DATE);
             if !flags.contains(DiskFlags::WRITING) || is_past || is_first {
                 self.store.wanted.begin_writes();
-                // Another primary answers in this generation from now on, and what this one left is settled.
-                self.store.wanted.flags.set(DiskFlags::UNANSWERED | DiskFlags::PRIMARY, false);
+                self.store.wanted.flags.set(past, false);
                 // That it outlived an earlier primary says nothing about this one.
                 self.store.wanted.flags.set(DiskFlags::UP_TO_DATE, is_equal);
                 self.counted = self.now;

@@ -116,7 +116,8 @@ impl Core {
                     return;
                 }
                 let is_marked = self.is_local && self.store.wanted.flags.contains(DiskFlags::UNANSWERED);
-                match is_marked && self.owed.is_empty() {
+                // A primary that leaves the role without a majority has a claim that gives way to the majority's.
+                match is_marked && self.owed.is_empty() && !self.lacks_quorum() {
                     true => self.confirm_claim(),
                     false => self.end_claim(),
                 }

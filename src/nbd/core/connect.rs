@@ -194,8 +194,7 @@ impl Core {
         }
     }
 
-    /// Returns the reason why this disk and that one cannot mirror each other, if there is one: bits count chunks, and a
-    /// write may reach the end of the disk.
+    /// Returns the reason why this disk and that one cannot mirror each other, if there is one: bits count chunks.
     fn misfit(&self, theirs: &Facts) -> Option<String> {
         let layout = &self.config.layout;
         let (own, site) = (self.config.site, theirs.site);
@@ -203,14 +202,6 @@ impl Core {
             return Some(format!(
                 "the configuration of {site} and that of {own} differ in the <protocol> of {site}: make them the same, and start \
                  both anew"
-            ));
-        }
-        let (mine, other) = (layout.data_size, theirs.size);
-        if mine != other {
-            let (larger, least) = if mine > other { (own, other) } else { (site, mine) };
-            return Some(format!(
-                "the disk of {own} has {mine} bytes and that of {site} {other}: the smaller counts; make the metadata of \
-                 {larger} anew with `hadm-nbd init --size {least}`"
             ));
         }
         let (mine, other) = (layout.chunk(), 1_u64.checked_shl(theirs.chunk_shift.into()).unwrap_or(0));
@@ -303,6 +294,7 @@ impl Core {
             Outcome::NoSync => {
                 peer.part = Part::Equal;
                 self.store.wanted.join(&theirs, &decision);
+                self.limit_bitmaps();
                 if theirs.role == Role::Primary {
                     self.follow(i);
                 }
@@ -341,6 +333,7 @@ impl Core {
         let (Some((decision, _)), Some((theirs, _))) = (&peer.decision, &peer.theirs) else { return };
         self.store.wanted.begin_resync(theirs, decision);
         self.void_log();
+        self.limit_bitmaps();
         self.change(Then::Prepared(i, session));
     }
 

@@ -211,8 +211,11 @@ pub struct Config {
     pub peers: Vec<SiteId>,
     /// The sites whose copy may be behind: a write does not wait for any other site at them, nor for them anywhere.
     pub asynchronous: Mask,
-    /// Most active extents: at least 4, at most [`crate::nbd::disk::format::ACTIVE_MAX`].
+    /// Most active extents as primary: at least 4, at most `follow_max`.
     pub active_max: usize,
+    /// Most active extents otherwise: at least what any other site has as primary, or its writes would wait for room that
+    /// comes with no barrier; at most [`crate::nbd::disk::format::ACTIVE_MAX`].
+    pub follow_max: usize,
     /// Of three sites and more, a majority with equal disks decides: without it a primary's writes wait, and with it a site
     /// may become primary though others are missing. A witness counts as a site.
     pub quorum: bool,

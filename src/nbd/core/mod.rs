@@ -34,6 +34,7 @@ pub(crate) mod peer;
 mod redo;
 mod resync;
 mod role;
+mod size;
 mod slab;
 mod source;
 mod superblock;
@@ -127,7 +128,8 @@ pub struct Core {
     /// Sites that had the data and were lost: what is answered from now on belongs to a new generation.
     owed: Mask,
     claim: claim::Claim,
-    /// The version of the superblock that says whether there is a majority.
+    /// The version of the superblock that says whether there is a majority, or that a resync from here has ended: before it
+    /// is durable nothing is answered.
     quorum_in: u64,
     /// Sites that writes wait for, until they are back or a person says that they may go on.
     frozen: Mask,
@@ -209,7 +211,7 @@ impl Core {
             store: Store::new(superblock),
             bitmaps,
             log: Log::new(record),
-            activity: Activity::new(config.active_max, &left, 1),
+            activity: Activity::new(config.follow_max, &left, 1),
             epochs: Epochs::new(2),
             order: Order::default(),
             ops: Slab::default(),
@@ -256,6 +258,7 @@ impl Core {
             }
         }
         core.store.wanted.members = core.store.wanted.members | Mask::of(core.config.site.get());
+        core.limit_bitmaps();
         for extent in left {
             let chunks = core.chunks_of_extent(extent);
             core.mark_all(chunks);
@@ -356,7 +359,7 @@ impl Core {
     fn chunks_of_extent(&self, extent: u32) -> std::ops::Range<u64> {
         let shift = super::disk::format::EXTENT_SHIFT;
         let end = (u64::from(extent) + 1) << shift;
-        self.chunks(u64::from(extent) << shift, end.min(self.config.layout.data_size).max(1))
+        self.chunks(u64::from(extent) << shift, end.min(self.size()).max(1))
     }
 
     /// Marks chunks as different at every other site.
@@ -435,7 +438,7 @@ impl Core {
     }
 
     fn packet(&mut self, class: Class, header: &[u8; crate::wire::HEADER_LEN], payload: Bytes) {
-        let size = self.config.layout.data_size;
+        let size = self.size();
         let Some((kind, own, from, fields)) = packet::decode(header, self.config.resource, size) else {
             return;
         };

@@ -278,7 +278,9 @@ impl Core {
         self.role_change = Change::Storing { ballot, missing };
         let fresh = self.draw();
         let former = self.store.wanted.current;
-        self.store.wanted.promote(missing, forced, self.config.layout.data_size, fresh);
+        let size = self.first_size();
+        self.store.wanted.promote(missing, forced, size, fresh);
+        self.limit_bitmaps();
         if !forced && former.has_data() && self.store.wanted.current != former {
             // Until the first answer it is only a claim, which must not stand against another site's.
             self.store.wanted.flags.set(DiskFlags::UNANSWERED, true);
@@ -293,6 +295,7 @@ impl Core {
         let Change::Storing { ballot, missing } = self.role_change else { return };
         self.role_change = Change::None;
         self.role = Role::Primary;
+        self.activity.resize(self.config.active_max);
         let before = self.epochs.current() - 1;
         for i in 0..self.peers.len() {
             let now = self.now;
@@ -395,6 +398,7 @@ impl Core {
 
     fn become_secondary(&mut self) {
         self.role = Role::Secondary;
+        self.activity.resize(self.config.follow_max);
         (self.owed, self.frozen, self.fencing) = (Mask(0), Mask(0), Mask(0));
         self.claim = Claim::Idle;
         self.store.wanted.flags.set(DiskFlags::LOST_QUORUM, false);

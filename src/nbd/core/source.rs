@@ -118,6 +118,8 @@ impl Core {
             (peer.part, peer.resync) = (Part::Equal, None);
             self.store.wanted.finish_source(site);
             self.change(Then::Nothing);
+            // After a crash with a resync under way this disk would count, and not what both have answered since.
+            self.quorum_in = self.store.version;
             self.note(Note::Resynced(site));
             self.caught_up(i);
             self.came_back(site);

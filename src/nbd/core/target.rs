@@ -60,7 +60,7 @@ impl Core {
     pub(super) fn ask(&mut self, i: usize) {
         let now = self.now;
         let chunk = self.config.layout.chunk();
-        let size = self.config.layout.data_size;
+        let size = self.size();
         while self.is_target_of(i) {
             let Some(peer) = self.peers.get_mut(i).filter(|peer| !self.paused.contains(peer.site.get()))
             else {
@@ -181,7 +181,7 @@ impl Core {
     }
 
     pub(super) fn resync_stable(&mut self, i: usize, session: u64, n: usize) {
-        let (shift, size) = (self.config.layout.chunk_shift, self.config.layout.data_size);
+        let (shift, size) = (self.config.layout.chunk_shift, self.size());
         let Some(resync) = self.resync_of(i, session) else { return };
         resync.is_syncing = false;
         let pieces: Vec<_> = resync.fresh.drain(..n.min(resync.fresh.len())).collect();

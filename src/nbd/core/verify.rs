@@ -126,7 +126,7 @@ impl Core {
 
     /// Compares the next piece, if none is under way.
     pub(super) fn step_verify(&mut self) {
-        let size = self.config.layout.data_size;
+        let size = self.size();
         let Some(verify) = self.verify.as_mut().filter(|verify| !verify.is_asked) else { return };
         let Some(session) = self.peers.get(verify.peer).map(|peer| peer.session) else { return };
         let (start, end) = (verify.next, (verify.next + PIECE).min(size));

@@ -28,7 +28,7 @@ impl Core {
             Request::Zeroes { offset, len, fua, .. } => (*offset, u64::from(*len), *fua),
             Request::Flush => return self.client_flush(id),
         };
-        let fits = offset.checked_add(len).is_some_and(|end| end <= self.config.layout.data_size);
+        let fits = offset.checked_add(len).is_some_and(|end| end <= self.size());
         if len == 0 || !fits {
             return self.out.push(Action::Reply(id, Err(Failure::Invalid)));
         }
@@ -312,10 +312,15 @@ impl Core {
 
     /// Begins the reads that waited for a majority, if there is one.
     pub(super) fn release_reads(&mut self) {
-        if !self.held_reads.is_empty() && self.may_read() {
-            let held = std::mem::take(&mut self.held_reads);
-            held.into_iter().for_each(|number| self.begin_read(number));
+        if self.held_reads.is_empty() {
+            return;
         }
+        if !self.may_read() {
+            // They came while nothing could be claimed, and nobody may write.
+            return self.make_claim();
+        }
+        let held = std::mem::take(&mut self.held_reads);
+        held.into_iter().for_each(|number| self.begin_read(number));
     }
 
     /// Ends the reads that wait for a majority: this site leaves the role.

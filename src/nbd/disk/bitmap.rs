@@ -53,6 +53,12 @@ impl Bitmap {
         }
     }
 
+    /// Forgets the bits from `len` on, for good.
+    pub fn limit(&mut self, len: u64) {
+        self.clear(len..self.len);
+        self.len = self.len.min(len);
+    }
+
     /// Returns true if there are no bits at all.
     pub fn is_empty(&self) -> bool {
         self.len == 0

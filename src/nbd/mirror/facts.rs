@@ -119,11 +119,13 @@ impl Facts {
     }
 
     /// Returns the facts as they were before a generation that a crashed primary drew and never answered in, if the other
-    /// site's generation is the one before: then neither went on without the other.
+    /// site's generation is the one before: then neither went on without the other. So, too, of a disk that such a primary
+    /// was being copied to: it is half-synced, and what it was to get has been given up.
     pub fn before_claim(&self, other: &Facts) -> Option<Facts> {
         let former = self.answered().filter(|former| *former != self.current && *former == other.current)?;
         // Of two former primaries the one that claimed is the later.
-        if !self.is_crashed_primary() || other.is_crashed_primary() {
+        let has_claimed = self.is_crashed_primary() && !other.is_crashed_primary();
+        if !has_claimed && self.flags.contains(DiskFlags::CONSISTENT) {
             return None;
         }
         let mut before = self.clone();

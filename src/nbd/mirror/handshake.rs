@@ -204,7 +204,15 @@ impl<'a> Pair<'a> {
         if let Some(pair) = only(&|site, _| !site.is_outdated()) {
             return copy(pair, Row::DiskState);
         }
-        if let Some(pair) = only(&unfinished) {
+        // It went on without the other, which then got all of it from a third site, and outlived it.
+        let is_passed = |site: &Facts, peer: &Facts| {
+            let due = SlotFlags::SYNC_SOURCE | SlotFlags::FULL_SYNC_DUE;
+            site.is_crashed_primary()
+                && peer.has_outlived()
+                && !peer.is_crashed_primary()
+                && site.slot(peer.site).is_some_and(|slot| slot.flags.without(due) == slot.flags)
+        };
+        if let Some(pair) = only(&|site, peer| unfinished(site, peer) && !is_passed(site, peer)) {
             return copy(pair, Row::MissedEnd);
         }
         if let Some((crashed, other)) = only(&|site, _| site.is_crashed_primary()) {

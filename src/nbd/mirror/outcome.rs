@@ -224,6 +224,14 @@ impl Decision {
 
     /// Returns the outcome in one sentence that is the same at both ends.
     pub fn sentence(&self, one: &Facts, other: &Facts) -> String {
+        let mut sentence = self.outcome_in_words(one, other);
+        if one.size != other.size && self.replicates() {
+            sentence += &format!("; the disks differ in size, and {} are mirrored", Bytes(self.size));
+        }
+        sentence
+    }
+
+    fn outcome_in_words(&self, one: &Facts, other: &Facts) -> String {
         let (a, b) = if one.site <= other.site { (one, other) } else { (other, one) };
         let (low, high) = (a.site.get(), b.site.get());
         match self.outcome {

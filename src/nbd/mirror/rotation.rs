@@ -124,10 +124,14 @@ fn renew(block: &mut Superblock, fresh: Generation, missing: Mask, was_primary: 
     remember(block, old);
 }
 
+/// Returns true if the mirror has no further site: none that could have newer data.
+fn is_pair(block: &Superblock, peer: SiteId) -> bool {
+    block.slots.iter().filter_map(|slot| slot.site).all(|site| site == peer)
+}
+
 /// Returns true if this disk is not outdated and the mirror has no further site that could have newer data.
 fn is_newest_of_two(block: &Superblock, peer: SiteId) -> bool {
-    let two = block.slots.iter().filter_map(|slot| slot.site).all(|site| site == peer);
-    two && !block.flags.contains(DiskFlags::OUTDATED)
+    is_pair(block, peer) && !block.flags.contains(DiskFlags::OUTDATED)
 }
 
 impl Rotate for Superblock {
@@ -196,8 +200,8 @@ impl Rotate for Superblock {
     }
 
     fn join(&mut self, peer: &Facts, decision: &Decision) {
-        // Equal disks: either both are outdated or none is.
-        if !peer.is_outdated() {
+        // Equal disks: either both are outdated or none is, and of two sites none can be.
+        if !peer.is_outdated() || is_pair(self, peer.site) {
             self.flags.set(DiskFlags::OUTDATED, false);
         }
         if peer.flags.contains(DiskFlags::UP_TO_DATE) || is_newest_of_two(self, peer.site) {
@@ -245,6 +249,14 @@ impl Rotate for Superblock {
             if is_given_up {
                 self.flags |= DiskFlags::DISCARD;
             }
+            // The source may yet be overwritten by a site that it did not go on without. Nobody can answer anything in its
+            // claim as long as this disk misses a part of it.
+            let is_claim = peer.current.is_same_data(self.current)
+                && peer.flags.contains(DiskFlags::UNANSWERED)
+                && !peer.is_primary();
+            if is_claim {
+                self.flags |= DiskFlags::UNANSWERED;
+            }
             // From here on bits mark the progress, and the generation that they belong to is the source's.
             if !self.current.has_data() {
                 self.current = peer.current.noting(false);
@@ -281,22 +293,25 @@ impl Rotate for Superblock {
         );
         self.flags |= DiskFlags::CONSISTENT;
         self.flags.set(DiskFlags::UP_TO_DATE, source.flags.contains(DiskFlags::UP_TO_DATE));
-        self.flags.set(DiskFlags::OUTDATED, source.is_outdated());
+        self.flags.set(DiskFlags::OUTDATED, source.is_outdated() && !is_pair(self, source.site));
         let mut equal_sites = Mask::of(source.site.get());
         for slot in &mut self.slots {
             let Some(site) = slot.site else { continue };
             slot.flags.set(SlotFlags::SYNC_TARGET, false);
-            // A secondary's knowledge of a third site may be out of date; a primary hears of changes at once.
+            // A secondary's knowledge of a third site that is away may be out of date; a primary hears of changes at once.
             let is_equal = site == source.site
-                || source.is_primary()
-                    && source.slot(site).is_some_and(|theirs| {
-                        !theirs.generation.is_some()
-                            && theirs.out_of_sync == 0
-                            && !theirs.flags.contains(SlotFlags::FULL_SYNC_DUE)
-                    });
+                || source.slot(site).is_some_and(|theirs| {
+                    let is_fresh = source.is_primary() || theirs.flags.contains(SlotFlags::CONNECTED);
+                    is_fresh
+                        && !theirs.generation.is_some()
+                        && theirs.out_of_sync == 0
+                        && !theirs.flags.contains(SlotFlags::FULL_SYNC_DUE)
+                });
             if is_equal {
                 slot.generation = Generation::NONE;
-                slot.flags = slot.flags.without(SlotFlags::SYNC_SOURCE | SlotFlags::FULL_SYNC_DUE);
+                slot.flags = slot
+                    .flags
+                    .without(SlotFlags::SYNC_SOURCE | SlotFlags::FULL_SYNC_DUE | SlotFlags::OUTDATED);
                 equal_sites = equal_sites | Mask::of(site.get());
             } else if !ancestors.contains(&slot.generation) && slot.generation != source.current {
                 let had_bits = slot.generation.is_some();
@@ -319,6 +334,9 @@ impl Rotate for Superblock {
         );
         remember(self, former);
         self.flags.set(DiskFlags::SPLIT_BRAIN, false);
+        if is_pair(self, target) {
+            self.flags.set(DiskFlags::OUTDATED, false);
+        }
     }
 
     fn leave(&mut self) {

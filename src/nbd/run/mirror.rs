@@ -5,7 +5,7 @@
 //! core asks for on one link, nor answer anybody but by the core's word. Called by the NBD server, the attached links, the
 //! timer and the control socket.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -91,6 +91,8 @@ pub struct Mirror {
     begun: Instant,
     /// Reads may be answered from the local disk: as the core said last.
     reads_locally: AtomicBool,
+    /// Bytes that clients see.
+    size: AtomicU64,
     pub(super) counters: Counters,
 }
 
@@ -142,6 +144,7 @@ impl Mirror {
             link,
             begun,
             reads_locally: AtomicBool::new(false),
+            size: AtomicU64::new(0),
             counters: Counters::default(),
         });
         // The actions that the core wants at once.
@@ -233,6 +236,7 @@ impl Mirror {
                     info!("{}: this site is primary", self.name);
                     state.journal.add(None, "primary", "clients are served");
                     self.reads_locally.store(state.core.reads_at_once(), Ordering::Release);
+                    self.size.store(state.core.size(), Ordering::Release);
                     self.export.open(Arc::new(Served(Arc::clone(self))));
                 }
                 Action::Serve(false) => {
@@ -443,7 +447,7 @@ struct Served(Arc<Mirror>);
 
 impl Volume for Served {
     fn size(&self) -> u64 {
-        self.0.disk.size()
+        self.0.size.load(Ordering::Acquire)
     }
 
     fn submit(&self, request: Request, reply: Reply) {

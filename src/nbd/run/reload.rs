@@ -58,6 +58,7 @@ fn take(mirror: &Arc<Mirror>, old: &Config, fresh: &Config) -> bool {
         ("<disk>", was_here.disk != here.disk),
         ("<bwr_disk>", was_here.bwr_disk != here.bwr_disk),
         ("<quorum>", then.quorum != now.quorum),
+        ("<activeextents>", then.active_extents != now.active_extents),
         ("<nbd>", then.nbd != now.nbd),
         ("<nbdclients>", then.nbd_clients != now.nbd_clients),
         ("<nbdmemory>", then.nbd_memory != now.nbd_memory),

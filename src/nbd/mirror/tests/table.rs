@@ -64,6 +64,11 @@ fn cases() -> Vec<Case> {
             b.current = Generation::JUST_CREATED;
         }),
         case("missed end", Row::MissedEnd, sync(1, 0, BITS), |_, b| b.of(0).generation = generation(9)),
+        case("a survivor that a third site brought to it", Row::Survivor, sync(1, 0, BITS), |a, b| {
+            a.flags |= DiskFlags::PRIMARY | DiskFlags::WRITING;
+            a.of(1).generation = generation(9);
+            b.flags.set(DiskFlags::UP_TO_DATE, false);
+        }),
         case("only reconnected", Row::Reconnected, Outcome::NoSync, |a, b| {
             (a.last_session, b.last_session) = (5, 5);
             a.role = Role::Primary;
@@ -133,6 +138,12 @@ fn cases() -> Vec<Case> {
             a.of(1).generation = generation(1);
             a.flags |= DiskFlags::UNANSWERED | DiskFlags::PRIMARY | DiskFlags::WRITING;
             b.last_session = 5;
+        }),
+        case("a half-synced copy of a claim is no lead", Row::DiskState, sync(1, 0, Reach::Full), |a, _| {
+            a.current = generation(2);
+            a.history = vec![generation(1)];
+            a.flags |= DiskFlags::UNANSWERED;
+            a.flags.set(DiskFlags::CONSISTENT, false);
         }),
         case("two primaries, of which one lost its quorum", Row::LostQuorum, sync(1, 0, BITS), |a, b| {
             (a.role, b.role) = (Role::Primary, Role::Primary);

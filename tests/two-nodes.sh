@@ -1,0 +1,116 @@
+#!/bin/sh
+# The guide etc/doc/two-nodes.md, typed line by line: two machines in namespaces, and every block of commands in the guide's order, on the machine
+# that its first line names. systemctl is played by a script that starts the programs as the units do. Needs root, qemu-io and nbdinfo.
+#
+# Usage: tests/two-nodes.sh DIRECTORY   (where the programs are)
+# Exit status: 0 if every line did what the guide says; 77, with a line that says why, if it cannot run here.
+set -eu
+
+skip() { echo "two-nodes: SKIPPED: $1"; exit 77; }
+bin=$(cd "$1" && pwd)
+cd "$(dirname "$0")/.."
+PATH=$PATH:/usr/sbin:/sbin
+if [ "${2:-}" != inside ]; then
+    [ "$(id -u)" = 0 ] || skip "it takes root"
+    unshare --mount --net --uts --ipc --pid --fork true 2> /dev/null || skip "it takes the right to make namespaces"
+    for tool in ip nsenter qemu-io nbdinfo pkill setsid; do
+        command -v $tool > /dev/null || skip "$tool is not installed"
+    done
+    exec unshare --mount --net --uts --ipc --pid --fork --kill-child --mount-proc tests/two-nodes.sh "$bin" inside
+fi
+# shellcheck source=tests/wait-for.sh
+. tests/wait-for.sh
+dir=$(mktemp -d "${TMPDIR:-/tmp}/hadmd-two-nodes.XXXXXX")
+trap 'rm -rf "$dir"' EXIT
+trap 'exit 130' INT TERM HUP
+fail() {
+    echo "two-nodes: $1" >&2
+    for file in "$dir"/*.log; do echo "--- ${file##*/}"; tail -n 15 "$file"; done >&2
+    exit 1
+}
+mkdir "$dir/programs"
+for program in hadmd hadm-nbd hadmctl; do ln -s "$bin/$program" "$dir/programs/$program"; done
+# What the units do, as far as the guide needs it: each program in the background, with the options of /etc/default.
+cat > "$dir/programs/systemctl" << LINES
+#!/bin/sh
+verb=\$1
+shift
+DAEMON_ARGS=
+[ ! -r /etc/default/hadmd ] || . /etc/default/hadmd
+case \$verb in
+    daemon-reload) [ -e /etc/systemd/system/hadmd.service.d/no-module.conf ]; exit ;;
+    enable | start) ;;
+    *) echo "systemctl: \$verb is not played here" >&2; exit 1 ;;
+esac
+for unit; do
+    case \$unit in
+        --now) ;;
+        hadmd) setsid hadmd -c /etc/hadm/hadm.xml \$DAEMON_ARGS --log stderr < /dev/null >> "$dir/\$(hostname).hadmd.log" 2>&1 & ;;
+        hadm-nbd) setsid hadm-nbd -c /etc/hadm/hadm.xml run --log stderr < /dev/null >> "$dir/\$(hostname).hadm-nbd.log" 2>&1 & ;;
+        *) echo "systemctl: there is no \$unit" >&2; exit 1 ;;
+    esac
+done
+# As Type=notify: it returns when they are ready.
+for unit; do
+    [ "\$unit" = --now ] || for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do [ -S "/run/hadm/\$unit.sock" ] && break; sleep 0.2; done
+done
+LINES
+chmod 755 "$dir/programs/systemctl"
+
+ip link add bridge type bridge
+ip link set bridge up
+number=0
+for machine in left right; do
+    number=$((number + 1))
+    mkdir "$dir/$machine.disks"
+    # Bare, but for the samples among the documentation.
+    # shellcheck disable=SC2016 # that is for the inner shell
+    unshare --mount --net --uts --ipc --pid --fork --kill-child --mount-proc sh -euc '
+        hostname "$0"
+        mount --bind "$1" /mnt
+        for place in /run /etc/default /etc/systemd /var/lib /usr/share/doc; do mkdir -p $place; mount -t tmpfs -o mode=755 none $place; done
+        mkdir -p /run/hadm /usr/share/doc/hadmd
+        [ -d /etc/hadm ] || { mkdir -p /run/etc /run/work; mount -t overlay none -o lowerdir=/etc,upperdir=/run/etc,workdir=/run/work /etc; mkdir -p /etc/hadm; }
+        mount -t tmpfs none /etc/hadm
+        mkdir -p /etc/default /etc/systemd/system
+        cp etc/mirror.xml /usr/share/doc/hadmd
+        echo 1 > "$2"
+        exec sleep 900' "$machine" "$dir/$machine.disks" "$dir/$machine.up" > "$dir/$machine.up.log" 2>&1 &
+    unshared=$!
+    wait_for 10 test -s "$dir/$machine.up" || fail "no namespaces for $machine"
+    pgrep -P $unshared > "$dir/$machine.pid"
+    ip link add "$machine" type veth peer name eth0 netns "$(cat "$dir/$machine.pid")"
+    ip link set "$machine" master bridge up
+    printf 'link set lo up\nlink set eth0 up\naddr add 192.0.2.%s/24 dev eth0\n' $number |
+        timeout 10 nsenter -t "$(cat "$dir/$machine.pid")" -n ip -batch -
+done
+
+# type_in FILE MACHINE...: each line in turn on each machine, as a person would; each has to succeed.
+type_in() {
+    block=$1
+    shift
+    while read -r line; do
+        case $line in '' | '#'*) continue ;; esac
+        for machine; do
+            timeout 60 nsenter -t "$(cat "$dir/$machine.pid")" -m -n -u -i -p -- env PATH="$dir/programs:$PATH" sh -c "$line" < /dev/null > "$dir/typed.log" 2>&1 ||
+                fail "$machine: this line of the guide fails: $line"
+            ! grep -q 'Pattern verification failed' "$dir/typed.log" || fail "$machine: other data is read than the guide says: $line"
+            typed=$((typed + 1))
+        done
+    done < "$block"
+}
+awk -v dir="$dir" '/^```/ { inside = !inside && $0 == "```sh"; if (inside) file = sprintf("%s/block.%02d", dir, ++n); next } inside { print > file }' etc/doc/two-nodes.md
+typed=0
+for block in "$dir"/block.*; do
+    case $(head -n 1 "$block") in
+        "# both") type_in "$block" left right ;;
+        "# left") type_in "$block" left ;;
+        "# right") type_in "$block" right ;;
+        *) fail "a block does not say where it is typed: $(head -n 1 "$block")" ;;
+    esac
+done
+[ $typed -ge 30 ] || fail "only $typed lines were found in the guide"
+# The last sentence of that part: the machine that is back has what was written.
+same() { timeout 10 nsenter -t "$(cat "$dir/left.pid")" -m -n -u -i -p -- "$bin/hadmctl" --json --control /run/hadm/hadm-nbd.sock disk status data | grep -q '"in_sync": *true'; }
+wait_for 30 same || fail "right is not brought to the state of left"
+echo "two-nodes: all $typed lines of the guide do what it says"
