@@ -50,9 +50,15 @@ for unit; do
         *) echo "systemctl: there is no \$unit" >&2; exit 1 ;;
     esac
 done
-# As Type=notify: it returns when they are ready.
+# As Type=notify: it returns when they answer. A socket may be there of one that was killed.
 for unit; do
-    [ "\$unit" = --now ] || for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do [ -S "/run/hadm/\$unit.sock" ] && break; sleep 0.2; done
+    case \$unit in --now) continue ;; hadmd) question=status ;; *) question="disk status" ;; esac
+    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        hadmctl --control "/run/hadm/\$unit.sock" --timeout 5 \$question > /dev/null 2>&1 && continue 2
+        sleep 0.2
+    done
+    echo "systemctl: \$unit does not answer" >&2
+    exit 1
 done
 LINES
 chmod 755 "$dir/programs/systemctl"

@@ -62,7 +62,7 @@ pub struct Extension {
     pub version: Option<String>,
     /// Digest of the cluster-wide part of the configuration.
     pub digest: Option<[u8; 8]>,
-    /// Digests of its parts, at most [`PARTS_MAX`]; empty if there are more.
+    /// Digests of its parts, at most 120; empty if there are more.
     pub parts: Vec<PartDigest>,
     /// The resources whose logs the sender owns; only behind a view.
     pub owned: Option<Vec<ResourceId>>,

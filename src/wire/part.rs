@@ -11,7 +11,7 @@ const PART_LEN: usize = 6;
 /// The most bytes of an entry's value that hold whole parts.
 pub(super) const ENTRY_LEN: usize = 255 / PART_LEN * PART_LEN;
 /// The most parts that are sent: with more of them the record would be too long for its reader.
-pub const PARTS_MAX: usize = 120;
+pub(super) const PARTS_MAX: usize = 120;
 
 /// A part of the configuration that has to be the same on every node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
