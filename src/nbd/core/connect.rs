@@ -11,6 +11,7 @@ use super::peer::{Part, Stage};
 use super::resync::Resync;
 use super::superblock::Then;
 use super::{Core, mutated};
+use crate::nbd::disk::format::SlotFlags;
 use crate::nbd::mirror::record::{self, RecordError};
 use crate::nbd::mirror::{
     ACK_ERRCODE, Disagreement, Facts, Generation, Outcome, Reach, Role, Rotate, Statement, decide, session,
@@ -91,6 +92,9 @@ impl Core {
             software: self.config.software.clone(),
         };
         let mut facts = facts.with_superblock(&self.store.wanted, |site| self.out_of_sync(site));
+        for slot in &mut facts.slots {
+            slot.flags.set(SlotFlags::ASYNCHRONOUS, self.config.asynchronous.contains(slot.site.get()));
+        }
         if mutated!(self, TakeTwin) {
             facts.slots.iter_mut().for_each(|slot| slot.stable = 0);
         }

@@ -204,10 +204,13 @@ impl<'a> Pair<'a> {
         if let Some(pair) = only(&|site, _| !site.is_outdated()) {
             return copy(pair, Row::DiskState);
         }
-        // It went on without the other, which then got all of it from a third site, and outlived it.
+        // It went on without the other, which then got all of it from a third site, and outlived it. A third site that writes
+        // did not wait for may not have had all.
         let is_passed = |site: &Facts, peer: &Facts| {
             let due = SlotFlags::SYNC_SOURCE | SlotFlags::FULL_SYNC_DUE;
+            let is_far = |slot: &PeerSlot| slot.flags.contains(SlotFlags::ASYNCHRONOUS);
             site.is_crashed_primary()
+                && !site.slots.iter().any(is_far)
                 && peer.has_outlived()
                 && !peer.is_crashed_primary()
                 && site.slot(peer.site).is_some_and(|slot| slot.flags.without(due) == slot.flags)

@@ -130,6 +130,8 @@ flags! {
         SYNC_SOURCE = 4, "sync source";
         /// A resync from that site to this one is under way.
         SYNC_TARGET = 5, "sync target";
+        /// Writes do not wait for that site. Said to other sites, and not written.
+        ASYNCHRONOUS = 6, "asynchronous";
     }
 }
 
