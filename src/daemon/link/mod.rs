@@ -17,6 +17,7 @@ mod sender;
 mod sink;
 pub mod tap;
 mod token;
+mod write_state;
 mod zero_copy;
 
 /// The parts of std that [`token`] is made of; its model has loom's in their place.
