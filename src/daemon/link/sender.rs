@@ -18,7 +18,7 @@ use crossbeam::queue::SegQueue;
 use socket2::SockRef;
 
 use super::token::{Job, Progress, Token};
-use super::write_state::{Content, Entry, WriteState};
+use super::write_state::{Content, Deferred, Entry, WriteState};
 use super::{Encode, Piped};
 use crate::daemon::queue::Permit;
 use crate::sys;
@@ -42,12 +42,6 @@ const CARRY: usize = 8;
 /// third of its buffer is free: with a peer that reads slowly, that may be seconds after it took some. Entries that
 /// became void meanwhile are dropped then, too.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// Bytes that are made only when their turn comes, so that they are never out of date.
-pub trait Deferred: Send + Sync {
-    /// Returns the bytes, `None` if there is nothing left to send.
-    fn take(&self) -> Option<Bytes>;
-}
 
 /// The writing end of a link.
 pub struct LinkSender {

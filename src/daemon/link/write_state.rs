@@ -11,13 +11,19 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use crossbeam::queue::SegQueue;
 
-use super::{Deferred, Encode, Piped};
+use super::{Encode, Piped};
 use crate::daemon::queue::Permit;
 use crate::sys;
 use crate::wire::{HEADER_LEN, Header};
 
 /// Entries gathered into one write. The system takes up to 1024 parts; more than 64 gain nothing.
 const GATHER: usize = 64;
+
+/// Bytes that are made only when their turn comes, so that they are never out of date.
+pub trait Deferred: Send + Sync {
+    /// Returns the bytes, `None` if there is nothing left to send.
+    fn take(&self) -> Option<Bytes>;
+}
 
 /// An entry of a link's queue.
 pub(super) enum Entry {
