@@ -7,32 +7,17 @@
 # Exit status: 0 if every step did what it should; 77, with a line that says why, if it cannot run here.
 set -eu
 
-skip() { echo "keepalived: SKIPPED: $1"; exit 77; }
+name=keepalived
 bin=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.."
-if [ "${2:-}" != inside ]; then
-    PATH=$PATH:/usr/sbin:/sbin
-    [ "$(id -u)" = 0 ] || skip "it takes root"
-    unshare --mount --net --uts --pid --fork true 2> /dev/null || skip "it takes the right to make namespaces"
-    for tool in keepalived ip nsenter; do
-        command -v $tool > /dev/null || skip "$tool is not installed"
-    done
-    exec unshare --mount --net --uts --ipc --pid --fork --kill-child --mount-proc tests/keepalived.sh "$bin" inside
-fi
-# shellcheck source=tests/wait-for.sh
-. tests/wait-for.sh
+# shellcheck source=tests/inside.sh
+. tests/inside.sh
+go_inside "${2:-}" keepalived ip nsenter
 
 mount -t tmpfs -o mode=755 none /run
 # keepalived runs a program only from where no user but root could have changed it.
 cp "$bin/hadmctl" /run/hadmctl
-dir=$(mktemp -d "${TMPDIR:-/tmp}/hadmd-keepalived.XXXXXX")
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 130' INT TERM HUP
-fail() {
-    echo "keepalived: $1" >&2
-    for file in "$dir"/*.log; do echo "--- ${file##*/}"; tail -n 15 "$file"; done >&2
-    exit 1
-}
+make_dir
 # within MACHINE COMMAND...: only in place of the shell it runs in.
 within() { at=$(cat "$dir/$1.pid"); shift; exec nsenter --net="/proc/$at/ns/net" --uts="/proc/$at/ns/uts" "$@"; }
 has() { (within "$1" ip -o addr show dev eth0) | grep -q "inet $2/"; }

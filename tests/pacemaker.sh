@@ -7,29 +7,21 @@
 # Exit status: 0 if every step did what it should; 77, with a line that says why, if it cannot run here.
 set -eu
 
-skip() { echo "pacemaker: SKIPPED: $1"; exit 77; }
+name=pacemaker
 bin=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.."
-PATH=$PATH:/usr/sbin:/sbin
-if [ "${2:-}" != inside ]; then
-    [ "$(id -u)" = 0 ] || skip "it takes root"
-    unshare --mount --net --uts --ipc --pid --fork true 2> /dev/null || skip "it takes the right to make namespaces"
-    for tool in corosync pacemakerd cibadmin crm_mon ip bridge nsenter qemu-io; do
-        command -v $tool > /dev/null || skip "$tool is not installed (Debian packages corosync, pacemaker, pacemaker-cli-utils, qemu-utils)"
-    done
-    [ -x /usr/lib/ocf/resource.d/heartbeat/IPaddr2 ] || skip "there is no agent IPaddr2 (Debian package resource-agents)"
-    exec unshare --mount --net --uts --ipc --pid --fork --kill-child --mount-proc tests/pacemaker.sh "$bin" inside
-fi
-# shellcheck source=tests/wait-for.sh
-. tests/wait-for.sh
+# shellcheck source=tests/inside.sh
+. tests/inside.sh
+[ -x /usr/lib/ocf/resource.d/heartbeat/IPaddr2 ] || skip "there is no agent IPaddr2 (Debian package resource-agents)"
+go_inside "${2:-}" corosync pacemakerd cibadmin crm_mon ip bridge nsenter qemu-io
 
-dir=$(mktemp -d "${TMPDIR:-/tmp}/hadmd-pacemaker.XXXXXX")
+make_dir
 trap 'umount -l "$dir"/*.disks 2> /dev/null; rm -rf "$dir"' EXIT
-trap 'exit 130' INT TERM HUP
 chmod 755 "$dir"
 # Laid over each node's /usr and /etc, as if installed.
 mkdir -p "$dir/logs" "$dir/sbin" "$dir/bin" "$dir/lib/ocf/resource.d/hadm" "$dir/lib/hadm/fencing" "$dir/etc/hadm"
 chmod 777 "$dir/logs"
+# With what the cluster says of itself.
 fail() {
     echo "pacemaker: $1" >&2
     for file in "$dir"/logs/*; do echo "--- ${file##*/}"; tail -n "${LINES_OF_LOGS:-12}" "$file"; done >&2

@@ -6,28 +6,13 @@
 # Exit status: 0 if every line did what the guide says; 77, with a line that says why, if it cannot run here.
 set -eu
 
-skip() { echo "two-nodes: SKIPPED: $1"; exit 77; }
+name=two-nodes
 bin=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.."
-PATH=$PATH:/usr/sbin:/sbin
-if [ "${2:-}" != inside ]; then
-    [ "$(id -u)" = 0 ] || skip "it takes root"
-    unshare --mount --net --uts --ipc --pid --fork true 2> /dev/null || skip "it takes the right to make namespaces"
-    for tool in ip nsenter qemu-io nbdinfo pkill setsid; do
-        command -v $tool > /dev/null || skip "$tool is not installed"
-    done
-    exec unshare --mount --net --uts --ipc --pid --fork --kill-child --mount-proc tests/two-nodes.sh "$bin" inside
-fi
-# shellcheck source=tests/wait-for.sh
-. tests/wait-for.sh
-dir=$(mktemp -d "${TMPDIR:-/tmp}/hadmd-two-nodes.XXXXXX")
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 130' INT TERM HUP
-fail() {
-    echo "two-nodes: $1" >&2
-    for file in "$dir"/*.log; do echo "--- ${file##*/}"; tail -n 15 "$file"; done >&2
-    exit 1
-}
+# shellcheck source=tests/inside.sh
+. tests/inside.sh
+go_inside "${2:-}" ip nsenter qemu-io nbdinfo pkill setsid
+make_dir
 mkdir "$dir/programs"
 for program in hadmd hadm-nbd hadmctl; do ln -s "$bin/$program" "$dir/programs/$program"; done
 # What the units do, as far as the guide needs it: each program in the background, with the options of /etc/default.

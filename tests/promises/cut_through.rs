@@ -101,11 +101,17 @@ impl Harness {
     /// Returns the counters, once nothing is queued.
     #[track_caller]
     fn settled(&self) -> CounterSnapshot {
-        assert!(self.budget.wait_idle(Instant::now() + PATIENCE), "{}", self.counters.snapshot());
-        let snapshot = self.counters.snapshot();
-        assert!(snapshot.balances() && snapshot.queued == 0, "{snapshot}");
-        snapshot
+        settled(&self.budget, &self.counters)
     }
+}
+
+/// Returns the counters of a queue, once nothing is in it.
+#[track_caller]
+pub fn settled(budget: &Budget, counters: &PacketCounters) -> CounterSnapshot {
+    assert!(budget.wait_idle(Instant::now() + PATIENCE), "{}", counters.snapshot());
+    let snapshot = counters.snapshot();
+    assert!(snapshot.balances() && snapshot.queued == 0, "{snapshot}");
+    snapshot
 }
 
 impl Drop for Harness {

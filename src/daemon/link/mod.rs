@@ -17,6 +17,7 @@ mod sender;
 mod sink;
 pub mod tap;
 mod token;
+mod write_state;
 mod zero_copy;
 
 /// The parts of std that [`token`] is made of; its model has loom's in their place.
@@ -32,6 +33,7 @@ pub use framer::{Framer, Item, MAX_CHUNK, Run};
 pub use pair::{Lost, Pair};
 pub use piped::Piped;
 pub use reader::{Reading, read_link};
-pub use sender::{Deferred, LinkSender};
+pub use sender::LinkSender;
 pub use sink::{Sink, TakesPipes};
+pub use write_state::Deferred;
 pub use zero_copy::LARGE;

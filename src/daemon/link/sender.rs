@@ -8,28 +8,25 @@
 //! Putting an entry in never blocks and never fails; the queue is bounded by the [`Permit`] that comes with each
 //! entry.
 
-use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use crossbeam::queue::SegQueue;
 use socket2::SockRef;
 
 use super::token::{Job, Progress, Token};
+use super::write_state::{Content, Deferred, Entry, WriteState};
 use super::{Encode, Piped};
 use crate::daemon::queue::Permit;
 use crate::sys;
-use crate::wire::{Class, HEADER_LEN, Header};
+use crate::wire::Class;
 
 /// Bytes of a meta link that the system may have taken and not sent. Some hundred packets: the link is never idle for
 /// want of them, and a ping waits for little more than the packets on their way.
 const META_UNSENT: u32 = 16 * 1024;
-
-/// Entries gathered into one write. The system takes up to 1024 parts; more than 64 gain nothing.
-const GATHER: usize = 64;
 
 /// Encoded bytes at which no more is encoded before the socket has taken some. Frames must not be made long before
 /// they can leave: their packets could not be left out any more.
@@ -45,45 +42,6 @@ const CARRY: usize = 8;
 /// third of its buffer is free: with a peer that reads slowly, that may be seconds after it took some. Entries that
 /// became void meanwhile are dropped then, too.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// Bytes that are made only when their turn comes, so that they are never out of date.
-pub trait Deferred: Send + Sync {
-    /// Returns the bytes, `None` if there is nothing left to send.
-    fn take(&self) -> Option<Bytes>;
-}
-
-enum Entry {
-    Packets(Content, Permit),
-    Deferred(Arc<dyn Deferred>),
-}
-
-/// The place where an entry's bytes are.
-enum Content {
-    Memory(Bytes),
-    Pipe(Piped),
-}
-
-impl Content {
-    fn len(&self) -> usize {
-        match self {
-            Content::Memory(bytes) => bytes.len(),
-            Content::Pipe(piped) => piped.len(),
-        }
-    }
-}
-
-/// The state of the write in progress.
-#[derive(Default)]
-pub(super) struct WriteState {
-    /// Entries gathered from the queue, in order, with `None` for those that no counters count.
-    gathered: VecDeque<(Content, Option<Permit>)>,
-    /// Bytes of the first entry that the socket has taken.
-    written: usize,
-    /// The encoder, and the encoded bytes that wait.
-    codec: Option<(Box<dyn Encode>, BytesMut)>,
-    /// Encoded bytes at which no more is encoded.
-    encoded_max: usize,
-}
 
 /// The writing end of a link.
 pub struct LinkSender {
@@ -106,7 +64,6 @@ impl LinkSender {
         failed: impl Fn(io::Error) + Send + Sync + 'static,
     ) -> Arc<Self> {
         let plain = encode.is_none();
-        let codec = encode.map(|encode| (encode, BytesMut::new()));
         let encoded_max = match class {
             Class::Data => ENCODED_MAX,
             Class::Meta => {
@@ -121,7 +78,7 @@ impl LinkSender {
             plain,
             first: SegQueue::new(),
             queue: SegQueue::new(),
-            token: Token::new(WriteState { codec, encoded_max, ..WriteState::default() }),
+            token: Token::new(WriteState::new(encode, encoded_max)),
             failed: Box::new(failed),
         })
     }
@@ -191,14 +148,15 @@ impl Job for LinkSender {
         for turn in 0.. {
             if self.token.is_closed() {
                 while self.first.pop().or_else(|| self.queue.pop()).is_some() {}
-                state.gathered.clear();
+                state.clear();
                 return Ok(Progress::Empty);
             }
             state.drop_void();
             if let Err(error) = state.gather(&self.first, &self.queue) {
-                return state.broken(error);
+                state.clear();
+                return Err(error);
             }
-            if state.gathered.is_empty() {
+            if state.is_empty() {
                 return Ok(Progress::Empty);
             }
             if turn >= CARRY && !wait {
@@ -209,7 +167,10 @@ impl Job for LinkSender {
                     state.advance(n);
                     ready = false;
                 }
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return state.broken(error),
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    state.clear();
+                    return Err(error);
+                }
                 Err(_) if !wait => return Ok(Progress::Left),
                 // The socket is ready, and takes nothing all the same: the system is short of memory for it.
                 Err(_) if ready => {
@@ -232,140 +193,11 @@ impl Job for LinkSender {
     }
 }
 
-impl WriteState {
-    /// Writes gathered entries, as far as the socket takes them at once: those in memory in one call, or one pipe.
-    fn send(&mut self, stream: &TcpStream) -> io::Result<usize> {
-        if let Some((Content::Pipe(piped), _)) = self.gathered.front_mut() {
-            return piped.send(stream);
-        }
-        let mut parts = [IoSlice::new(&[]); GATHER];
-        let (mut skip, mut count) = (self.written, 0_usize);
-        for (part, (content, _)) in parts.iter_mut().zip(&self.gathered) {
-            let Content::Memory(bytes) = content else { break };
-            *part = IoSlice::new(bytes.get(skip..).unwrap_or_default());
-            (skip, count) = (0, count.saturating_add(1));
-        }
-        sys::send(stream, parts.get(..count).unwrap_or(&parts))
-    }
-
-    /// Takes the entries for one write from the queues.
-    fn gather(&mut self, first: &SegQueue<Entry>, queue: &SegQueue<Entry>) -> io::Result<()> {
-        // Frames keep the order in which they were encoded.
-        let mut at = if self.codec.is_some() { self.gathered.len() } else { usize::from(self.written > 0) };
-        while let Some(entry) = first.pop() {
-            if let Some(ready) = self.make_ready(entry)? {
-                self.gathered.insert(at.min(self.gathered.len()), ready);
-                at = at.saturating_add(1);
-            }
-        }
-        while self.gathered.len() < GATHER && !self.is_encoded_full() {
-            let Some(entry) = queue.pop() else { break };
-            let ready = self.make_ready(entry)?;
-            self.gathered.extend(ready);
-        }
-        Ok(())
-    }
-
-    /// Returns the bytes of an entry as they are to be written; `None` if the entry is void, or has nothing to send.
-    fn make_ready(&mut self, entry: Entry) -> io::Result<Option<(Content, Option<Permit>)>> {
-        let (content, permit) = match entry {
-            Entry::Packets(content, permit) if !permit.is_void() => (content, Some(permit)),
-            Entry::Packets(..) => return Ok(None),
-            Entry::Deferred(late) => match late.take() {
-                Some(bytes) => (Content::Memory(bytes), None),
-                None => return Ok(None),
-            },
-        };
-        let content = match (content, &mut self.codec) {
-            (Content::Memory(bytes), Some((encode, out))) => {
-                encode.encode(&bytes, out).map_err(io::Error::other)?;
-                Content::Memory(out.split().freeze())
-            }
-            (content, _) => content,
-        };
-        Ok(Some((content, permit)))
-    }
-
-    /// Ends the write state: nothing more can leave here.
-    fn broken(&mut self, error: io::Error) -> io::Result<Progress> {
-        self.gathered.clear();
-        Err(error)
-    }
-
-    /// Returns true if enough is encoded for now.
-    fn is_encoded_full(&self) -> bool {
-        self.codec.is_some()
-            && self.gathered.iter().map(|(content, _)| content.len()).sum::<usize>() >= self.encoded_max
-    }
-
-    /// Drops gathered entries that became void, but for the rest of a packet of which the socket has a part. Frames
-    /// stay: the other side could not decode those after them.
-    fn drop_void(&mut self) {
-        let is_void = |permit: &Option<Permit>| permit.as_ref().is_some_and(Permit::is_void);
-        if self.codec.is_some() || !self.gathered.iter().any(|(_, permit)| is_void(permit)) {
-            return;
-        }
-        let begun = usize::from(self.written > 0);
-        if let Some((content, Some(permit))) = self.gathered.front_mut().filter(|_| begun > 0) {
-            if permit.is_void() {
-                let (packets, end) = match content {
-                    Content::Pipe(piped) => piped.cut(),
-                    Content::Memory(bytes) => {
-                        let begun = begun_packets(bytes, self.written);
-                        bytes.truncate(begun.1);
-                        begun
-                    }
-                };
-                permit.cut(packets, end);
-            }
-        }
-        let mut at = 0_usize;
-        self.gathered.retain(|(_, permit)| {
-            at = at.saturating_add(1);
-            at <= begun || !is_void(permit)
-        });
-        // Nothing may be left of the entry that was begun.
-        self.advance(0);
-    }
-
-    /// Removes the `n` bytes that the socket took.
-    fn advance(&mut self, mut n: usize) {
-        while let Some((content, permit)) = self.gathered.front_mut() {
-            let rest = content.len().saturating_sub(self.written);
-            let Some(over) = n.checked_sub(rest) else {
-                self.written = self.written.saturating_add(n);
-                if let Some(permit) = permit {
-                    permit.progress(n);
-                }
-                return;
-            };
-            (n, self.written) = (over, 0);
-            if let Some((_, Some(permit))) = self.gathered.pop_front() {
-                permit.forwarded();
-            }
-        }
-    }
-}
-
-/// Returns, of packets of which `written` bytes have left, how many have begun to leave, and the end of the last of
-/// them.
-fn begun_packets(bytes: &[u8], written: usize) -> (u32, usize) {
-    let (mut packets, mut end) = (0_u32, 0_usize);
-    while end < written {
-        let Some(header) = bytes.get(end..).and_then(|rest| rest.first_chunk()).map(Header::decode) else {
-            return (packets.saturating_add(1), bytes.len());
-        };
-        end = end.saturating_add(HEADER_LEN).saturating_add(header.len as usize).min(bytes.len());
-        packets = packets.saturating_add(1);
-    }
-    (packets, end)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::daemon::queue::{Budget, Cost, DropCause, PacketCounters};
-    use crate::wire::PacketType;
+    use crate::wire::{HEADER_LEN, Header, PacketType};
     use std::io::Read;
     use std::net::TcpListener;
     use std::sync::{Mutex, mpsc};

@@ -209,7 +209,7 @@ impl Coordinator {
     fn tell_connected(&mut self, peer: PeerKey, link: &Waiting) {
         let how = if link.called { "called" } else { "was called from" };
         let theirs = link.extension.as_deref();
-        let ours = super::extension(&self.config);
+        let ours = Arc::clone(&self.record);
         let name = self.named(peer);
         let Some(history) = self.peers.history_mut(peer) else { return };
         history.since = Some(Instant::now());

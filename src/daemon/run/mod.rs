@@ -118,6 +118,9 @@ pub struct Coordinator {
     config: Arc<Config>,
     /// The warnings about its file.
     warnings: Vec<String>,
+    digest: [u8; 8],
+    /// The record that this side sends behind its hello: with thousands of peers it takes too long to make for each answer.
+    record: Arc<Extension>,
     /// The peers that may connect, as the reactor has them.
     admission: Admission,
     core: Core,
@@ -150,6 +153,7 @@ impl Coordinator {
         let local = config.local_node().ok_or("the configuration has no local node")?.clone();
         let allowed = owner::allowed(&config);
         let settings = owner::settings(&config, modules.is_some());
+        let (digest, record) = (config.digest(), extension(&config));
         let plan = Plan {
             server: config.server,
             node: local.addr,
@@ -159,7 +163,7 @@ impl Coordinator {
                 allowed,
                 strict: config.peer_addr == PeerAddr::Strict,
             },
-            extension: extension(&config),
+            extension: record.clone(),
             held_off: HashMap::new(),
             keys: config.keys.clone(),
             replays: Default::default(),
@@ -187,7 +191,7 @@ impl Coordinator {
             config.server,
             local.addr,
             settings.peers.len(),
-            hex(&config.digest()),
+            hex(&digest),
         );
         if let Some(keys) = &config.keys {
             info!("links to peers are encrypted: {}", key_list(keys));
@@ -197,6 +201,8 @@ impl Coordinator {
             core: Core::new(settings, Moment::ZERO),
             config: Arc::new(config),
             warnings,
+            digest,
+            record: Arc::new(record),
             admission,
             router,
             reactor,
@@ -330,19 +336,13 @@ fn reading(config: &Config) -> Reading {
     Reading { max_packet: config.max_packet, busy_poll: config.busy_poll, zero_copy }
 }
 
-/// Returns the record that this side sends behind its hello.
+/// Returns the record that this side sends behind its hello. Nothing in it can be compared while the addresses of some
+/// peers are not known.
 fn extension(config: &Config) -> Extension {
+    let is_known = !has_stand_ins(config);
     Extension {
         version: Some(env!("CARGO_PKG_VERSION").into()),
         features: FEATURE_VIEWS | FEATURE_ENDS | FEATURE_RECORDS,
-        ..comparable(config)
-    }
-}
-
-/// Returns what peers compare with their own: nothing while the addresses of some peers are not known.
-fn comparable(config: &Config) -> Extension {
-    let is_known = !has_stand_ins(config);
-    Extension {
         digest: is_known.then(|| config.digest()),
         parts: if is_known { config.part_digests() } else { Vec::new() },
         ..Default::default()

@@ -74,6 +74,8 @@ impl Coordinator {
         for key in difference.of(Fate::Added) {
             self.peers.add(key, &self.router);
         }
+        self.digest = config.digest();
+        self.record = Arc::new(super::extension(&config));
         self.admission.allowed = owner::allowed(&config);
         self.admission.strict = config.peer_addr == PeerAddr::Strict;
         let old = std::mem::replace(&mut self.config, Arc::new(config));

@@ -19,7 +19,7 @@ use crate::daemon::connect::ReactorCommand;
 use crate::daemon::core::{Action, Event, Moment, Role};
 use crate::daemon::link::tap::{Seen, Trace};
 use crate::daemon::server::ControlRequest;
-use crate::wire::{PacketType, PeerKey};
+use crate::wire::{Extension, PacketType, PeerKey};
 use crate::{limited, sys};
 
 /// Time between two reads of a trace's ring: one ring at most, some ten thousand headers a second.
@@ -148,7 +148,7 @@ impl Coordinator {
         // that is then refused.
         self.reactor.command(ReactorCommand::Admit(
             self.admission.clone(),
-            super::extension(&self.config),
+            Extension::clone(&self.record),
             self.config.keys.clone(),
         ));
         self.reactor.command(ReactorCommand::Sites(owner::listeners(&self.config, &owned)));

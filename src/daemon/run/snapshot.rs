@@ -30,6 +30,8 @@ pub(super) struct Snapshot {
     pub table: Arc<Table>,
     pub known: Peers,
     pub own_views: OwnViews,
+    digest: [u8; 8],
+    record: Arc<Extension>,
     warnings: Vec<String>,
     peers: Vec<View>,
     refusals: Arc<Refusals>,
@@ -49,6 +51,8 @@ impl Coordinator {
             table: self.router.table(),
             known: self.peers.clone(),
             own_views: self.views.own.clone(),
+            digest: self.digest,
+            record: Arc::clone(&self.record),
             warnings: self.warnings.clone(),
             peers: self.core.views().collect(),
             refusals: Arc::clone(&self.reactor.refusals),
@@ -119,10 +123,9 @@ impl Snapshot {
     /// Returns the status as it was then.
     pub fn status(&self) -> Status {
         let (table, local) = (&self.table, self.config.local_node());
-        let ours = super::comparable(&self.config);
         let peers = self.peers.iter().filter_map(|view| {
             let entry = table.peers.get(&view.key)?;
-            Some(self.peer_status(view, entry, &ours))
+            Some(self.peer_status(view, entry))
         });
         let running = Running {
             node: self.config.node,
@@ -130,7 +133,7 @@ impl Snapshot {
             hostname: local.map(|node| node.hostname.clone()),
             address: local.map(|node| node.addr),
             server: self.config.server,
-            configuration: hex(&self.config.digest()),
+            configuration: hex(&self.digest),
             warnings: Warnings(self.warnings.clone()),
             keys: self.config.keys.iter().flat_map(Keys::ids).map(|id| id.to_string()).collect(),
             owned: table.owned.iter().copied().collect(),
@@ -152,7 +155,7 @@ impl Snapshot {
         }
     }
 
-    fn peer_status(&self, view: &View, entry: &Entry, ours: &Extension) -> PeerStatus {
+    fn peer_status(&self, view: &View, entry: &Entry) -> PeerStatus {
         let (statistics, session) = (&*entry.statistics, entry.session.as_deref());
         let history = self.known.history(view.key);
         let connected = history.filter(|_| session.is_some());
@@ -161,7 +164,7 @@ impl Snapshot {
         // As of now, or as of its hello.
         let told = session.and_then(Session::view).and_then(|(view, _)| view.record);
         let told = told.as_ref().or(hello);
-        let differing = told.map(|theirs| ours.differences(theirs)).unwrap_or_default();
+        let differing = told.map(|theirs| self.record.differences(theirs)).unwrap_or_default();
         let call = owner::call(&self.config, view.key);
         let refused = self.refusals.last(view.key);
         let resource = match view.key {
@@ -184,7 +187,7 @@ impl Snapshot {
             age_s: history.and_then(|history| history.since).map(|since| since.elapsed().as_secs_f64()),
             source: connected.and_then(|history| history.source),
             version: hello.map(|record| record.version.clone().unwrap_or_default()),
-            same_config: told.and_then(|theirs| ours.has_same_config(theirs)),
+            same_config: told.and_then(|theirs| self.record.has_same_config(theirs)),
             differences: differing.iter().map(ToString::to_string).collect(),
             owned: told.and_then(|theirs| theirs.owned.clone()),
             cipher: encryption.map(|encryption| encryption.cipher.into()),

@@ -41,7 +41,9 @@ impl Coordinator {
         }
         let record = Extension {
             owned: Some(self.router.table().owned.iter().copied().collect()),
-            ..super::comparable(&self.config)
+            digest: self.record.digest,
+            parts: self.record.parts.clone(),
+            ..Extension::default()
         };
         for session in self.sessions().iter().filter(|session| session.exchanges_views()) {
             let scope = match session.statistics.key {

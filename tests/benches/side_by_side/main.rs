@@ -146,8 +146,11 @@ fn side_by_side(builds: &[Build], effort: &Effort, alone: Option<usize>, figures
     if alone.is_none() {
         busy_polling(builds, effort, haproxy, figures);
     }
-    if let Some(network) = Network::new().filter(|_| alone.is_none()) {
-        over_veth(builds, effort, haproxy, &network, figures);
+    // Builds have the same addresses and ports, so that each takes machines of its own.
+    let networks: Option<Vec<Network>> =
+        builds.iter().filter(|_| alone.is_none()).map(|_| Network::new()).collect();
+    if let Some(networks) = networks {
+        over_veth(builds, effort, haproxy, &networks, figures);
     }
 }
 
@@ -180,14 +183,15 @@ fn busy_polling(builds: &[Build], effort: &Effort, haproxy: bool, figures: &mut 
     }
 }
 
-/// The same with the two halves in network namespaces of their own.
-fn over_veth(builds: &[Build], effort: &Effort, haproxy: bool, network: &Network, figures: &mut Figures) {
-    let way = Way::Veth(network);
+/// The same with the two halves in network namespaces of their own, of which there are two for each build.
+fn over_veth(builds: &[Build], effort: &Effort, haproxy: bool, networks: &[Network], figures: &mut Figures) {
+    let Some(way) = networks.first().map(Way::Veth) else { return };
     let mut contestants = vec![contest::direct(way)];
     if haproxy {
         contestants.push(contest::haproxy("haproxy splice", Proxy { splice: true, busy: false }, way));
     }
-    contestants.extend(builds.iter().map(|build| contest::hadmd(build, None, way)));
+    let placed = builds.iter().zip(networks);
+    contestants.extend(placed.map(|(build, network)| contest::hadmd(build, None, Way::Veth(network))));
     for round in 0..effort.rounds {
         eprintln!("round {} of {}: over a veth pair", round + 1, effort.rounds);
         contestants.rotate_left(1);
