@@ -1,7 +1,8 @@
 //! The faults: programs that end or stop, networks that are cut in one or both directions, disks that fail or are full;
 //! and their ends.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -78,6 +79,12 @@ const INPUT: &str =
 const OUTPUT: &str =
     "add chain inet lost o { type filter hook output priority 0; }; add rule inet lost o oif eth0 drop;";
 
+/// Sets the control byte of a disk. The file is mapped: it must not be cut, not even for a moment.
+fn control(sites: &Sites, site: usize, kind: char) {
+    let file = File::options().write(true).open(sites.path("fault", site)).unwrap();
+    file.write_all_at(&[kind as u8], 0).unwrap();
+}
+
 fn signal(sites: &Sites, site: usize, is_mirror: bool, signal: Signal) {
     let programs = if is_mirror { &sites.mirrors } else { &sites.daemons };
     if let Some(program) = &programs[site] {
@@ -107,7 +114,7 @@ impl Fault {
             Fault::Cut(site) => lose(site, &[INPUT, OUTPUT]),
             Fault::Deaf(site) => lose(site, &[INPUT]),
             Fault::Mute(site) => lose(site, &[OUTPUT]),
-            Fault::Disk(site, kind) => fs::write(sites.path("fault", site), kind.to_string()).unwrap(),
+            Fault::Disk(site, kind) => control(sites, site, kind),
         }
     }
 }
@@ -116,7 +123,7 @@ impl Fault {
 pub fn end_all(sites: &Sites) {
     for site in sites.all() {
         if sites.path("fault", site).exists() {
-            fs::write(sites.path("fault", site), "-").unwrap();
+            control(sites, site, '-');
         }
         for is_mirror in [true, false] {
             signal(sites, site, is_mirror, Signal::CONT);

@@ -23,16 +23,18 @@ __attribute__((constructor)) static void begin(void)
 		control = map;
 }
 
-/* Returns the error of a call of this kind on this file: 'w', 'r' or 'f'; 's' is a full disk. 0: none. */
+/* Returns the error of a call of this kind on this file: 'w', 'r' or 'f'; 's' is a full disk. 0: none. The control byte
+ * is read once: the fault may end at any moment, and a full disk must not end as a failed one. */
 static int fault(int fd, char kind)
 {
+	const unsigned char now = control ? *control : '-';
 	struct stat found;
 
-	if (!control || (*control != kind && !(*control == 's' && kind == 'w')))
+	if (now != kind && !(now == 's' && kind == 'w'))
 		return 0;
 	if (fstat(fd, &found) || found.st_dev != disk.st_dev || found.st_ino != disk.st_ino)
 		return 0;
-	return *control == 's' ? ENOSPC : EIO;
+	return now == 's' ? ENOSPC : EIO;
 }
 
 #define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
