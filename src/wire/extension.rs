@@ -266,7 +266,8 @@ mod tests {
         fn records_come_back(version in "[!-~]{0,40}", digest in any::<Option<[u8; 8]>>(), epoch in any::<Option<u64>>(),
                              v6 in any::<Option<u128>>(), compressed in any::<bool>(), features in any::<u32>(),
                              parts in prop::collection::vec((0u32..255, any::<[u8; 4]>()), 0..=PARTS_MAX),
-                             owned in prop::option::of(prop::collection::vec(0u32..255, 0..=255))) {
+                             // Resources whose logs are owned are resources of the configuration, which has parts for all.
+                             owned in prop::option::of(prop::collection::vec(0u32..255, 0..=PARTS_MAX))) {
             let resource = |id| ResourceId::try_from(id).unwrap();
             let record = Extension {
                 version: Some(version), digest, epoch, features,
