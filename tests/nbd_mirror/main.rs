@@ -23,6 +23,7 @@ mod support;
 mod commands;
 mod far;
 mod faults;
+mod grow;
 mod life;
 mod orders;
 mod programs;

@@ -28,7 +28,7 @@ fn the_control_socket_answers_every_line() {
         ("{\"v\":2,\"cmd\":\"status\"}\n", "protocol version 2"),
         ("{\"v\":1}\n", "\"cmd\" is missing"),
         ("{\"v\":1,\"cmd\":\"burn\"}\n", "unknown command"),
-        ("{\"v\":1,\"cmd\":\"grow\",\"resource\":\"data\"}\n", "cannot grow while it is in use"),
+        ("{\"v\":1,\"cmd\":\"grow\",\"resource\":\"data\"}\n", "make this site primary first"),
         ("{\"v\":1,\"cmd\":\"why\",\"resource\":\"no\"}\n", "there are: data (0)"),
         ("{\"v\":1,\"cmd\":\"primary\"}\n", "\"resource\" is missing"),
         (

@@ -55,7 +55,7 @@ fn results_fit_the_schema_and_sites_have_names() {
     refused(&["disk", "primary", "7"], 2, "there are: data (0)");
     refused(&["disk", "connect", "data", "nobody"], 2, "those are: 1");
     refused(&["disk", "connect", "data", "9"], 2, "those are: 1");
-    refused(&["disk", "grow", "data"], 5, "cannot grow");
+    refused(&["disk", "grow", "data"], 5, "make the disk larger there");
     pair.kill_site(1);
     pair.wait(0, "site 1 not connected");
     result(&["disk", "doctor", "data"], "disk_doctor", 1);

@@ -31,6 +31,11 @@ impl Data {
         Data { now: vec![0; blocks as usize], stable: vec![0; blocks as usize], cached: BTreeMap::new() }
     }
 
+    /// Content from before everything.
+    pub fn put(&mut self, block: u64, value: u64) {
+        (self.now[block as usize], self.stable[block as usize]) = (value, value);
+    }
+
     pub fn write(&mut self, (first, values): &Values) {
         for (block, value) in (*first..).zip(values) {
             self.now[block as usize] = *value;

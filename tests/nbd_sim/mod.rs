@@ -12,6 +12,7 @@
 )]
 
 mod disk;
+mod growth;
 mod history;
 mod model;
 mod scenarios;
@@ -33,6 +34,11 @@ fn run(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result<Counts, Str
 /// The same with sites whose copy may be behind.
 fn run_far(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result<Counts, String> {
     run_in(World::far(seed, mutation), seed, rounds)
+}
+
+/// The same with disks that become larger.
+fn run_growing(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result<Counts, String> {
+    run_in(World::growing(seed, mutation), seed, rounds)
 }
 
 fn run_in(mut world: World, seed: u64, rounds: u32) -> Result<Counts, String> {
@@ -100,6 +106,23 @@ fn every_seed_keeps_the_promises_with_far_sites() {
     let (counts, failures) = run_all(first, runs, run_far);
     println!("{runs} seeds from {first}: {counts}");
     assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// The same while mirrors become larger.
+#[test]
+fn every_seed_keeps_the_promises_while_it_grows() {
+    let (first, runs) = (number("SEED", 1), number("RUNS", 300));
+    let (counts, failures) = run_all(first, runs, run_growing);
+    println!("{runs} seeds from {first}: {counts}");
+    assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n"));
+    assert!(counts.growths > 0);
+}
+
+/// A mirror whose new part has no marks is found out.
+#[test]
+fn growth_without_marks_is_found() {
+    let found = (1..40).find_map(|seed| run_growing(seed, 2, Some(Mutation::GrowUnmarked)).err());
+    assert!(found.is_some());
 }
 
 /// A flush at a primary without a disk, whose last site was lost, was answered as if it were stable somewhere.

@@ -28,7 +28,7 @@ fn mirrored_with(sites: usize, mutation: Option<Mutation>, tweak: fn(&mut Config
 }
 
 /// Promotes a site, once it has settled what a primary left that is gone.
-fn promote(world: &mut World, i: usize, command: Command) -> Result<(), Refusal> {
+pub fn promote(world: &mut World, i: usize, command: Command) -> Result<(), Refusal> {
     loop {
         match world.command(i, command) {
             Err(Refusal::Busy) => world.run_for(10_000),

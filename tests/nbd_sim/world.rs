@@ -29,6 +29,8 @@ use crate::wire::{Class, HEADER_LEN, Header, Mask, ResourceId, SiteId};
 
 const EXTENTS: u64 = 6;
 pub const SIZE: u64 = EXTENTS << EXTENT_SHIFT;
+/// Bytes that are mirrored before a mirror grows: the last chunk is cut.
+pub const SMALL: u64 = SIZE / 2 - BLOCK;
 const DEPTH: usize = 12;
 /// Blocks of the ordered log: a few writes fill it.
 const LOG_BLOCKS: u64 = 40;
@@ -54,6 +56,7 @@ enum Task {
     Fenced(usize, u32, SiteId),
     Cut(usize, u32, bool),
     Off(usize, u32),
+    Looked(usize, u32),
 }
 
 pub struct Site {
@@ -90,6 +93,8 @@ pub struct Counts {
     pub copies: u64,
     /// A person gave the changes of one of three sites up, of which two had crashed.
     pub discards: u64,
+    /// A site took a larger size.
+    pub growths: u64,
 }
 
 impl Counts {
@@ -110,6 +115,7 @@ impl Counts {
             (&mut self.leaves, run.leaves),
             (&mut self.copies, run.copies),
             (&mut self.discards, run.discards),
+            (&mut self.growths, run.growths),
         ] {
             *sum += n;
         }
@@ -119,11 +125,13 @@ impl Counts {
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Counts { writes, flushes, cuts, in_superblock, in_log, in_eviction, in_promotion, .. } = self;
-        let Counts { resyncs, promotions, disk_failures, takeovers, leaves, discards, copies, .. } = self;
+        let Counts {
+            resyncs, promotions, disk_failures, takeovers, leaves, discards, copies, growths, ..
+        } = self;
         write!(
             f,
             "{writes} writes, {flushes} flushes, {resyncs} resyncs, {promotions} promotions, {takeovers} take-overs from a \
-             primary without a majority, {disk_failures} disk failures, {leaves} leaves, {discards} splits of three sites, {copies} copies compared; {cuts} crashes, of which inside an \
+             primary without a majority, {disk_failures} disk failures, {leaves} leaves, {discards} splits of three sites, {copies} copies compared, {growths} larger sizes; {cuts} crashes, of which inside an \
              update of the superblock {in_superblock}, of the activity log {in_log}, an eviction {in_eviction}, a promotion \
              {in_promotion}"
         )
@@ -164,6 +172,8 @@ pub struct World {
     tweak: fn(&mut Config),
     /// Sites whose copy may be behind.
     asynchronous: u32,
+    /// The disks were made larger since, and an operator wants it mirrored.
+    grows: bool,
     pub histories: Histories,
     /// Answers to commands, and notes, with the site.
     pub answers: Vec<(usize, Result<(), Refusal>)>,
@@ -229,6 +239,46 @@ impl World {
         world.later(1_500_000, Task::Client);
         world.later(2_000_000, Task::Fault);
         world
+    }
+
+    /// The same with disks that become larger, and have content of their own there.
+    pub fn growing(seed: u64, mutation: Option<Mutation>) -> Self {
+        let mut world = World::dark(seed, mutation, None, |_| {});
+        world.shrink();
+        world.light();
+        world.later(1_000_000, Task::Operator);
+        world.later(1_500_000, Task::Client);
+        world.later(2_000_000, Task::Fault);
+        world
+    }
+
+    /// [`World::scripted`] with disks that became larger.
+    pub fn scripted_small(sites: usize, tweak: fn(&mut Config)) -> Self {
+        let mut world = World::dark(1, None, Some(sites), tweak);
+        world.shrink();
+        world.light();
+        world.grows = false;
+        world
+    }
+
+    /// Half of each disk is mirrored; the other half is new, and unlike at each site where no client writes.
+    fn shrink(&mut self) {
+        self.grows = true;
+        for (site, i) in self.sites.iter_mut().zip(1..) {
+            site.meta.layout = Layout::new(SMALL, 16, 4, 0).unwrap();
+            for extent in EXTENTS / 2..EXTENTS {
+                (50..60)
+                    .for_each(|n| site.data.put((extent << EXTENT_SHIFT) / BLOCK + n, 1 << 50 | i << 20 | n));
+            }
+        }
+    }
+
+    /// The metadata of a site cover all of its disk.
+    pub fn look(&mut self, i: usize) {
+        if self.sites[i].meta.layout.data_size == SMALL {
+            self.sites[i].meta.layout.data_size = SIZE;
+        }
+        self.event(i, Event::Looked(self.sites[i].meta.layout.data_size));
     }
 
     fn set_asynchronous(&mut self, mask: u32) {
@@ -302,6 +352,7 @@ impl World {
             is_uneven: seed % 5 == 4,
             tweak,
             asynchronous: 0,
+            grows: false,
             histories: Histories::new((SIZE / BLOCK) as usize),
             answers: Vec::new(),
             notes: Vec::new(),
@@ -500,6 +551,10 @@ impl World {
                 let delay = self.random.u64(1000..2_000_000);
                 self.later(delay, Task::Fenced(i, life, site));
             }
+            Action::Look => {
+                let delay = self.random.u64(200..3000);
+                self.later(delay, Task::Looked(i, life));
+            }
             Action::Note(note) => {
                 self.log(i, &format!("{note:?}"));
                 if self.trace && matches!(note, Note::Decision(..)) {
@@ -518,6 +573,7 @@ impl World {
                         }
                     }
                     Note::DiskFailed(_) => self.counts.disk_failures += 1,
+                    Note::Grown(_) => self.counts.growths += 1,
                     _ => {}
                 }
             }
@@ -912,6 +968,14 @@ impl World {
             return;
         }
         if let Some(primary) = self.serving {
+            let is_small = |core: &Core| core.size() < SIZE;
+            if self.grows
+                && self.sites[primary].core.as_ref().is_some_and(is_small)
+                && self.random.u8(..4) == 0
+            {
+                self.look(primary);
+                return self.event(primary, Event::Command(Command::Grow));
+            }
             // A manager with a majority of its own does not wait for a primary that is cut off from it.
             let is_alone = (0..n).all(|j| j == primary || !self.linked(primary, j));
             if n < 3 || !self.has_quorum || !is_alone || self.random.u8(..4) != 0 {
@@ -953,7 +1017,8 @@ impl World {
         self.next += 1;
         let id = self.next;
         // A few hot blocks in each extent, so that much overlaps.
-        let extent = self.random.u64(..EXTENTS);
+        let mirrored = self.sites[i].core.as_ref().map_or(SIZE, Core::size);
+        let extent = self.random.u64(..mirrored >> EXTENT_SHIFT);
         let first = (extent << EXTENT_SHIFT) / BLOCK + self.random.u64(..40);
         let n = self.random.u64(1..6);
         let request = match self.random.u8(..16) {
@@ -1063,6 +1128,11 @@ impl World {
                 }
                 if self.sites[i].life == life {
                     self.event(i, Event::Fenced(site, if is_off { 7 } else { 5 }));
+                }
+            }
+            Task::Looked(i, life) => {
+                if self.sites[i].life == life {
+                    self.look(i);
                 }
             }
             Task::Heal(i, j) => {
@@ -1266,7 +1336,12 @@ impl World {
                 continue;
             }
             let (a, b) = (&self.sites[i].data.now, &self.sites[j].data.now);
-            if let Some(block) = (0..a.len()).find(|block| a[*block] != b[*block]) {
+            let sizes = [i, j].map(|site| self.sites[site].core.as_ref().map_or(0, Core::size));
+            if sizes[0] != sizes[1] {
+                return self.fail(format!("M3: sites {i} and {j} are equal, and mirror {sizes:?} bytes"));
+            }
+            let blocks = (sizes[0] / BLOCK) as usize;
+            if let Some(block) = (0..blocks).find(|block| a[*block] != b[*block]) {
                 let what = format!(
                     "M3: sites {i} and {j} are equal, and block {block} is {} and {}",
                     a[block], b[block]

@@ -135,9 +135,9 @@ impl Core {
         self.decide_with(i);
     }
 
-    /// Returns true if another site than this is copied to here: until that ends nobody else can use what is here.
+    /// Returns true if another site than this is copied to here, or is about to: until that ends nobody else can use what is here.
     fn is_target_besides(&self, i: usize) -> bool {
-        (0..self.peers.len()).any(|n| n != i && self.is_target_of(n))
+        (0..self.peers.len()).any(|n| n != i && self.is_target_of(n)) || self.is_grown_by_another(i)
     }
 
     fn send_hello(&mut self, i: usize) {
@@ -253,6 +253,9 @@ impl Core {
         if decision.demote == Some(self.config.site) {
             return self.step_down();
         }
+        if self.takes_size(i, decision.size) {
+            return;
+        }
         let is_undone =
             self.is_primary() && decision.outcome == Outcome::NoSync && self.out_of_sync(site) > 0;
         if self.is_stale(i) || is_undone || decision.demote.is_some() {
@@ -324,6 +327,9 @@ impl Core {
     pub(super) fn bits_prepared(&mut self, i: usize, session: u64) {
         if i == usize::MAX && session == super::loss::BITS_OF_SETTLED {
             return self.settled_bits_stored();
+        }
+        if i == usize::MAX && session == super::grow::BITS_OF_GROWTH {
+            return self.bits_of_growth_stored();
         }
         if i == usize::MAX {
             return self.bits_of_leaver_stored();

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 
+use super::grow::Obstacle;
 use super::tune::Tuning;
 use crate::nbd::disk::format::{Block, Layout};
 use crate::nbd::mirror::promotion::{Fencing, Objection};
@@ -96,6 +97,8 @@ pub enum Command {
         /// The site.
         site: SiteId,
     },
+    /// Mirror as much as the smallest disk has by now; [`Event::Looked`] of the disk here comes first.
+    Grow,
 }
 
 /// Something that happened.
@@ -123,6 +126,8 @@ pub enum Event {
     /// The fencing handler ended for a site, with this exit status; any number that is none if it could not be run or did
     /// not end in time.
     Fenced(SiteId, i32),
+    /// The metadata covers so many bytes of the data disk, which may have grown.
+    Looked(u64),
 }
 
 /// Something to be done. Those without a ticket are not reported about.
@@ -148,6 +153,8 @@ pub enum Action {
     Serve(bool),
     /// Call the fencing handler for a site; [`Event::Fenced`] has to follow. Only if [`Tuning::can_fence`].
     Fence(SiteId),
+    /// Cover all of the data disk with metadata, if it has grown; [`Event::Looked`] has to follow.
+    Look,
     /// Tell people.
     Note(Note),
 }
@@ -169,6 +176,8 @@ pub enum Refusal {
     Role,
     /// No such site, or it is not in sync.
     Site,
+    /// The mirror does not grow.
+    Growth(Obstacle),
 }
 
 /// Something that people should know.
@@ -194,6 +203,8 @@ pub enum Note {
     Thawed,
     /// The result of the fencing handler for a site.
     Fenced(SiteId, Fencing),
+    /// So many bytes are mirrored from now on.
+    Grown(u64),
 }
 
 /// The settings of the core.

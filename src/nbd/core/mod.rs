@@ -24,6 +24,7 @@ mod event;
 mod far;
 mod fence;
 mod flush;
+mod grow;
 mod log;
 mod loss;
 mod op;
@@ -72,6 +73,7 @@ use crate::wire::{Class, Mask, PacketType, SiteId};
 
 pub use self::event::{Action, Command, Config, Event, Note, Refusal, Request, RequestId, Ticket};
 pub use self::far::Lag;
+pub use self::grow::Obstacle;
 pub use self::packet::PIECE;
 pub use self::peer::{Part, Stage};
 pub use self::tune::Tuning;
@@ -155,6 +157,13 @@ pub struct Core {
     role_change: role::Change,
     reads: Slab<resync::RemoteRead>,
     verify: Option<verify::Verify>,
+    growth: Option<grow::Growth>,
+    /// The primary whose size was taken, and until when no other site is met.
+    grown_by: Option<(usize, Duration)>,
+    /// Sites that want to know how large the disk here is.
+    lookers: Mask,
+    /// What was mirrored before the mirror grew, until the new part is copied: behind it little differs.
+    grown_from: u64,
     stopped: bool,
     #[cfg(test)]
     pub(crate) mutation: Option<Mutation>,
@@ -180,6 +189,7 @@ pub(crate) enum Mutation {
     Unlogged,
     NeverVoid,
     RunAhead,
+    GrowUnmarked,
 }
 
 /// `mutated!(self, Mutation)`: true if the simulator wants that mistake; never outside tests.
@@ -239,6 +249,10 @@ impl Core {
             role_change: role::Change::None,
             reads: Slab::default(),
             verify: None,
+            growth: None,
+            grown_by: None,
+            lookers: Mask(0),
+            grown_from: u64::MAX,
             stopped: false,
             config,
             #[cfg(test)]
@@ -281,6 +295,7 @@ impl Core {
             Event::Tick => self.tick(),
             Event::Command(command) => self.command(command),
             Event::Fenced(site, status) => self.fenced(site, status),
+            Event::Looked(size) => self.looked(size),
         }
     }
 
@@ -407,6 +422,7 @@ impl Core {
         self.tick_resync();
         self.tick_log();
         self.tick_far();
+        self.tick_growth();
     }
 
     /// Sends a packet of the session; nothing if there is none. Its number; 0 if that is not known yet.

@@ -43,11 +43,6 @@ impl Core {
         Ok(())
     }
 
-    fn send_record(&mut self, i: usize, flags: u64) {
-        let record = record::encode(&self.facts(i));
-        self.send(i, PacketType::SC_HS, Fields { flags, ..Fields::default() }, Bytes::from(record));
-    }
-
     /// A site asks for this one's record, or gives its own: no handshake begins by it.
     pub(super) fn record_asked(&mut self, i: usize, fields: &Fields, payload: &[u8]) {
         let Some(site) = self.peers.get(i).map(|peer| peer.site) else { return };
@@ -55,8 +50,14 @@ impl Core {
         if let Some(peer) = self.peers.get_mut(i) {
             peer.known = Some(Box::new(facts));
         }
+        let is_look = fields.flags & packet::LOOK != 0;
         if fields.flags & packet::END == 0 {
-            self.send_record(i, packet::REPLY | packet::END);
+            match is_look {
+                true => self.look_asked(site),
+                false => self.send_record(i, packet::REPLY | packet::END),
+            }
+        } else if is_look {
+            self.look_answered(site);
         } else if self.asked.take_if(|(asked, _)| *asked == site).is_some() {
             self.out.push(Action::Answer(Ok(())));
         }

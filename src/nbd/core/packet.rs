@@ -17,6 +17,8 @@ pub const STABLE: u64 = 16;
 pub const REPLY: u64 = 32;
 /// The last one of its kind.
 pub const END: u64 = 64;
+/// With [`REPLY`]: the size of the disk is looked at first.
+pub const LOOK: u64 = 128;
 
 /// An offset's part below a sector stands above the flags.
 const WITHIN_SHIFT: u32 = 16;
@@ -40,7 +42,7 @@ pub struct Fields {
     pub epoch: u64,
     /// 0, or a negative error number.
     pub errcode: i16,
-    /// Of [`BARRIER`] to [`END`].
+    /// Of [`BARRIER`] to [`LOOK`].
     pub flags: u64,
     /// Cumulative acknowledgement, or the last epoch that is stable everywhere.
     pub value: u64,

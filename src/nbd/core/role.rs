@@ -80,6 +80,10 @@ impl Core {
                 Ok(())
             }
             Command::Verify { site } => self.begin_verify(site),
+            Command::Grow => match self.grow() {
+                Ok(()) => return,
+                refused => refused,
+            },
             Command::PauseResync { sites, paused } => {
                 self.pause(sites, paused);
                 Ok(())

@@ -1,6 +1,6 @@
 //! The size of the mirror: that of the smallest disk among the sites that made it, from the first handshake or promotion on.
 //!
-//! Agreed sizes never change; a disk that is smaller is refused by the handshake. Must never let anything be read, written
+//! Agreed sizes only grow, by a command (see `grow`); a disk that is smaller is refused by the handshake. Must never let anything be read, written
 //! or compared behind the mirror's end, where a larger disk goes on. Called by the core.
 
 use super::Core;
@@ -22,7 +22,9 @@ impl Core {
 
     /// Bits behind the mirror's end would never be cleared.
     pub(super) fn limit_bitmaps(&mut self) {
-        let chunks = self.size().div_ceil(self.config.layout.chunk());
+        // The marks of a new part come before its size.
+        let size = self.size().max(self.size_to_come());
+        let chunks = size.div_ceil(self.config.layout.chunk());
         self.bitmaps.iter_mut().for_each(|map| map.limit(chunks));
     }
 }

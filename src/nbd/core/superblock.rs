@@ -35,6 +35,8 @@ pub enum Then {
     Left,
     /// A site that leaves may hear that this is known.
     LeaveNoted(usize, u64),
+    /// The mirror is larger.
+    Grown,
 }
 
 enum Stage {
@@ -138,6 +140,7 @@ impl Core {
             Then::Counted => (0..self.peers.len()).for_each(|i| self.send_state(i)),
             Then::Left => self.tell_leave(),
             Then::LeaveNoted(i, session) => self.leave_noted(i, session),
+            Then::Grown => self.grown(),
         }
     }
 }

@@ -96,7 +96,8 @@ impl Core {
             }
             resync.cursor = run.end;
             resync.spend(end - start);
-            let full = resync.full;
+            // Where both disks were made larger, most reads as zeroes at both.
+            let full = resync.full || start >= self.grown_from;
             resync.units.push(Unit { start, end, left: usize::from(!full) });
             if full {
                 let id = self.ops.insert(Op::new(Origin::Digest(i, session), start, end, Work::Read));
@@ -227,6 +228,7 @@ impl Core {
                 peer.resync.as_mut().and_then(|resync| resync.ending.take_if(|(_, epoch)| *epoch <= local));
             let Some((facts, epoch)) = ending else { continue };
             (peer.part, peer.resync) = (Part::Equal, None);
+            self.grown_from = u64::MAX;
             let told = peer.told;
             let equal = self.store.wanted.finish_target(&facts);
             for peer in self.peers.iter().filter(|peer| equal.contains(peer.site.get())) {

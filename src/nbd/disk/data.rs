@@ -9,7 +9,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, fstatfs, seek};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
@@ -31,7 +31,7 @@ static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 #[derive(Debug)]
 pub struct DataDisk {
     device: Device,
-    size: u64,
+    size: AtomicU64,
     failed: AtomicBool,
     /// True if the file is in memory: no read waits, though the system does not say so.
     is_in_memory: bool,
@@ -73,7 +73,7 @@ impl DataDisk {
             !device.is_block && fstatfs(&device.file).is_ok_and(|fs| fs.f_type as u64 == TMPFS);
         Ok(DataDisk {
             device,
-            size,
+            size: AtomicU64::new(size),
             failed: flag(),
             is_in_memory,
             no_punch: flag(),
@@ -86,7 +86,20 @@ impl DataDisk {
 
     /// Returns the number of bytes that are offered.
     pub fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Returns the number of bytes that the disk has by now, without a part that is no multiple of [`UNIT`].
+    ///
+    /// # Errors
+    /// The system cannot say.
+    pub fn size_now(&self) -> io::Result<u64> {
+        self.device.size_now().map(|size| size.saturating_sub(size % UNIT))
+    }
+
+    /// Offers more of a disk that has grown.
+    pub fn grow(&self, size: u64) {
+        self.size.fetch_max(size, Ordering::AcqRel);
     }
 
     /// Returns the device.
@@ -202,7 +215,8 @@ impl DataDisk {
             if self.device.is_block {
                 return [self.device.zeroes_fast(); 2];
             }
-            let start = self.device.size.next_multiple_of(UNIT).saturating_add(UNIT);
+            let Ok(size) = self.device.size_now() else { return [false; 2] };
+            let start = size.next_multiple_of(UNIT).saturating_add(UNIT);
             let end = start.saturating_add(UNIT);
             let zero = self.allocate(FallocateFlags::ZERO_RANGE, &self.no_zero_range, start, end);
             // This frees again what the other may have allocated.
@@ -275,7 +289,7 @@ impl DataDisk {
     /// The error of the disk.
     pub fn status(&self, offset: u64, len: u64, most: usize) -> io::Result<Vec<Extent>> {
         self.alive()?;
-        let end = offset.saturating_add(len).min(self.size);
+        let end = offset.saturating_add(len).min(self.size());
         let mut extents: Vec<Extent> = Vec::new();
         let mut at = offset;
         while at < end && extents.len() < most.max(1) {

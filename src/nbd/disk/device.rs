@@ -57,7 +57,7 @@ pub struct Device {
     pub file: File,
     /// Its path, as the configuration has it.
     pub path: PathBuf,
-    /// Its size in bytes.
+    /// Its size in bytes when it was opened.
     pub size: u64,
     /// True if it is a block device, false if it is a file.
     pub is_block: bool,
@@ -107,13 +107,13 @@ impl Device {
     ///
     /// # Errors
     /// There is no space, or the device is smaller: a sentence with the remedy.
-    pub fn reserve(&mut self, wanted: u64) -> Result<(), String> {
+    pub fn reserve(&self, wanted: u64) -> Result<(), String> {
         let place = self.path.display();
-        if self.size < wanted && self.is_block {
+        let size = self.size_now().map_err(|error| format!("bwr_disk {place}: {error}"))?;
+        if size < wanted && self.is_block {
             return Err(format!(
-                "bwr_disk {place} has {} bytes, and {wanted} are needed; take a larger one, larger chunks (--chunk), or \
-                 a smaller log (--log-size)",
-                self.size
+                "bwr_disk {place} has {size} bytes, and {wanted} are needed; make it larger or take a larger one; at init, also \
+                 larger chunks (--chunk) or a smaller log (--log-size) help"
             ));
         }
         if self.is_block {
@@ -122,14 +122,21 @@ impl Device {
         let fail = |error: io::Error| format!("bwr_disk {place} cannot have its {wanted} bytes: {error}");
         match fallocate(&self.file, FallocateFlags::empty(), 0, wanted) {
             Ok(()) => {}
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) if self.size < wanted => {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) if size < wanted => {
                 self.file.set_len(wanted).map_err(fail)?
             }
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
             Err(error) => return Err(fail(error.into())),
         }
-        self.size = self.size.max(wanted);
         Ok(())
+    }
+
+    /// Returns its size in bytes at present.
+    ///
+    /// # Errors
+    /// The system cannot say.
+    pub fn size_now(&self) -> io::Result<u64> {
+        size_of(&self.file, self.is_block)
     }
 
     /// Returns true if the block device zeroes a range without being sent zeroes, as far as the system knows.

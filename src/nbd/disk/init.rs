@@ -122,7 +122,7 @@ pub fn init(resource: &Resource, site: SiteId, options: &Options) -> Result<Stri
     let label = label(resource, site, &layout, data.device(), old.as_ref())?;
     let fail = |error: io::Error| format!("bwr_disk {} cannot be written: {error}", bwr_disk.display());
     let made = old.is_none();
-    let mut device = match old {
+    let device = match old {
         Some(old) => old,
         None => create(bwr_disk)?,
     };

@@ -7,12 +7,13 @@
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::bitmap::Bitmap;
 use super::device::{Access, Device, Part};
 use super::format::{
-    ACTIVITY_BLOCKS, ACTIVITY_START, ActivityRecord, BLOCK, Batch, BitmapBlock, Block, BlockError,
-    LABEL_BLOCKS, Label, Layout, SUPERBLOCK_BLOCKS, Superblock,
+    ACTIVITY_BLOCKS, ACTIVITY_START, ActivityRecord, BITMAP_BYTES, BLOCK, Batch, BitmapBlock, Block,
+    BlockError, LABEL_BLOCKS, Label, Layout, SUPERBLOCK_BLOCKS, Superblock,
 };
 use crate::wire::{ResourceId, SiteId};
 
@@ -23,9 +24,12 @@ const AT_ONCE: u64 = 256;
 #[derive(Debug)]
 pub struct Store {
     device: Device,
+    /// As it was found.
     label: Label,
     tag: u32,
     damaged: Vec<Damage>,
+    /// The number of blocks, which grows with the data disk.
+    blocks: AtomicU64,
 }
 
 /// A block that is not valid.
@@ -102,10 +106,11 @@ impl Store {
             ));
         }
         let tag = label.tag();
-        Ok(Store { device, label, tag, damaged })
+        let blocks = AtomicU64::new(label.layout.blocks());
+        Ok(Store { device, label, tag, damaged, blocks })
     }
 
-    /// Returns the label.
+    /// Returns the label as it was found.
     pub fn label(&self) -> &Label {
         &self.label
     }
@@ -261,7 +266,7 @@ impl Store {
     /// # Errors
     /// The block lies behind the metadata, or the disk cannot be written.
     pub fn write(&self, number: u64, block: &Block) -> io::Result<()> {
-        if number >= self.label.layout.blocks() {
+        if number >= self.blocks.load(Ordering::Acquire) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("no block {number} in the metadata"),
@@ -278,7 +283,7 @@ impl Store {
         for run in blocks.chunk_by(|(a, _), (b, _)| a.checked_add(1) == Some(*b)) {
             match run {
                 [(number, block)] => self.write(*number, block)?,
-                [(first, _), .., (last, _)] if *last < self.label.layout.blocks() => {
+                [(first, _), .., (last, _)] if *last < self.blocks.load(Ordering::Acquire) => {
                     let bytes: Vec<u8> = run.iter().flat_map(|(_, block)| block.iter().copied()).collect();
                     self.device.file.write_all_at(&bytes, first.saturating_mul(BLOCK as u64))?;
                 }
@@ -293,15 +298,16 @@ impl Store {
         Ok(())
     }
 
-    /// Extends the metadata for a larger data disk, whose new chunks differ from every other site's, or do not (both read
-    /// as zeroes there). The label goes last: after a crash the metadata is that of the old size or of the new.
+    /// Extends the metadata for a larger data disk, with bitmaps that have no bits there, and returns the label then. The
+    /// label goes last: after a crash the metadata is that of the old size or of the new. Other blocks may be written
+    /// meanwhile.
     ///
     /// # Errors
     /// The size is out of range, the metadata disk is too small or failed: a sentence with the remedy.
-    pub fn grow(&mut self, data_size: u64, bitmaps: &mut [Bitmap], differ: bool) -> Result<(), String> {
-        let place = self.device.path.display().to_string();
+    pub fn extend(&self, label: &Label, data_size: u64) -> Result<Label, String> {
+        let place = self.device.path.display();
         let fail = |error: io::Error| format!("bwr_disk {place} cannot be written: {error}");
-        let old = self.label.layout;
+        let old = label.layout;
         let layout = Layout { data_size, ..old };
         layout.check().map_err(|error| error.to_string())?;
         if data_size < old.data_size {
@@ -311,26 +317,24 @@ impl Store {
             ));
         }
         self.device.reserve(layout.blocks().saturating_mul(BLOCK as u64))?;
-        self.label = Label {
-            sequence: self.label.sequence.saturating_add(1),
-            disk_size: self.label.disk_size.max(data_size),
-            layout,
-            ..self.label.clone()
-        };
-        for (slot, bitmap) in (0..layout.slots).zip(bitmaps) {
-            bitmap.grow(layout.chunks(), differ);
-            while let Some(piece) = bitmap.next_dirty(0) {
-                let number = layout.bitmap_block(slot, piece);
-                self.write(number, &bitmap.take_block(piece, self.label.sequence, number, self.tag))
-                    .map_err(fail)?;
-            }
+        let disk_size = label.disk_size.max(data_size);
+        let label = Label { sequence: label.sequence.saturating_add(1), disk_size, layout, ..label.clone() };
+        let mut number = old.blocks();
+        while number < layout.blocks() {
+            let end = layout.blocks().min(number.saturating_add(AT_ONCE));
+            let empty =
+                |number| BitmapBlock::encode_bits(label.sequence, &[0; BITMAP_BYTES], number, self.tag);
+            let bytes: Vec<u8> = (number..end).flat_map(empty).collect();
+            self.device.file.write_all_at(&bytes, number.saturating_mul(BLOCK as u64)).map_err(fail)?;
+            number = end;
         }
         self.sync().map_err(fail)?;
         for number in LABEL_BLOCKS {
-            self.write(number, &self.label.encode(number)).map_err(fail)?;
+            self.write(number, &label.encode(number)).map_err(fail)?;
             self.sync().map_err(fail)?;
         }
-        Ok(())
+        self.blocks.store(layout.blocks(), Ordering::Release);
+        Ok(label)
     }
 
     /// Waits until all writes are on stable storage. After an error the stable content is unknown: the metadata has

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::prelude::*;
 
+use super::bitmap::Bitmap;
 use super::data::DataDisk;
 use super::device::{Access, Device, Part};
 use super::format::*;
@@ -181,30 +182,46 @@ proptest! {
 #[test]
 fn metadata_grow_with_the_disk() {
     let file = metadata();
-    let mut store = Store::open(&file.0, Access::Own).unwrap();
-    let mut loaded = store.load().unwrap();
-    loaded.bitmaps[1].set(5..6);
-    store.grow(1 << 34, &mut loaded.bitmaps, true).unwrap();
-    assert!(store.grow(1 << 33, &mut loaded.bitmaps, true).unwrap_err().contains("a disk only grows"));
-    assert!(store.grow((1 << 35) + 1, &mut loaded.bitmaps, true).unwrap_err().contains("multiple of 4096"));
+    let store = Store::open(&file.0, Access::Own).unwrap();
+    let old = store.layout().blocks();
+    let mut bitmap = Bitmap::new(store.layout().chunks());
+    bitmap.set(5..6);
+    let number = store.layout().bitmap_block(1, 0);
+    store.write(number, &bitmap.take_block(0, 1, number, store.tag())).unwrap();
+    assert!(store.write(old, &[0; BLOCK]).is_err());
+    let grown = store.extend(store.label(), 1 << 34).unwrap();
+    let empty = BitmapBlock::encode_bits(2, &[0; BITMAP_BYTES], old, store.tag());
+    assert!(store.write(old, &empty).is_ok(), "it has room for more");
+    assert!(store.extend(&grown, 1 << 33).unwrap_err().contains("a disk only grows"));
+    assert!(store.extend(&grown, (1 << 35) + 1).unwrap_err().contains("multiple of 4096"));
+    let again = store.extend(&grown, 1 << 35).unwrap();
     drop(store);
     let store = Store::open(&file.0, Access::Look).unwrap();
-    assert_eq!(
-        (store.label().sequence, store.layout().data_size, store.label().disk_size),
-        (2, 1 << 34, 1 << 34)
-    );
+    assert_eq!(store.label(), &again);
+    assert_eq!((again.sequence, again.layout.data_size, again.disk_size), (3, 1 << 35, 1 << 35));
     let loaded = store.load().unwrap();
-    assert_eq!(
-        loaded.damaged.len(),
-        2,
-        "only the superblocks, which this test has not: {:?}",
-        loaded.damaged
-    );
-    let new = (1 << 18) - (1 << 16);
-    assert_eq!(loaded.bitmaps.iter().map(super::Bitmap::count).collect::<Vec<_>>(), [new, new + 1]);
-    assert!(
-        loaded.bitmaps[1].get(5) && loaded.bitmaps[0].get(1 << 16) && !loaded.bitmaps[0].get((1 << 16) - 1)
-    );
+    let damaged: Vec<_> = loaded.damaged.iter().map(|damage| damage.number).collect();
+    assert_eq!(damaged, SUPERBLOCK_BLOCKS, "which this test has not");
+    assert!(loaded.bitmaps[1].get(5) && !loaded.bitmaps[1].get(4));
+    assert!(!loaded.bitmaps[0].get(1 << 19), "new chunks have no marks");
+}
+
+/// A crash at any point of it leaves the metadata of the old size or of the new.
+#[test]
+fn metadata_that_half_grew_are_the_old_ones_or_the_new_ones() {
+    let file = metadata();
+    let store = Store::open(&file.0, Access::Own).unwrap();
+    let old = store.label().clone();
+    let grown = store.extend(&old, 1 << 34).unwrap();
+    drop(store);
+    for (labels, expected) in [([&old, &old], &old), ([&grown, &old], &grown), ([&grown, &grown], &grown)] {
+        for (label, number) in labels.into_iter().zip(LABEL_BLOCKS) {
+            put(&file, number, &label.encode(number));
+        }
+        let store = Store::open(&file.0, Access::Look).unwrap();
+        assert_eq!(store.label(), expected);
+        assert_eq!(store.load().unwrap().bitmaps[0].len(), expected.layout.chunks());
+    }
 }
 
 /// Metadata of 1 TiB, all bits set, for one other site: memory stays within 2 MiB and the size of one read.

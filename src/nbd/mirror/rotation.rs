@@ -208,7 +208,8 @@ impl Rotate for Superblock {
             self.flags |= DiskFlags::UP_TO_DATE;
         }
         self.flags = self.flags.without(DiskFlags::SPLIT_BRAIN | DiskFlags::DISCARD);
-        self.agreed_size = decision.size;
+        // It may have grown since the records were sent.
+        self.agreed_size = self.agreed_size.max(decision.size);
         if let Some(slot) = slot(self, peer.site) {
             let former = std::mem::take(&mut slot.generation);
             slot.flags = SlotFlags::SEEN | SlotFlags::CONNECTED;
@@ -262,7 +263,7 @@ impl Rotate for Superblock {
                 self.current = peer.current.noting(false);
             }
         }
-        self.agreed_size = decision.size;
+        self.agreed_size = self.agreed_size.max(decision.size);
         let Some(slot) = slot(self, peer.site) else { return };
         slot.flags |= SlotFlags::SEEN | SlotFlags::CONNECTED;
         slot.flags.set(SlotFlags::SYNC_SOURCE, is_source);

@@ -28,12 +28,6 @@ const BUSY_PATIENCE: Duration = Duration::from_secs(12);
 /// Time between two tries.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
-/// The way to a larger disk.
-const GROW: &str = "a mirrored disk cannot grow while it is in use: the sites have agreed on its size, and clients \
-                    learn it once. To grow it, stop hadm-nbd at all sites, make the disks larger, make the metadata \
-                    anew with `hadm-nbd init --force`, and start them; the disks are compared then, and what is equal is not \
-                    copied";
-
 /// Answers a request.
 ///
 /// # Errors
@@ -70,15 +64,22 @@ pub fn answer(line: &str, shared: &Shared, is_privileged: bool) -> Result<Value,
         let mirror = find(shared, word("resource").ok_or("\"resource\" is missing")?)?;
         return Ok(mirror.lock().journal.events());
     }
-    if command == "grow" {
-        return Err(GROW.into());
-    }
     if command == "plan" {
         let mirror = find(shared, word("resource").ok_or("\"resource\" is missing")?)?;
         return Ok(plan(mirror, &sites(mirror, &value)?));
     }
-    let known =
-        ["primary", "secondary", "connect", "disconnect", "verify", "discard", "resync", "pause", "resume"];
+    let known = [
+        "primary",
+        "secondary",
+        "connect",
+        "disconnect",
+        "verify",
+        "discard",
+        "resync",
+        "pause",
+        "resume",
+        "grow",
+    ];
     if !known.contains(&command) {
         return Err(format!("unknown command {command:?}"));
     }
@@ -104,6 +105,10 @@ pub fn answer(line: &str, shared: &Shared, is_privileged: bool) -> Result<Value,
         "resync" => {
             let full = value.get("full").and_then(Value::as_bool).unwrap_or(false);
             give(mirror, Command::Resync { site: peer(mirror, value.get("site"))?, full })
+        }
+        "grow" => {
+            mirror.take_larger_disk().map_err(|why| format!("{}: {why}", mirror.name))?;
+            give(mirror, Command::Grow)
         }
         "verify" => give(mirror, Command::Verify { site: peer(mirror, value.get("site"))? }),
         _ => {
@@ -240,6 +245,7 @@ fn words(refusal: Refusal) -> String {
         Refusal::Missing(sites) => absent(sites),
         Refusal::Busy => "it is not ready for that: it has just begun, lost a site, or changes its role; try again".into(),
         Refusal::Role => "that does not fit its present role".into(),
+        Refusal::Growth(obstacle) => obstacle.to_string(),
         Refusal::Site => "that site is not in sync, or this one is not primary".into(),
     }
 }
@@ -247,6 +253,7 @@ fn words(refusal: Refusal) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nbd::core::Obstacle;
 
     #[test]
     fn every_refusal_says_what_helps() {
@@ -263,6 +270,8 @@ mod tests {
             (Refusal::Missing(Mask(6)), "sites 1, 2 may have newer data and are not connected"),
             (Refusal::Objections(vec![Objection::OtherPrimary(site)]), "site 1 is primary"),
             (Refusal::Busy, "try again"),
+            (Refusal::Growth(Obstacle::Apart(Mask::of(1))), "bring it back"),
+            (Refusal::Growth(Obstacle::Secondary(Some(site))), "give it at site 1"),
         ] {
             let words = words(refusal);
             assert!(words.contains(part), "{words}");

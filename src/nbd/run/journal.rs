@@ -99,6 +99,14 @@ impl Journal {
                 warn!("{name}: writes wait: {why}");
                 self.add(None, "frozen", why);
             }
+            Note::Grown(size) => {
+                info!("{name}: the mirror has grown: {size} bytes are mirrored");
+                self.add(
+                    None,
+                    "grown",
+                    &format!("{size} bytes are mirrored; clients see them when they connect again"),
+                );
+            }
             Note::Thawed => {
                 info!("{name}: writes go on");
                 self.add(None, "thawed", "writes go on");

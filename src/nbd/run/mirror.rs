@@ -22,6 +22,7 @@ use super::replies::Replies;
 use super::stopwatch::Stopwatch;
 use crate::nbd::core::{Action, Command, Core, Event, Part, Refusal, Request as Wanted, Stage, Ticket};
 use crate::nbd::disk::data::DataDisk;
+use crate::nbd::disk::format::Label;
 use crate::nbd::disk::pool::IoPool;
 use crate::nbd::disk::store::Store;
 use crate::nbd::server::{Answer, Buffer, Export, Extent, Failure, Reply, Request, Together, Volume};
@@ -79,8 +80,10 @@ pub struct Mirror {
     pub(super) peers: Vec<SiteId>,
     /// The queues' and the export's locks are taken under it, and no other. Never held while anything waits.
     state: Mutex<State>,
-    disk: DataDisk,
-    store: Store,
+    pub(super) disk: DataDisk,
+    pub(super) store: Store,
+    /// The label as it is on disk, which grows with the disk. Held while that is looked at, and no other lock waits for it.
+    pub(super) label: Mutex<Label>,
     pool: IoPool,
     /// Syncs of the data disk, one at a time.
     syncs: IoPool,
@@ -140,6 +143,7 @@ impl Mirror {
             peers,
             state: Mutex::new(state),
             disk,
+            label: Mutex::new(store.label().clone()),
             store,
             link,
             begun,
@@ -256,6 +260,7 @@ impl Mirror {
         }
         state.actions = actions;
         self.reads_locally.store(state.core.reads_at_once(), Ordering::Release);
+        self.size.store(state.core.size(), Ordering::Release);
     }
 
     /// Carries out one action; what is done at once is noted in `done`.
@@ -319,6 +324,7 @@ impl Mirror {
                 });
             }
             Action::Fence(site) => self.fence(site),
+            Action::Look => self.look_at_disk(),
             // Under the lock, in [`Mirror::drain`].
             Action::Send(..) | Action::Reply(..) | Action::Answer(_) | Action::Serve(_) | Action::Note(_) => {
             }

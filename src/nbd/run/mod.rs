@@ -9,6 +9,7 @@ mod control;
 mod counters;
 mod doctor;
 mod fencing;
+mod grow;
 mod journal;
 mod link;
 mod metrics;

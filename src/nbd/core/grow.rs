@@ -1,0 +1,294 @@
+//! A mirror that becomes larger while it is in use: the disks first, then the size that all agree on.
+//!
+//! Each site covers its larger disk with metadata before it says so. The primary asks all of them, and the smallest counts.
+//! The marks of the new part are durable before the new size is; a site that was not there for it takes the size, with marks
+//! of its own, before the next handshake ends. So a crash at any point leaves one size or the other, and a new part that
+//! is copied. Must never take a size that a site's metadata does not cover. Called by the core.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::event::{Action, Note, Refusal};
+use super::packet::{self, Fields};
+use super::superblock::Then;
+use super::{Core, Peer, mutated};
+use crate::nbd::mirror::{Role, record};
+use crate::wire::{Mask, PacketType, SiteId};
+
+/// Stands for all slots, whose bits are written before a new size.
+pub const BITS_OF_GROWTH: u64 = 2;
+
+/// A site looks at its disk, and writes 2 MiB of metadata for each TiB of it, in this time, or it does not answer at all.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A primary whose size was taken has this time for the copy to begin; then other sites count, too. Far longer than a
+/// handshake, and shorter than people wait.
+const FIRST: Duration = Duration::from_secs(2);
+
+/// The reason for which a mirror does not become larger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// This site is not primary; that one is.
+    Secondary(Option<SiteId>),
+    /// The copy of these sites may be behind.
+    Asynchronous(Mask),
+    /// These sites are not connected.
+    Apart(Mask),
+    /// These sites are not in sync.
+    Unequal(Mask),
+    /// The disk here is out.
+    Disk,
+    /// These sites said nothing of their disks.
+    Silent(Mask),
+    /// The disk of this site has no more than what is mirrored.
+    Small {
+        /// The site.
+        site: SiteId,
+        /// Bytes that its metadata covers.
+        size: u64,
+        /// Bytes that are mirrored.
+        mirrored: u64,
+    },
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = |sites: &Mask| {
+            let ids: Vec<_> = sites.ids().map(|id| id.to_string()).collect();
+            format!("site{} {}", if ids.len() == 1 { "" } else { "s" }, ids.join(", "))
+        };
+        match self {
+            Obstacle::Secondary(Some(primary)) => {
+                write!(f, "a mirror grows by the command at its primary: give it at {primary}")
+            }
+            Obstacle::Secondary(None) => {
+                write!(
+                    f,
+                    "a mirror grows by the command at its primary, and there is none: make this site primary first"
+                )
+            }
+            Obstacle::Asynchronous(sites) => write!(
+                f,
+                "{} takes part with <protocol>async</protocol>, and a mirror with such a site does not grow while it is in use: \
+                 stop hadm-nbd at all sites, make the disks larger, make the metadata anew with `hadm-nbd init --force`, and \
+                 start them; what is equal is not copied",
+                names(sites)
+            ),
+            Obstacle::Apart(sites) => {
+                write!(
+                    f,
+                    "{}: not connected, and every site has to take the new size: bring it back first",
+                    names(sites)
+                )
+            }
+            Obstacle::Unequal(sites) => {
+                write!(f, "{}: not in sync: wait for the end of the resync", names(sites))
+            }
+            Obstacle::Disk => f.write_str("the disk here failed, or was never filled: resync it first"),
+            Obstacle::Silent(sites) => write!(
+                f,
+                "{} did not say how large its disk is: see its log, and whether hadm-nbd there is as new as here",
+                names(sites)
+            ),
+            Obstacle::Small { site, size, mirrored } => write!(
+                f,
+                "the disk of {site} has {size} bytes for it, and {mirrored} are mirrored: make the disk larger there, with \
+                 truncate or lvextend (if it is larger, the log there says what is in its way), and give the command again"
+            ),
+        }
+    }
+}
+
+/// A growth under way.
+#[derive(Debug)]
+pub enum Growth {
+    /// These sites look at their disks.
+    Asking { since: Duration, left: Mask },
+    /// The marks of the new part, then the new size, are being made durable.
+    Raising { size: u64, by: By },
+}
+
+/// The origin of a new size.
+#[derive(Clone, Copy, Debug)]
+pub enum By {
+    /// A command here.
+    Order,
+    /// A primary, which this site is to be copied from.
+    Primary(usize),
+    /// Another site.
+    Site,
+}
+
+impl Core {
+    /// A mirror is to become as large as the smallest of its disks.
+    pub(super) fn grow(&mut self) -> Result<(), Refusal> {
+        if self.growth.is_some() {
+            return Err(Refusal::Busy);
+        }
+        self.check_growth()?;
+        let left = self.sites_where(|_| true);
+        self.growth = Some(Growth::Asking { since: self.now, left });
+        for i in 0..self.peers.len() {
+            self.send_record(i, packet::REPLY | packet::LOOK);
+        }
+        self.grow_if_known();
+        Ok(())
+    }
+
+    fn sites_where(&self, holds: impl Fn(&Peer) -> bool) -> Mask {
+        let found = self.peers.iter().filter(|peer| holds(peer));
+        found.fold(Mask(0), |mask, peer| mask | Mask::of(peer.site.get()))
+    }
+
+    fn check_growth(&self) -> Result<(), Refusal> {
+        let apart = self.sites_where(|peer| !peer.linked || peer.session == 0);
+        let unequal = self.sites_where(|peer| !peer.is_equal());
+        let obstacle = match () {
+            () if !self.is_primary() => Obstacle::Secondary(self.follows),
+            () if !self.config.asynchronous.is_empty() => Obstacle::Asynchronous(self.config.asynchronous),
+            () if !self.is_local => Obstacle::Disk,
+            () if !apart.is_empty() => Obstacle::Apart(apart),
+            () if !unequal.is_empty() => Obstacle::Unequal(unequal),
+            () if self.stopped || self.role_change != super::role::Change::None => return Err(Refusal::Busy),
+            () => return Ok(()),
+        };
+        Err(Refusal::Growth(obstacle))
+    }
+
+    /// A site wants to know how large the disk here is now.
+    pub(super) fn look_asked(&mut self, site: SiteId) {
+        self.lookers = self.lookers | Mask::of(site.get());
+        self.out.push(Action::Look);
+    }
+
+    /// The metadata covers so many bytes of the disk here.
+    pub(super) fn looked(&mut self, size: u64) {
+        if self.store.wanted.agreed_size > 0 {
+            self.config.layout.data_size = self.config.layout.data_size.max(size);
+        }
+        let lookers = std::mem::replace(&mut self.lookers, Mask(0));
+        for i in 0..self.peers.len() {
+            if self.peers.get(i).is_some_and(|peer| lookers.contains(peer.site.get())) {
+                self.send_record(i, packet::REPLY | packet::LOOK | packet::END);
+            }
+        }
+    }
+
+    /// A site said how large its disk is.
+    pub(super) fn look_answered(&mut self, site: SiteId) {
+        if let Some(Growth::Asking { left, .. }) = &mut self.growth {
+            left.0 &= !Mask::of(site.get()).0;
+            self.grow_if_known();
+        }
+    }
+
+    fn grow_if_known(&mut self) {
+        if matches!(self.growth, Some(Growth::Asking { left, .. }) if left.is_empty()) {
+            self.growth = None;
+            if let Err(refusal) = self.check_growth().and_then(|()| self.raise_to_smallest()) {
+                self.out.push(Action::Answer(Err(refusal)));
+            }
+        }
+    }
+
+    fn raise_to_smallest(&mut self) -> Result<(), Refusal> {
+        let theirs = self.peers.iter().filter_map(|peer| Some((peer.known.as_ref()?.size, peer.site)));
+        let sizes = [(self.config.layout.data_size, self.config.site)].into_iter().chain(theirs);
+        let mirrored = self.size();
+        match sizes.min_by_key(|(size, _)| *size) {
+            Some((size, _)) if size > mirrored => {
+                self.raise(size, By::Order);
+                Ok(())
+            }
+            smallest => {
+                let (size, site) = smallest.unwrap_or((mirrored, self.config.site));
+                Err(Refusal::Growth(Obstacle::Small { site, size, mirrored }))
+            }
+        }
+    }
+
+    /// Takes a size that another site took before, at the end of a handshake. Returns true if that has to be durable first: then
+    /// the handshake begins anew.
+    pub(super) fn takes_size(&mut self, i: usize, size: u64) -> bool {
+        if self.store.wanted.agreed_size == 0 || size <= self.size() {
+            return false;
+        }
+        if !matches!(self.growth, Some(Growth::Raising { .. })) {
+            let theirs = self.peers.get(i).and_then(|peer| peer.theirs.as_ref());
+            let is_primary = theirs.is_some_and(|(facts, _)| facts.role == Role::Primary);
+            self.raise(size, if is_primary { By::Primary(i) } else { By::Site });
+        }
+        true
+    }
+
+    /// Marks the new part as different everywhere, and then takes the size.
+    fn raise(&mut self, size: u64, by: By) {
+        let mirrored = self.size();
+        let chunks = size.div_ceil(self.config.layout.chunk());
+        self.bitmaps.iter_mut().for_each(|map| map.grow(chunks, false));
+        let new = self.chunks(mirrored, size);
+        if !mutated!(self, GrowUnmarked) {
+            self.mark_all(new);
+        }
+        if self.growth.is_some() {
+            // By a handshake while the sites are asked.
+            self.out.push(Action::Answer(Err(Refusal::Busy)));
+        }
+        self.growth = Some(Growth::Raising { size, by });
+        self.grown_from = self.grown_from.min(mirrored);
+        self.flush_bits_for(usize::MAX, BITS_OF_GROWTH);
+    }
+
+    /// The size that is being taken; 0 if none is.
+    pub(super) fn size_to_come(&self) -> u64 {
+        match self.growth {
+            Some(Growth::Raising { size, .. }) => size,
+            _ => 0,
+        }
+    }
+
+    /// Returns true if another site than this is to be met first, as its size was taken.
+    pub(super) fn is_grown_by_another(&self, i: usize) -> bool {
+        self.grown_by.is_some_and(|(first, until)| first != i && self.now < until)
+    }
+
+    pub(super) fn bits_of_growth_stored(&mut self) {
+        if let Some(Growth::Raising { size, .. }) = self.growth {
+            self.store.wanted.agreed_size = self.store.wanted.agreed_size.max(size);
+            self.change(Then::Grown);
+        }
+    }
+
+    /// The size is durable: the other sites take it by a handshake, and the new part by a resync.
+    pub(super) fn grown(&mut self) {
+        let Some(Growth::Raising { size, by }) = self.growth.take() else { return };
+        self.note(Note::Grown(size));
+        for i in 0..self.peers.len() {
+            self.lose_for(i, "the mirror has grown", false);
+        }
+        match by {
+            By::Order => self.out.push(Action::Answer(Ok(()))),
+            By::Site => {}
+            // Two that took the size from a primary are both copied to by it, and not one by the other for their marks.
+            By::Primary(i) => {
+                self.grown_by = Some((i, self.now + FIRST));
+                self.change(Then::Greet);
+            }
+        }
+    }
+
+    pub(super) fn tick_growth(&mut self) {
+        let Some(Growth::Asking { since, left }) = self.growth else { return };
+        if self.now.saturating_sub(since) > PATIENCE {
+            self.growth = None;
+            self.out.push(Action::Answer(Err(Refusal::Growth(Obstacle::Silent(left)))));
+        }
+    }
+
+    pub(super) fn send_record(&mut self, i: usize, flags: u64) {
+        let record = record::encode(&self.facts(i));
+        self.send(i, PacketType::SC_HS, Fields { flags, ..Fields::default() }, Bytes::from(record));
+    }
+}
