@@ -61,7 +61,7 @@ Disk commands:
   plan RES [SITE]            the consequences of a connect; changes nothing
   discard RES                give up this secondary's changes when the sites meet next
   resume RES [SITE]          let resyncs go on, and writes that wait for a lost site
-  grow RES                   says how a mirrored disk is made larger
+  grow RES                   mirror as much as the disks of all sites have by now; they are made larger first
 
 PEER is the host name of a node or N for node N, or RES:SITE for a site of a resource. RES is a resource's name or id,
 SITE a site's id or the host name of a node there, which may stand for RES:SITE if it can mean nothing else.

@@ -83,14 +83,16 @@ fn a_mirror_becomes_larger_while_it_is_in_use() {
     pair.wait_in_sync();
     for site in [0, 1] {
         let dump = output(&pair.program(site).args(["dump", "data"]).output().unwrap());
-        assert!(dump.contains("agreed size  96 MiB"), "{dump}");
+        assert!(dump.contains("agreed size  100663296 bytes"), "{dump}");
     }
     pair.stop();
 }
 
 #[test]
 fn a_mirror_whose_other_site_is_away_does_not_grow() {
-    let Some(mut pair) = Sites::start("<resyncrate>64K</resyncrate>") else { return };
+    let Some(mut pair) = Sites::start("<resyncrate>64K</resyncrate><resyncmin>64K</resyncmin>") else {
+        return;
+    };
     pair.wait_in_sync();
     refused(&pair, 0, &["make this site primary first"]);
     pair.hadmctl(0, &["primary", "data"]).unwrap();

@@ -16,7 +16,7 @@ const UNLIKE: usize = (SIZE / 2 / BLOCK + 55) as usize;
 /// Sites in sync, the first primary, and disks that were made larger since.
 fn small(sites: usize, tweak: fn(&mut Config)) -> World {
     let mut world = World::scripted_small(sites, tweak);
-    assert!(world.until(|world| are_in_sync(world)), "{:?}", world.failure);
+    assert!(world.until(are_in_sync), "{:?}", world.failure);
     assert_eq!(promote(&mut world, 0, PROMOTE), Ok(()));
     let id = world.write(0, 3, 7);
     assert!(is_answered(&mut world, id));

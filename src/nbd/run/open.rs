@@ -45,8 +45,8 @@ pub fn open(config: &Config, resource: &Resource, link: &Arc<Link>) -> Result<Ar
     }
     if disk.device().size >= disk.size().saturating_add(UNIT) {
         warn!(
-            "resource {name:?}: disk {} has {} bytes, of which {} are mirrored, as its metadata says; for more of it see \
-             `hadmctl disk grow {name}`",
+            "resource {name:?}: disk {} has {} bytes, of which {} are mirrored, as its metadata says; for more of it give \
+             `hadmctl disk grow {name}` at the primary",
             here.disk,
             disk.device().size,
             disk.size()
