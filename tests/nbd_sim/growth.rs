@@ -59,7 +59,7 @@ fn a_mirror_becomes_as_large_as_its_disks() {
             grow(&mut world),
             refused(Obstacle::Small { site: site_id(0), size: SIZE, mirrored: SIZE })
         );
-        // What is written there outlives the primary.
+        // A write there outlives the primary.
         let id = world.write(0, NEW, 10);
         assert!(is_answered(&mut world, id));
         world.crash(0, true);

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use super::grow::Obstacle;
+use super::obstacle::Obstacle;
 use super::tune::Tuning;
 use crate::nbd::disk::format::{Block, Layout};
 use crate::nbd::mirror::promotion::{Fencing, Objection};
@@ -126,7 +126,7 @@ pub enum Event {
     /// The fencing handler ended for a site, with this exit status; any number that is none if it could not be run or did
     /// not end in time.
     Fenced(SiteId, i32),
-    /// The metadata covers so many bytes of the data disk, which may have grown.
+    /// The metadata covers this many bytes of the data disk, which may have grown.
     Looked(u64),
 }
 
@@ -203,7 +203,7 @@ pub enum Note {
     Thawed,
     /// The result of the fencing handler for a site.
     Fenced(SiteId, Fencing),
-    /// So many bytes are mirrored from now on.
+    /// This many bytes are mirrored from now on.
     Grown(u64),
 }
 

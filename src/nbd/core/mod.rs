@@ -27,6 +27,7 @@ mod flush;
 mod grow;
 mod log;
 mod loss;
+mod obstacle;
 mod op;
 mod order;
 mod orders;
@@ -73,7 +74,7 @@ use crate::wire::{Class, Mask, PacketType, SiteId};
 
 pub use self::event::{Action, Command, Config, Event, Note, Refusal, Request, RequestId, Ticket};
 pub use self::far::Lag;
-pub use self::grow::Obstacle;
+pub use self::obstacle::Obstacle;
 pub use self::packet::PIECE;
 pub use self::peer::{Part, Stage};
 pub use self::tune::Tuning;
@@ -162,7 +163,7 @@ pub struct Core {
     grown_by: Option<(usize, Duration)>,
     /// Sites that want to know how large the disk here is.
     lookers: Mask,
-    /// What was mirrored before the mirror grew, until the new part is copied: behind it little differs.
+    /// The size before the mirror grew, until the new part is copied: little differs behind it.
     grown_from: u64,
     stopped: bool,
     #[cfg(test)]

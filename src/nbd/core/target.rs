@@ -96,7 +96,7 @@ impl Core {
             }
             resync.cursor = run.end;
             resync.spend(end - start);
-            // Where both disks were made larger, most reads as zeroes at both.
+            // A part that both disks got anew reads as zeroes at both, for the most part.
             let full = resync.full || start >= self.grown_from;
             resync.units.push(Unit { start, end, left: usize::from(!full) });
             if full {
