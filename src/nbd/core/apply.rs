@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::Core;
 use super::event::Note;
+use super::loss::Settling;
 use super::op::{Op, Origin, Work};
 use super::packet::{self, Fields};
 use super::peer::Part;
@@ -276,6 +277,9 @@ impl Core {
             self.follows = None;
             self.flushes.told = self.flushes.told.max(self.epochs.current() - 1);
             self.stability_changed();
+            // Then it meets those that followed it, too: none of them could be promoted otherwise.
+            self.settling.get_or_insert(Settling::Left);
+            self.settle_if_drained();
         }
     }
 
@@ -291,8 +295,13 @@ impl Core {
             (peer.told, peer.confirmed) = (None, 0);
             peer.barriers.clear();
             peer.inbound.clear();
-            let site: SiteId = peer.site;
+            let (site, is_equal): (SiteId, _) = (peer.site, peer.part == Part::Equal);
             self.note(Note::Joined(site));
+            if is_equal && self.store.wanted.flags.contains(DiskFlags::PRIMARY) {
+                // It answers from now on, at a far site even before anything comes here: this one was primary before it.
+                self.store.wanted.flags.set(DiskFlags::PRIMARY, false);
+                self.change(Then::Nothing);
+            }
         }
     }
 }

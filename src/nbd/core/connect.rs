@@ -316,6 +316,10 @@ impl Core {
         for n in 0..self.peers.len() {
             if n != i {
                 self.lose(n, "another site is copied to here first");
+                // Of a primary that ended in that session this disk will not say that it outlived it, unless the source does.
+                if let Some(peer) = self.peers.get_mut(n) {
+                    peer.last_session = 0;
+                }
             }
         }
     }
