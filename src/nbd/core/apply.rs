@@ -9,7 +9,6 @@ use bytes::Bytes;
 
 use super::Core;
 use super::event::Note;
-use super::loss::Settling;
 use super::op::{Op, Origin, Work};
 use super::packet::{self, Fields};
 use super::peer::Part;
@@ -268,18 +267,6 @@ impl Core {
             self.counted = self.now;
             self.store.wanted.begin_writes();
             self.change(Then::Counted);
-        }
-    }
-
-    /// The primary left the role in order: all that it wrote is stable everywhere.
-    fn peer_left_role(&mut self, i: usize) {
-        if self.peers.get(i).is_some_and(|peer| self.follows == Some(peer.site)) {
-            self.follows = None;
-            self.flushes.told = self.flushes.told.max(self.epochs.current() - 1);
-            self.stability_changed();
-            // Then it meets those that followed it, too: none of them could be promoted otherwise.
-            self.settling.get_or_insert(Settling::Left);
-            self.settle_if_drained();
         }
     }
 

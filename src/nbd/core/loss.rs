@@ -94,6 +94,18 @@ impl Core {
         self.step_claim();
     }
 
+    /// The primary left the role in order: all that it wrote is stable everywhere.
+    pub(super) fn peer_left_role(&mut self, i: usize) {
+        if self.peers.get(i).is_some_and(|peer| self.follows == Some(peer.site)) {
+            self.follows = None;
+            self.flushes.told = self.flushes.told.max(self.epochs.current() - 1);
+            self.stability_changed();
+            // Then it meets those that followed it, too: none of them could be promoted otherwise.
+            self.settling.get_or_insert(Settling::Left);
+            self.settle_if_drained();
+        }
+    }
+
     /// Returns true while there may be writes that are not stable here, of an earlier run or of a primary that is gone.
     pub(super) fn is_settling(&self) -> bool {
         self.settling.is_some_and(|settling| settling != Settling::Left)
