@@ -500,6 +500,8 @@ impl World {
                 let delay = self.random.u64(1000..2_000_000);
                 self.later(delay, Task::Fenced(i, life, site));
             }
+            // No policy of the worlds has it called.
+            Action::CallHelper(_) => {}
             Action::Note(note) => {
                 self.log(i, &format!("{note:?}"));
                 if self.trace && matches!(note, Note::Decision(..)) {
