@@ -155,6 +155,8 @@ pub enum Action {
     Fence(SiteId),
     /// Cover all of the data disk with metadata, if it has grown; [`Event::Looked`] has to follow.
     Look,
+    /// Call the program of a split brain with a site: the changes here are to go, and this site is primary.
+    CallHelper(SiteId),
     /// Tell people.
     Note(Note),
 }
