@@ -7,6 +7,7 @@
 pub mod args;
 mod brief;
 pub mod bundle;
+mod checkpoint;
 mod convert;
 mod daemon;
 pub mod disk;

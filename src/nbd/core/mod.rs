@@ -17,6 +17,7 @@
 
 mod activity;
 mod apply;
+mod checkpoint;
 mod claim;
 mod connect;
 mod epochs;
@@ -64,7 +65,7 @@ use self::peer::Peer;
 use self::slab::Slab;
 use self::superblock::Store;
 use super::disk::Bitmap;
-use super::disk::format::{Batch, DiskFlags, Superblock};
+use super::disk::format::{Batch, Checkpoint, DiskFlags, Superblock};
 use super::mirror::ballot::Ballots;
 use super::mirror::{Generation, Role, Rotate};
 use super::server::Failure;
@@ -119,6 +120,8 @@ pub struct Core {
     pending: Slab<Pending>,
     flushes: Flushes,
     redo: redo::Redo,
+    /// The last checkpoint, and the epoch that has to be stable here before it is written down.
+    named: Option<(Checkpoint, u64)>,
     /// Client's writes that may not begin yet.
     held: VecDeque<u32>,
     /// Client's reads that wait for a majority.
@@ -218,6 +221,7 @@ impl Core {
             pending: Slab::default(),
             flushes: Flushes::default(),
             redo: redo::Redo::default(),
+            named: None,
             held: VecDeque::new(),
             held_reads: Vec::new(),
             gated: Vec::new(),

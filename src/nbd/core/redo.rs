@@ -122,7 +122,7 @@ impl Core {
             }
             return self.take(i, kind, &fields, payload);
         }
-        if kind == PacketType::SD_DATA {
+        if kind == PacketType::SD_DATA && fields.len > 0 {
             let is_whole = fields.flags & (packet::ZEROES | packet::TRIM) != 0
                 || payload.len() as u64 == u64::from(fields.len);
             if !is_whole || write_of(&fields, &payload).size() > Batch::room(&self.config.layout) {

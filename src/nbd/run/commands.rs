@@ -14,6 +14,7 @@ use super::{doctor, metrics, status};
 use crate::config::Config;
 use crate::control::object;
 use crate::nbd::core::{Command, Refusal};
+use crate::nbd::disk::format::{CHECKPOINT_MAX, Checkpoint};
 use crate::nbd::mirror::promotion::{Fencing, Objection};
 use crate::wire::{Mask, PeerKey, SiteId};
 
@@ -77,8 +78,18 @@ pub fn answer(line: &str, shared: &Shared, is_privileged: bool) -> Result<Value,
         let mirror = find(shared, word("resource").ok_or("\"resource\" is missing")?)?;
         return Ok(plan(mirror, &sites(mirror, &value)?));
     }
-    let known =
-        ["primary", "secondary", "connect", "disconnect", "verify", "discard", "resync", "pause", "resume"];
+    let known = [
+        "primary",
+        "secondary",
+        "connect",
+        "disconnect",
+        "verify",
+        "discard",
+        "resync",
+        "pause",
+        "resume",
+        "checkpoint",
+    ];
     if !known.contains(&command) {
         return Err(format!("unknown command {command:?}"));
     }
@@ -104,6 +115,16 @@ pub fn answer(line: &str, shared: &Shared, is_privileged: bool) -> Result<Value,
         "resync" => {
             let full = value.get("full").and_then(Value::as_bool).unwrap_or(false);
             give(mirror, Command::Resync { site: peer(mirror, value.get("site"))?, full })
+        }
+        "checkpoint" => {
+            let name = word("name").ok_or("\"name\" is missing")?;
+            let checkpoint = Checkpoint::new(name.as_bytes()).ok_or_else(|| {
+                format!(
+                    "{name:?} is no name for a checkpoint: take 1 to {CHECKPOINT_MAX} letters, digits and signs of ASCII, without \
+                     spaces"
+                )
+            })?;
+            give(mirror, Command::Checkpoint(checkpoint))
         }
         "verify" => give(mirror, Command::Verify { site: peer(mirror, value.get("site"))? }),
         _ => {
@@ -240,6 +261,14 @@ fn words(refusal: Refusal) -> String {
         Refusal::Missing(sites) => absent(sites),
         Refusal::Busy => "it is not ready for that: it has just begun, lost a site, or changes its role; try again".into(),
         Refusal::Role => "that does not fit its present role".into(),
+        Refusal::NoneFar => {
+            "no site of it has <protocol>async</protocol>: the sites in sync have every write that was flushed, and a checkpoint \
+             would say no more"
+                .into()
+        }
+        Refusal::Crowded(site) => {
+            format!("many checkpoints are on their way to {site} already: wait until it has the first of them")
+        }
         Refusal::Site => "that site is not in sync, or this one is not primary".into(),
     }
 }
@@ -263,6 +292,8 @@ mod tests {
             (Refusal::Missing(Mask(6)), "sites 1, 2 may have newer data and are not connected"),
             (Refusal::Objections(vec![Objection::OtherPrimary(site)]), "site 1 is primary"),
             (Refusal::Busy, "try again"),
+            (Refusal::NoneFar, "<protocol>async</protocol>"),
+            (Refusal::Crowded(site), "wait"),
         ] {
             let words = words(refusal);
             assert!(words.contains(part), "{words}");

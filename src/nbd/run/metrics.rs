@@ -72,6 +72,8 @@ pub fn metrics(mirrors: &[Arc<Mirror>], is_attached: bool) -> String {
     of_peers("hadm_nbd_queue_room_bytes", "Bytes that the queue for such a site still takes.", &|peer| {
         peer.behind.map_or(0, |(lag, _)| lag.room)
     });
+    let help = "Checkpoints that such a site does not surely have.";
+    of_peers("hadm_nbd_checkpoints_on_the_way", help, &|peer| peer.checkpoints.len() as u64);
     of_peers("hadm_nbd_resync_total_bytes", "Bytes of the resync that is under way.", &|peer| {
         peer.resync.as_ref().map_or(0, |resync| resync.total)
     });
