@@ -12,7 +12,7 @@ use super::sites::{CHUNK, FLUSH, PATIENCE, Sites, assert_content, output, write}
 const RING: u32 = 64;
 
 /// Sites of which some are asynchronous, with everything initialised and nothing started.
-fn prepare(sites: usize, far: &[usize], options: &[&str]) -> Option<Sites> {
+pub fn prepare(sites: usize, far: &[usize], options: &[&str]) -> Option<Sites> {
     let pair = Sites::prepare(sites, "")?;
     let file = pair.dir.path.join("hadm.xml");
     let xml = fs::read_to_string(&file).unwrap();
@@ -71,7 +71,7 @@ fn number(bytes: &[u8]) -> u32 {
 }
 
 #[track_caller]
-fn wait_caught_up(pair: &Sites, primary: usize, site: usize) {
+pub fn wait_caught_up(pair: &Sites, primary: usize, site: usize) {
     let end = Instant::now() + PATIENCE;
     loop {
         let status = pair.status(primary);

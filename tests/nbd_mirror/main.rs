@@ -24,6 +24,7 @@ mod commands;
 mod far;
 mod faults;
 mod life;
+mod lines;
 mod orders;
 mod programs;
 mod protocol;

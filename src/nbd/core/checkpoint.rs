@@ -5,10 +5,10 @@
 
 use bytes::Bytes;
 
+use super::Core;
 use super::event::{Note, Refusal};
 use super::peer::Part;
 use super::superblock::Then;
-use super::{Core, mutated};
 use crate::nbd::disk::format::Checkpoint;
 use crate::nbd::mirror::facts::KNOWS_CHECKPOINTS;
 use crate::wire::SiteId;
@@ -74,7 +74,7 @@ impl Core {
 
     /// Writes down the last checkpoint whose writes are stable here; the primary hears of it after that.
     pub(super) fn write_down(&mut self, i: usize) {
-        let local = if mutated!(self, NamedEarly) { u64::MAX } else { self.flushes.local };
+        let local = self.flushes.local;
         let Some(peer) = self.peers.get_mut(i) else { return };
         let mut last = None;
         while let Some((name, _)) = peer.names.front().copied().filter(|(_, own)| *own <= local) {

@@ -114,6 +114,10 @@ impl Core {
             // It says what is stable everywhere, and came later than the end of the role, on the other link.
             return;
         }
+        if mutated!(self, NamedEarly) && fields.len == 0 {
+            self.name_came(i, &payload, 0);
+            self.write_down(i);
+        }
         if !self.is_logged(i) {
             let writes = kind == PacketType::SD_DATA && fields.len > 0;
             if is_primary && writes && self.store.wanted.log_void < self.redo.last {

@@ -80,6 +80,15 @@ pub fn metrics(mirrors: &[Arc<Mirror>], is_attached: bool) -> String {
     of_peers("hadm_nbd_resync_bytes_per_second", "Pace of the resync that is under way.", &|peer| {
         peer.resync.as_ref().map_or(0, |resync| resync.rate)
     });
+    let name = "hadm_nbd_queue_full_seconds";
+    let peers = views.iter().flat_map(|(_, label, view)| view.peers.iter().map(move |peer| (label, peer)));
+    let lines = peers.filter_map(|(label, peer)| {
+        let (_, seconds) = peer.behind?;
+        Some(format!("{name}{{{label},site=\"{}\"}} {}", peer.site.get(), seconds?))
+    });
+    let help =
+        "Seconds until the queue for such a site is full at the rate of late; absent while it does not grow.";
+    family(name, "gauge", help, &lines.collect::<Vec<_>>());
     let name = "hadm_nbd_bytes_total";
     let mut lines = Vec::new();
     for (mirror, label, _) in &views {
