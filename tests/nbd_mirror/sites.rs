@@ -29,6 +29,8 @@ pub struct Sites {
     pub dir: TempDir,
     /// Elements for the section of all.
     pub global: String,
+    /// Those that writes do not wait for.
+    pub far: Vec<usize>,
     /// True if daemons and mirrors meet at Unix sockets.
     pub is_unix: bool,
     /// Variables for each site's mirror; may be empty.
@@ -68,8 +70,9 @@ impl Sites {
     pub fn prepare_in(n: usize, more: &str, dir: TempDir) -> Option<Self> {
         let net = Network::new()?;
         let none = || std::iter::repeat_with(|| None).take(n).collect();
-        let (global, environment) = (String::new(), Vec::new());
-        let sites = Sites { daemons: none(), mirrors: none(), net, dir, global, is_unix: false, environment };
+        let (global, far, environment) = (String::new(), Vec::new(), Vec::new());
+        let sites =
+            Sites { daemons: none(), mirrors: none(), net, dir, global, far, is_unix: false, environment };
         sites.configure(more);
         for site in sites.all() {
             fs::File::create(sites.disk(site)).unwrap().set_len(SIZE).unwrap();
@@ -96,8 +99,9 @@ impl Sites {
             )
         };
         let runsite = |id: usize| {
+            let protocol = if self.far.contains(&id) { "async" } else { "sync" };
             format!(
-                "<runsite><id>{id}</id><ip>{}</ip><port>7100</port><protocol>sync</protocol><disk>{}</disk>\
+                "<runsite><id>{id}</id><ip>{}</ip><port>7100</port><protocol>{protocol}</protocol><disk>{}</disk>\
                  <bwr_disk>{}</bwr_disk><runnodes><id>0</id></runnodes></runsite>",
                 own_ip(MACHINES[id]),
                 self.disk(id).display(),
