@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::Failure;
+use super::change::{line, print_done};
 use super::daemon::Daemon;
-use super::disk::{line, print_done};
 use super::json::list;
 
 /// Time between two questions: `hadm-nbd` reports no changes.

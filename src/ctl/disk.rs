@@ -9,13 +9,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Failure;
+use super::change::{line, print_done};
 use super::checkpoint;
 use super::daemon::Daemon;
 use super::json::{list, samples, text};
 use super::names::{resource, site};
 use super::show::coloured;
 use super::watch::{Picture, Questions, has_colour, watch};
-use crate::control::{Carried, Request, VERSION};
+use crate::control::{Carried, Request};
 
 /// Default path of `hadm-nbd`'s control socket.
 pub(super) const SOCKET: &str = "/run/hadm/hadm-nbd.sock";
@@ -280,32 +281,6 @@ fn carry_out(
             print_done(out, json, word, (&resource.unwrap_or_default(), site), after.value())
         }
     }
-}
-
-/// Prints the state after a change.
-pub(super) fn print_done(
-    out: &mut impl Write,
-    json: bool,
-    word: &str,
-    (resource, site): (&str, Option<u64>),
-    after: &Value,
-) -> Result<(), Failure> {
-    let sentence = after.get("sentence").and_then(Value::as_str);
-    if json {
-        let done = json!({ "done": word, "resource": resource, "site": site, "sentence": sentence });
-        writeln!(out, "{done}")?;
-    } else if let Some(sentence) = sentence {
-        writeln!(out, "{resource}: {sentence}")?;
-    }
-    Ok(())
-}
-
-/// A request's line.
-pub(super) fn line(command: &str, mut fields: Value) -> String {
-    if let Some(fields) = fields.as_object_mut() {
-        fields.extend([("v".to_owned(), json!(VERSION)), ("cmd".to_owned(), json!(command))]);
-    }
-    fields.to_string()
 }
 
 /// The status of all, a line each; with `bars`, a bar below it for each resync.

@@ -340,7 +340,7 @@ impl Core {
         let (Some((decision, _)), Some((theirs, _))) = (&peer.decision, &peer.theirs) else { return };
         self.store.wanted.begin_resync(theirs, decision);
         if peer.part == Part::Target {
-            // What is here may be given up; the source names its last one when it ends.
+            // The content that it was for may be given up; the source names its last one when it ends.
             self.store.wanted.checkpoint = None;
         }
         self.void_log();

@@ -88,7 +88,7 @@ pub struct Facts {
     pub policies: Policies,
     /// Its software, for people.
     pub software: String,
-    /// What its program can do beyond the version, as bits; 0 of one that does not say so.
+    /// Abilities of its program beyond the version, as bits; 0 of one that does not say so.
     pub abilities: u32,
     /// Bytes of writes that its ordered log takes at once; 0 if it does not say so.
     pub log_room: u64,
