@@ -181,7 +181,7 @@ fn start() -> Option<Sites> {
     Some(sites)
 }
 
-/// Runs so many histories of faults, each ended by a look at the far copy.
+/// Runs this many histories of faults, each ended by a look at the far copy.
 pub fn run(histories: u64, seed: u64) {
     let Some(sites) = start() else { return };
     let history = Arc::new(History::default());

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use super::namespaces::NAMES;
 use super::nbd::Client;
-use super::sites::{CHUNK, FLUSH, PATIENCE, SLOW, Sites, assert_content, write};
+use super::sites::{CHUNK, FLUSH, PATIENCE, SLOW, Sites, assert_content, machine, write};
+use super::support::TempDir;
 
 #[test]
 fn what_is_answered_is_at_both_sites() {
@@ -281,6 +283,50 @@ fn two_histories_stay_apart_until_one_is_given_up() {
     pair.assert_equal();
     assert_content(&mut client, 2, 20);
     assert_content(&mut client, 3, 0);
+    pair.stop();
+}
+
+/// The primary whose changes are to go has its program called, which here makes it leave the role.
+#[test]
+fn a_helper_ends_the_role_of_the_primary_whose_changes_go() {
+    let dir = TempDir::new();
+    let (helper, called) = (dir.path.join("helper"), dir.path.join("called"));
+    let policies = format!(
+        "<splitbrain0>discard-site-1</splitbrain0><splitbrain1>call-helper</splitbrain1>\
+         <splitbrain2>call-helper</splitbrain2><splitbrainhelper>{}</splitbrainhelper>",
+        helper.display()
+    );
+    let Some(mut pair) = Sites::prepare_in(2, &policies, dir) else { return };
+    let script = format!(
+        "#!/bin/sh\necho $HADM_RESOURCE $HADM_RESOURCE_ID $HADM_SITE $HADM_PEER_SITE $HADM_PEER_HOSTS >> {}\n\
+         exec {} --control {} disk secondary $HADM_RESOURCE\n",
+        called.display(),
+        env!("CARGO_BIN_EXE_hadmctl"),
+        pair.path("control", 1).display()
+    );
+    fs::write(&helper, script).unwrap();
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    pair.all().for_each(|site| pair.init(site, &["--clean"]));
+    pair.all().for_each(|site| pair.start_site(site));
+    pair.wait_in_sync();
+    pair.hadmctl(0, &["primary", "data"]).unwrap();
+    let mut client = pair.client(0);
+    write(&mut client, 1, 1);
+    pair.hadmctl(0, &["disconnect", "data"]).unwrap();
+    pair.hadmctl(1, &["disconnect", "data", "0"]).unwrap();
+    pair.wait(1, "no primary");
+    pair.hadmctl(1, &["primary", "--force", "data"]).unwrap();
+    let mut other = pair.client(1);
+    write(&mut client, 2, 20);
+    write(&mut other, 2, 21);
+    pair.all().for_each(|site| _ = pair.hadmctl(site, &["connect", "data"]).unwrap());
+    pair.wait(1, "secondary of site 0");
+    pair.wait_in_sync();
+    assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
+    pair.assert_equal();
+    assert_content(&mut client, 2, 20);
+    let host = NAMES[machine(0)];
+    assert_eq!(fs::read_to_string(&called).unwrap(), format!("data 0 1 0 {host}\n"));
     pair.stop();
 }
 

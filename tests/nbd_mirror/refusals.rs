@@ -68,7 +68,4 @@ fn what_cannot_be_served_is_refused_with_the_remedy() {
     fs::remove_file(pair.path("meta", 0)).unwrap();
     let missing = refused(&pair, 0);
     assert!(missing.contains("hadm-nbd init"), "{missing}");
-    pair.configure("<splitbrain2>call-helper</splitbrain2><splitbrainhelper>/bin/true</splitbrainhelper>");
-    let unknown = refused(&pair, 0);
-    assert!(unknown.contains("call-helper") && unknown.contains("choose disconnect"), "{unknown}");
 }

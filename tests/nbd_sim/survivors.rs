@@ -1,11 +1,11 @@
-//! Scenarios of three sites whose primary dies: what it lost with its power, and a survivor has, counts.
+//! Scenarios of three sites whose primary goes: what it lost with its power, and a survivor has, counts.
 //!
 //! Scripted runs of the simulator, without faults of its own. Each waits for a state, and never for a time.
 
-use super::scenarios::{is_answered, mirrored, value};
+use super::scenarios::{PROMOTE, is_answered, mirrored, value};
 use super::world::{World, site_id};
-use crate::nbd::core::Command;
 use crate::nbd::core::peer::{Part, Stage};
+use crate::nbd::core::{Command, Note};
 use crate::nbd::disk::format::DiskFlags;
 use crate::wire::Mask;
 
@@ -62,4 +62,17 @@ fn a_survivor_that_the_third_site_completed_counts() {
     world.restart(0);
     assert!(world.until(|world| world.in_sync(0, 1)), "{:?}", world.notes);
     assert_eq!([0, 1].map(|site| value(&world, site, 5)), [50, 50]);
+}
+
+/// Sites that followed the same primary meet once it has left the role: another one of them could not be promoted otherwise.
+#[test]
+fn followers_of_a_primary_that_left_its_role_meet() {
+    let mut world = mirrored(3, |_| {});
+    assert_eq!(world.command(0, Command::Demote), Ok(()));
+    assert!(world.until(|world| world.in_sync(1, 2) && world.in_sync(2, 1)), "{:?}", world.notes);
+    assert!(!world.notes.iter().any(|(_, note)| matches!(note, Note::Resynced(_))), "{:?}", world.notes);
+    assert_eq!(world.command(1, PROMOTE), Ok(()));
+    let id = world.write(1, 5, 50);
+    assert!(is_answered(&mut world, id));
+    assert!(world.until(|world| (0..3).all(|site| value(world, site, 5) == 50)), "{:?}", world.notes);
 }

@@ -507,6 +507,8 @@ impl World {
                 let delay = self.random.u64(1000..2_000_000);
                 self.later(delay, Task::Fenced(i, life, site));
             }
+            // No policy of the worlds has it called.
+            Action::CallHelper(_) => {}
             Action::Note(note) => {
                 self.log(i, &format!("{note:?}"));
                 if self.trace && matches!(note, Note::Decision(..)) {
@@ -793,14 +795,18 @@ impl World {
         } else if went_with_primary {
             self.model.doubt(i);
         }
-        if power && went_with_primary && self.sites.len() > 2 {
-            // A third site may meet this one first, and be brought to what is left here.
-            self.model.cut(self.last_primary);
-        }
         if power && self.serving == Some(i) {
-            // The content at the primary counts, and not that of a site that lost it before.
-            let heirs = self.sites[i].heirs;
-            (0..self.sites.len()).filter(|j| heirs >> j & 1 == 0).for_each(|j| self.model.cut(j));
+            // Its content counts, and not that of a site that it went on without; perhaps also against one that went before it,
+            // and cannot know that nothing was answered since.
+            let block = self.sites[i].meta.superblock().cloned().unwrap_or_default();
+            for slot in &block.slots {
+                let Some(j) = slot.site.map(|site| usize::from(site.get())) else { continue };
+                match slot.generation.is_some() || slot.flags.contains(SlotFlags::FULL_SYNC_DUE) {
+                    true => self.model.cut(j),
+                    false if self.sites[j].core.is_none() => self.model.doubt(j),
+                    false => {}
+                }
+            }
         }
         if self.serving == Some(i) {
             self.serving = None;

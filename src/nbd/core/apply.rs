@@ -273,15 +273,6 @@ impl Core {
         }
     }
 
-    /// The primary left the role in order: all that it wrote is stable everywhere.
-    fn peer_left_role(&mut self, i: usize) {
-        if self.peers.get(i).is_some_and(|peer| self.follows == Some(peer.site)) {
-            self.follows = None;
-            self.flushes.told = self.flushes.told.max(self.epochs.current() - 1);
-            self.stability_changed();
-        }
-    }
-
     /// Follows a site from now on. What other followers have is the primary's business until it has gone.
     pub(super) fn follow(&mut self, i: usize) {
         for (n, peer) in self.peers.iter_mut().enumerate() {
@@ -295,8 +286,13 @@ impl Core {
             peer.barriers.clear();
             peer.names.clear();
             peer.inbound.clear();
-            let site: SiteId = peer.site;
+            let (site, is_equal): (SiteId, _) = (peer.site, peer.part == Part::Equal);
             self.note(Note::Joined(site));
+            if is_equal && self.store.wanted.flags.contains(DiskFlags::PRIMARY) {
+                // It answers from now on, at a far site even before anything comes here: this one was primary before it.
+                self.store.wanted.flags.set(DiskFlags::PRIMARY, false);
+                self.change(Then::Nothing);
+            }
         }
     }
 }

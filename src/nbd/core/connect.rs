@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use super::event::Note;
+use super::event::{Action, Note};
 use super::packet::{self, Fields};
 use super::peer::{Part, Stage};
 use super::resync::Resync;
@@ -13,9 +13,11 @@ use super::superblock::Then;
 use super::{Core, mutated};
 use crate::nbd::disk::format::{Batch, SlotFlags};
 use crate::nbd::mirror::facts::KNOWS_CHECKPOINTS;
+use crate::nbd::mirror::policy::primary_to_help;
 use crate::nbd::mirror::record::{self, RecordError};
 use crate::nbd::mirror::{
-    ACK_ERRCODE, Disagreement, Facts, Generation, Outcome, Reach, Role, Rotate, Statement, decide, session,
+    ACK_ERRCODE, Decision, Disagreement, Facts, Generation, Outcome, Reach, Role, Rotate, Statement, decide,
+    session,
 };
 use crate::wire::{Mask, PacketType};
 
@@ -235,9 +237,23 @@ impl Core {
         self.send(i, PacketType::SC_HS_ACK, fields, Bytes::from(statement.encode()));
         self.note(Note::Decision(site, words));
         let is_latched = self.store.wanted.flags.contains(crate::nbd::disk::format::DiskFlags::SPLIT_BRAIN);
+        self.call_helper(i, &decision);
         if matches!(decision.outcome, Outcome::SplitBrain { .. }) && !is_latched {
             self.store.wanted.latch_split_brain();
             self.change(Then::Nothing);
+        }
+    }
+
+    /// Has the program of the split brain called, once for each state of the other site.
+    fn call_helper(&mut self, i: usize, decision: &Decision) {
+        let Some(peer) = self.peers.get_mut(i) else { return };
+        let (Some((own, _)), Some((theirs, _))) = (&peer.own, &peer.theirs) else { return };
+        let is_hit = decision.outcome == Outcome::SplitBrain { bitmap: true }
+            && primary_to_help(own, theirs) == Some(own.site);
+        if is_hit && peer.helped != Some(theirs.current) {
+            peer.helped = Some(theirs.current);
+            let site = peer.site;
+            self.out.push(Action::CallHelper(site));
         }
     }
 
@@ -319,6 +335,10 @@ impl Core {
         for n in 0..self.peers.len() {
             if n != i {
                 self.lose(n, "another site is copied to here first");
+                // Of a primary that ended in that session this disk will not say that it outlived it, unless the source does.
+                if let Some(peer) = self.peers.get_mut(n) {
+                    peer.last_session = 0;
+                }
             }
         }
     }

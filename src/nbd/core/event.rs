@@ -150,6 +150,8 @@ pub enum Action {
     Serve(bool),
     /// Call the fencing handler for a site; [`Event::Fenced`] has to follow. Only if [`Tuning::can_fence`].
     Fence(SiteId),
+    /// Call the program of a split brain with a site: the changes here are to go, and this site is primary.
+    CallHelper(SiteId),
     /// Tell people.
     Note(Note),
 }

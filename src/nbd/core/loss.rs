@@ -10,6 +10,7 @@ use super::event::{Action, Note};
 use super::flush::AfterSync;
 use super::op::{Origin, Work};
 use super::peer::Part;
+use super::role::Change;
 use super::superblock::Then;
 use crate::nbd::mirror::{Role, Rotate};
 use crate::nbd::server::Failure;
@@ -25,6 +26,8 @@ pub enum Settling {
     Start,
     /// Writes of a primary that is gone.
     Outlive,
+    /// Writes of a primary that left the role in order: all of them are stable.
+    Left,
 }
 
 impl Core {
@@ -91,9 +94,26 @@ impl Core {
         self.step_claim();
     }
 
+    /// The primary left the role in order: all that it wrote is stable everywhere.
+    pub(super) fn peer_left_role(&mut self, i: usize) {
+        if self.peers.get(i).is_some_and(|peer| self.follows == Some(peer.site)) {
+            self.follows = None;
+            self.flushes.told = self.flushes.told.max(self.epochs.current() - 1);
+            self.stability_changed();
+            // Then it meets those that followed it, too: none of them could be promoted otherwise.
+            self.settling.get_or_insert(Settling::Left);
+            self.settle_if_drained();
+        }
+    }
+
+    /// Returns true while there may be writes that are not stable here, of an earlier run or of a primary that is gone.
+    pub(super) fn is_settling(&self) -> bool {
+        self.settling.is_some_and(|settling| settling != Settling::Left)
+    }
+
     /// Once nothing of a former primary's is under way: a sync, and then on to the handshakes.
     pub(super) fn settle_if_drained(&mut self) {
-        if self.settling.is_none() || self.is_settle_asked {
+        if self.settling.is_none() || self.settle_asked.is_some() {
             return;
         }
         let of_peers =
@@ -101,7 +121,7 @@ impl Core {
         if self.redo.is_writing() || self.ops.iter().any(|(_, op)| of_peers(op)) {
             return;
         }
-        self.is_settle_asked = true;
+        self.settle_asked = self.settling;
         self.after_sync(AfterSync::Settled);
     }
 
@@ -111,9 +131,19 @@ impl Core {
     }
 
     pub(super) fn settled_bits_stored(&mut self) {
-        self.is_settle_asked = false;
-        match self.settling.take() {
+        if self.settle_asked.take() != self.settling {
+            // A primary was lost meanwhile, and has written since the sync.
+            return self.settle_if_drained();
+        }
+        let settling = self.settling.take();
+        let is_written_again =
+            self.follows.is_some() || self.is_primary() || self.role_change != Change::None;
+        if settling == Some(Settling::Left) && is_written_again {
+            return;
+        }
+        match settling {
             Some(Settling::Outlive) => self.store.wanted.outlive_primary(),
+            Some(Settling::Left) => {}
             // The extents of the activity log are marked for everybody.
             Some(Settling::Start) | None => self.flushes.told = self.flushes.told.max(1),
         }

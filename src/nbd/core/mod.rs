@@ -149,7 +149,7 @@ pub struct Core {
     is_local: bool,
     /// A former primary is gone, and what it sent is being settled.
     settling: Option<loss::Settling>,
-    is_settle_asked: bool,
+    settle_asked: Option<loss::Settling>,
     is_leaving_asked: bool,
     /// The last epoch that the stream said to be stable everywhere.
     said_stable: u64,
@@ -237,7 +237,7 @@ impl Core {
             ballots: Ballots::default(),
             is_local: true,
             settling: Some(loss::Settling::Start),
-            is_settle_asked: false,
+            settle_asked: None,
             is_leaving_asked: false,
             said_stable: 0,
             elsewhere: None,

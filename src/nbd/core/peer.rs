@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::far::Far;
 use super::resync::Resync;
 use crate::nbd::disk::format::Checkpoint;
-use crate::nbd::mirror::{Decision, Facts, Statement};
+use crate::nbd::mirror::{Decision, Facts, Generation, Statement};
 use crate::wire::{Mask, SiteId};
 
 /// The progress on the way to replication.
@@ -52,6 +52,8 @@ pub struct Peer {
     pub theirs: Option<(Facts, Vec<u8>)>,
     /// Its last facts, of any handshake or of an answer.
     pub known: Option<Box<Facts>>,
+    /// Its generation when the helper of a split brain was called last.
+    pub helped: Option<Generation>,
     /// The consequence of both records.
     pub decision: Option<(Decision, Statement)>,
     /// No handshake before this time.
@@ -111,6 +113,7 @@ impl Peer {
             own: None,
             theirs: None,
             known: None,
+            helped: None,
             decision: None,
             not_before: Duration::ZERO,
             last_session: 0,
@@ -147,6 +150,7 @@ impl Peer {
             not_before: self.not_before,
             last_session: self.last_session,
             known: self.known.take(),
+            helped: self.helped,
             far,
             ..Peer::new(self.site, self.slot)
         };

@@ -127,7 +127,7 @@ impl Core {
         }
         let verdict = assess(&candidacy);
         // Writes that a former primary left are being settled.
-        let is_busy = self.settling.is_some() || self.redo.is_busy();
+        let is_busy = self.is_settling() || self.redo.is_busy();
         match verdict {
             _ if forced && !is_busy => self.open_ballot(true),
             Verdict::Refused(_) if mutated!(self, PromoteHalfSynced) && !is_busy => self.open_ballot(false),
@@ -231,7 +231,7 @@ impl Core {
             (None, Part::Source) => Some(Objection::Newer(self.config.site)),
             (None, Part::Equal) if current != self.store.wanted.current => Some(Objection::Busy(site)),
             (None, Part::Idle) => Some(Objection::Busy(site)),
-            _ if self.settling.is_some() => Some(Objection::Busy(site)),
+            _ if self.is_settling() => Some(Objection::Busy(site)),
             // Its own ballot is won, or it leaves.
             _ if !matches!(self.role_change, Change::None | Change::Asking { .. }) => {
                 Some(Objection::Busy(self.config.site))

@@ -229,6 +229,10 @@ impl Core {
             (peer.part, peer.resync) = (Part::Equal, None);
             let told = peer.told;
             let equal = self.store.wanted.finish_target(&facts);
+            if self.follows.is_none() {
+                // Nobody writes, and all is stable: otherwise the two would be compared anew with each handshake, for ever.
+                self.store.wanted.settle();
+            }
             for peer in self.peers.iter().filter(|peer| equal.contains(peer.site.get())) {
                 if let Some(map) = self.bitmaps.get_mut(peer.slot) {
                     map.clear(0..u64::MAX);

@@ -71,6 +71,8 @@ choices! {
         DiscardSecondary = 2, "discard-secondary";
         /// The choice for no primary, even if a running primary has to leave the role for it.
         Violently = 3, "violently-as-0-primaries";
+        /// The choice for no primary; where it hits the primary, a program there is called that may end its role.
+        CallHelper = 4, "call-helper";
     }
 }
 
@@ -81,6 +83,8 @@ choices! {
         Disconnect = 0, "disconnect";
         /// The choice for no primary, even though a running primary has to leave the role for it.
         Violently = 1, "violently-as-0-primaries";
+        /// A program is called at the primary that the choice for no primary hits, and may end its role.
+        CallHelper = 2, "call-helper";
     }
 }
 

@@ -24,12 +24,12 @@ pub fn resolve(a: &Facts, b: &Facts) -> Option<Victim> {
     let (site, may_demote) = match (a.is_primary(), b.is_primary()) {
         (false, false) => (by_zero, false),
         (true, true) => match policies.two {
-            TwoPrimaries::Disconnect => return None,
+            TwoPrimaries::Disconnect | TwoPrimaries::CallHelper => return None,
             TwoPrimaries::Violently => (by_zero, true),
         },
         (a_is_primary, _) => match policies.one {
             OnePrimary::Disconnect => return None,
-            OnePrimary::Consensus => (by_zero, false),
+            OnePrimary::Consensus | OnePrimary::CallHelper => (by_zero, false),
             OnePrimary::DiscardSecondary => (Some(if a_is_primary { b.site } else { a.site }), false),
             OnePrimary::Violently => (by_zero, true),
         },
@@ -37,6 +37,17 @@ pub fn resolve(a: &Facts, b: &Facts) -> Option<Victim> {
     let site = site?;
     let demote = is_primary(site);
     (may_demote || !demote).then_some(Victim { site, demote })
+}
+
+/// The primary whose changes would go if it were none, where a program is to be called there.
+pub fn primary_to_help(a: &Facts, b: &Facts) -> Option<SiteId> {
+    let calls = match (a.is_primary(), b.is_primary()) {
+        (false, false) => false,
+        (true, true) => a.policies.two == TwoPrimaries::CallHelper,
+        _ => a.policies.one == OnePrimary::CallHelper,
+    };
+    let hit = by_zero_primaries(a, b).filter(|_| calls)?;
+    [a, b].into_iter().find(|at| at.site == hit && at.is_primary()).map(|at| at.site)
 }
 
 fn by_zero_primaries(a: &Facts, b: &Facts) -> Option<SiteId> {

@@ -14,7 +14,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use log::info;
 
 use super::counters::{Access, Counters, Kind};
-use super::fencing;
+use super::handlers::Handlers;
 use super::journal::Journal;
 use super::link::Link;
 use super::progress::Progress;
@@ -25,7 +25,6 @@ use crate::nbd::disk::data::DataDisk;
 use crate::nbd::disk::pool::IoPool;
 use crate::nbd::disk::store::Store;
 use crate::nbd::server::{Answer, Buffer, Export, Extent, Failure, Reply, Request, Together, Volume};
-use crate::sys;
 use crate::wire::{Header, Mask, ResourceId, SiteId};
 
 /// Threads for reads and writes that wait for the disk.
@@ -51,8 +50,8 @@ pub(super) struct State {
     /// The sites that the daemon is connected with, and those that a person has disconnected.
     pub linked: Mask,
     pub held: Mask,
-    /// The program that excludes a lost site.
-    pub fencing: Option<fencing::Handler>,
+    /// The operator's programs.
+    pub handlers: Handlers,
     /// Its latest events, for people.
     pub journal: Journal,
     /// The times that the other sites take.
@@ -123,7 +122,7 @@ impl Mirror {
             commander: None,
             linked: Mask(0),
             held: Mask(0),
-            fencing: None,
+            handlers: Handlers::default(),
             journal: Journal::default(),
             watches: peers.iter().map(|site| (*site, Stopwatch::default())).collect(),
             progress: Vec::new(),
@@ -319,31 +318,10 @@ impl Mirror {
                 });
             }
             Action::Fence(site) => self.fence(site),
+            Action::CallHelper(site) => self.call_helper(site),
             // Under the lock, in [`Mirror::drain`].
             Action::Send(..) | Action::Reply(..) | Action::Answer(_) | Action::Serve(_) | Action::Note(_) => {
             }
-        }
-    }
-
-    /// Has the fencing handler called by a thread of its own.
-    fn fence(self: &Arc<Self>, site: SiteId) {
-        let state = self.lock();
-        let (handler, generation) = (state.fencing.clone(), state.core.superblock().current);
-        drop(state);
-        let mirror = Arc::clone(self);
-        let job = move || {
-            let call = fencing::Call {
-                resource: &mirror.name,
-                id: mirror.id,
-                own: mirror.site,
-                lost: site,
-                generation,
-            };
-            let status = handler.map_or(fencing::FAILED, |handler| fencing::call(&handler, &call));
-            mirror.handle(Event::Fenced(site, status));
-        };
-        if sys::spawn("fencing", job).is_err() {
-            self.handle(Event::Fenced(site, fencing::FAILED));
         }
     }
 

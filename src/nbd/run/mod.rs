@@ -8,7 +8,7 @@ mod commands;
 mod control;
 mod counters;
 mod doctor;
-mod fencing;
+mod handlers;
 mod journal;
 mod link;
 mod metrics;

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use log::warn;
 
-use super::fencing::Handler;
+use super::handlers::Handlers;
 use super::link::Link;
 use super::mirror::Mirror;
 use crate::config::mirror::{Flush, NoPrimary, OnError, OnePrimary, Quorum, SplitBrain, TwoPrimaries};
@@ -34,7 +34,7 @@ pub fn open(config: &Config, resource: &Resource, link: &Arc<Link>) -> Result<Ar
     let site = config.site;
     let here = runsite(resource, site)?;
     let name = &resource.name;
-    let tuning = tuning(config, resource, here)?;
+    let tuning = tuning(config, here);
     let store = Store::open(Path::new(&here.bwr_disk), Access::Own)?;
     store.check_owner(resource.id, site)?;
     let layout = *store.layout();
@@ -88,11 +88,9 @@ pub fn open(config: &Config, resource: &Resource, link: &Arc<Link>) -> Result<Ar
     let mirror =
         Mirror::start((resource.id, name.clone()), site, peers, core, (disk, store), Arc::clone(link), begun)
             .map_err(|error| format!("resource {name:?}: its threads cannot be started: {error}"))?;
-    let handler = Handler::new(config, resource, here);
-    if let Some(handler) = &handler {
-        handler.look(name);
-    }
-    mirror.lock().fencing = handler;
+    let handlers = Handlers::new(config, resource, here);
+    handlers.look(name);
+    mirror.lock().handlers = handlers;
     Ok(mirror)
 }
 
@@ -117,11 +115,8 @@ fn check_log(resource: &Resource, layout: &Layout, place: &str) -> Result<(), St
 }
 
 /// Returns the choices that a running mirror takes.
-///
-/// # Errors
-/// One that this version does not have, by name.
-pub(super) fn tuning(config: &Config, resource: &Resource, here: &RunSite) -> Result<Tuning, String> {
-    Ok(Tuning {
+pub(super) fn tuning(config: &Config, here: &RunSite) -> Tuning {
+    Tuning {
         slow: config.slow_timeout,
         freeze: here.mirror.freezes(),
         can_fence: here.mirror.fencing_handler().is_some(),
@@ -129,13 +124,8 @@ pub(super) fn tuning(config: &Config, resource: &Resource, here: &RunSite) -> Re
         stop_on_error: here.mirror.on_error == OnError::Stop,
         resync_rate: here.mirror.resync_rate.unwrap_or(0),
         resync_min: here.mirror.resync_min,
-        policies: policies(here.mirror.split_brain)
-            .map_err(|word| unknown(&resource.name, word, "disconnect"))?,
-    })
-}
-
-fn unknown(name: &str, element: &str, instead: &str) -> String {
-    format!("resource {name:?} has {element}, which this version does not do: choose {instead} instead")
+        policies: policies(here.mirror.split_brain),
+    }
 }
 
 /// Looks again at a disk that read as zeroes at init and was never in use: what was written to it since, behind the mirror's
@@ -176,8 +166,8 @@ fn found(name: &str, loaded: Loaded) -> Found {
     Found { superblock, active: activity.extents().to_vec(), record: activity.sequence(), bitmaps, batches }
 }
 
-/// The policies as the core has them; an error names the element that it does not have.
-fn policies(configured: SplitBrain) -> Result<Policies, &'static str> {
+/// The policies as the core has them.
+fn policies(configured: SplitBrain) -> Policies {
     let mut policies = Policies::default();
     match configured.zero {
         NoPrimary::Disconnect => {}
@@ -192,13 +182,13 @@ fn policies(configured: SplitBrain) -> Result<Policies, &'static str> {
         OnePrimary::Consensus => choices::OnePrimary::Consensus,
         OnePrimary::DiscardSecondary => choices::OnePrimary::DiscardSecondary,
         OnePrimary::Violently => choices::OnePrimary::Violently,
-        OnePrimary::CallHelper => return Err("<splitbrain1>call-helper</splitbrain1>"),
+        OnePrimary::CallHelper => choices::OnePrimary::CallHelper,
     };
     policies.two = match configured.two {
         TwoPrimaries::Disconnect => choices::TwoPrimaries::Disconnect,
         TwoPrimaries::Violently => choices::TwoPrimaries::Violently,
-        TwoPrimaries::CallHelper => return Err("<splitbrain2>call-helper</splitbrain2>"),
+        TwoPrimaries::CallHelper => choices::TwoPrimaries::CallHelper,
     };
     policies.conflict = RoleConflict::Disconnect;
-    Ok(policies)
+    policies
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use log::{info, warn};
 
-use super::fencing::Handler;
+use super::handlers::Handlers;
 use super::mirror::Mirror;
 use super::open::tuning;
 use super::shared::Shared;
@@ -67,25 +67,17 @@ fn take(mirror: &Arc<Mirror>, old: &Config, fresh: &Config) -> bool {
     if !fixed.is_empty() {
         warn!("reload: resource {name:?}: these need a restart, and stay as they are: {}", fixed.join(", "));
     }
-    let handler = Handler::new(fresh, &is, &here);
-    let is_handler_new = mirror.lock().fencing != handler;
-    match (tuning(old, &was, &was_here), tuning(fresh, &is, &here)) {
-        (_, Err(why)) => {
-            warn!("reload: refused: {why}");
-            return false;
-        }
-        (was, Ok(tuning)) if is_handler_new || was != Ok(tuning) => {
-            if let Some(handler) = &handler {
-                handler.look(name);
-            }
-            let mut state = mirror.lock();
-            state.core.tune(tuning);
-            state.fencing = handler;
-            drop(state);
-            mirror.record(None, "reload", "rates, patience or policies have changed");
-            info!("reload: resource {name:?}: changed");
-        }
-        (_, Ok(_)) => {}
+    let handlers = Handlers::new(fresh, &is, &here);
+    let are_handlers_new = mirror.lock().handlers != handlers;
+    let tuned = tuning(fresh, &here);
+    if are_handlers_new || tuning(old, &was_here) != tuned {
+        handlers.look(name);
+        let mut state = mirror.lock();
+        state.core.tune(tuned);
+        state.handlers = handlers;
+        drop(state);
+        mirror.record(None, "reload", "rates, patience or policies have changed");
+        info!("reload: resource {name:?}: changed");
     }
     fixed.is_empty()
 }

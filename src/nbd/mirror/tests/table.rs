@@ -335,10 +335,13 @@ fn policies_decide_only_what_is_clear() {
     assert_eq!(both(one(OnePrimary::Consensus, 0), led), None);
     assert_eq!(both(one(OnePrimary::DiscardSecondary, 0), led), Some((1, false)));
     assert_eq!(both(one(OnePrimary::Violently, 0), led), Some((0, true)));
+    assert_eq!(both(one(OnePrimary::CallHelper, 1), led), Some((1, false)));
+    assert_eq!(both(one(OnePrimary::CallHelper, 0), led), None);
     let dual: fn(&mut Facts, &mut Facts) = |a, b| (a.role, b.role) = (Role::Primary, Role::Primary);
     let two = |two| Policies { two, discard_site: Some(site(0)), ..Policies::default() };
     assert_eq!(both(two(TwoPrimaries::Disconnect), dual), None);
     assert_eq!(both(two(TwoPrimaries::Violently), dual), Some((0, true)));
+    assert_eq!(both(two(TwoPrimaries::CallHelper), dual), None);
 }
 
 #[test]
