@@ -1,12 +1,13 @@
 #!/bin/sh
-# The guide etc/doc/two-nodes.md, typed line by line: two machines in namespaces, and every block of commands in the guide's order, on the machine
-# that its first line names. systemctl is played by a script that starts the programs as the units do. Needs root, qemu-io and nbdinfo.
+# A guide, etc/doc/two-nodes.md or etc/doc/wan.md, typed line by line: two machines in namespaces, and every block of commands in the guide's
+# order, on the machine that its first line names. systemctl is played by a script that starts the programs as the units do. Needs root, qemu-io and nbdinfo.
 #
-# Usage: tests/two-nodes.sh DIRECTORY   (where the programs are)
+# Usage: [GUIDE=wan] tests/two-nodes.sh DIRECTORY   (where the programs are)
 # Exit status: 0 if every line did what the guide says; 77, with a line that says why, if it cannot run here.
 set -eu
 
 name=two-nodes
+guide=${GUIDE:-two-nodes}
 bin=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.."
 # shellcheck source=tests/inside.sh
@@ -90,7 +91,7 @@ type_in() {
         done
     done < "$block"
 }
-awk -v dir="$dir" '/^```/ { inside = !inside && $0 == "```sh"; if (inside) file = sprintf("%s/block.%02d", dir, ++n); next } inside { print > file }' etc/doc/two-nodes.md
+awk -v dir="$dir" '/^```/ { inside = !inside && $0 == "```sh"; if (inside) file = sprintf("%s/block.%02d", dir, ++n); next } inside { print > file }' "etc/doc/$guide.md"
 typed=0
 for block in "$dir"/block.*; do
     case $(head -n 1 "$block") in
@@ -101,6 +102,10 @@ for block in "$dir"/block.*; do
     esac
 done
 [ $typed -ge 30 ] || fail "only $typed lines were found in the guide"
+if [ "$guide" != two-nodes ]; then
+    echo "$guide: all $typed lines of the guide do what it says"
+    exit
+fi
 # The last sentence of that part: the machine that is back has what was written.
 same() { timeout 10 nsenter -t "$(cat "$dir/left.pid")" -m -n -u -i -p -- "$bin/hadmctl" --json --control /run/hadm/hadm-nbd.sock disk status data | grep -q '"in_sync": *true'; }
 wait_for 30 same || fail "right is not brought to the state of left"

@@ -62,6 +62,9 @@ Disk commands:
   discard RES                give up this secondary's changes when the sites meet next
   resume RES [SITE]          let resyncs go on, and writes that wait for a lost site
   grow RES                   mirror as much as the disks of all sites have by now; they are made larger first
+  checkpoint RES NAME [--for SECS]
+                             name this point of the writes, for sites with a copy that may be behind; --for: wait
+                             until all of these have what was written before it
 
 PEER is the host name of a node or N for node N, or RES:SITE for a site of a resource. RES is a resource's name or id,
 SITE a site's id or the host name of a node there, which may stand for RES:SITE if it can mean nothing else.
@@ -72,7 +75,7 @@ Options:
       --timeout SECS         how long the daemon may take to answer [default: 5, for summary 1]; a stream that
                              has begun may be silent for longer
       --json                 print the result as JSON, as etc/schema/hadmctl.json and hadm-json(7) say
-      --for SECS             wait: how long
+      --for SECS             wait, disk checkpoint: how long
       --listen ADDR:PORT     web: where browsers connect [default: 127.0.0.1:9465]
       --allow-host NAME      web: a name by which browsers may call it, beside its address and localhost
       --disk-control FILE    web, bundle, summary, why, doctor: the control socket of hadm-nbd
@@ -201,16 +204,16 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     if let ["disk", rest @ ..] = &words[..] {
-        let alien = traced.is_some() || limit.is_some() || kind.is_some() || hostname.is_some() || rotate;
+        let alien = traced.is_some() || kind.is_some() || hostname.is_some() || rotate;
         let alien = alien || listen.is_some() || !hosts.is_empty() || disks.is_some() || config.is_some();
-        let command = disk::parse(rest, disk::Given { watch, force, full, alien })?;
+        let command = disk::parse(rest, disk::Given { limit, watch, force, full, alien })?;
         let timeout = timeout.unwrap_or(TIMEOUT);
         return Ok(Parsed::Run(Options { control, disks, timeout, json, command: Command::Disk(command) }));
     }
     let given = [
         (force, "--force", &["disk primary"][..]),
         (full, "--full", &["disk resync"]),
-        (limit.is_some(), "--for", &["wait"]),
+        (limit.is_some(), "--for", &["wait", "disk checkpoint"]),
         (watch, "--watch", &["status"]),
         (traced.is_some(), "--peer", &["trace"]),
         (kind.is_some(), "--type", &["trace"]),

@@ -9,12 +9,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Failure;
+use super::change::{line, print_done};
+use super::checkpoint;
 use super::daemon::Daemon;
 use super::json::{list, samples, text};
 use super::names::{resource, site};
 use super::show::coloured;
 use super::watch::{Picture, Questions, has_colour, watch};
-use crate::control::{Carried, Request, VERSION};
+use crate::control::{Carried, Request};
 
 /// Default path of `hadm-nbd`'s control socket.
 pub(super) const SOCKET: &str = "/run/hadm/hadm-nbd.sock";
@@ -48,6 +50,15 @@ pub enum Command {
         /// Name or id; all if none.
         resource: Option<String>,
     },
+    /// A name for this point of the stream to far sites.
+    Checkpoint {
+        /// Name or id.
+        resource: String,
+        /// The name.
+        name: String,
+        /// The longest time to wait until all far sites have it.
+        limit: Option<Duration>,
+    },
     /// A change: the request to `hadm-nbd`.
     Change {
         /// `primary`, `secondary`, ...
@@ -66,6 +77,8 @@ pub enum Command {
 /// The options that were given.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Given {
+    /// `--for`.
+    pub limit: Option<Duration>,
     /// `--watch`.
     pub watch: bool,
     /// `--force`.
@@ -85,13 +98,18 @@ pub fn parse(words: &[&str], given: Given) -> Result<Command, String> {
         return Err("disk: a command is missing: status, primary, secondary, connect, ...".into());
     };
     if given.alien {
-        return Err(format!("disk {word}: the options of disk are --json, --watch, --force and --full"));
+        return Err(format!(
+            "disk {word}: the options of disk are --json, --watch, --force, --full and --for"
+        ));
     }
     if given.watch && *word != "status" {
         return Err("--watch goes with disk status".into());
     }
     if given.force && *word != "primary" {
         return Err("--force goes with disk primary".into());
+    }
+    if given.limit.is_some() && *word != "checkpoint" {
+        return Err("--for goes with disk checkpoint".into());
     }
     if given.full && *word != "resync" {
         return Err("--full goes with disk resync".into());
@@ -115,6 +133,10 @@ pub fn parse(words: &[&str], given: Given) -> Result<Command, String> {
             | "resume" | "grow",
             [resource],
         ) => Ok(change(word, resource, None, given)),
+        ("checkpoint", [resource, name]) => {
+            Ok(Command::Checkpoint { resource: (*resource).into(), name: (*name).into(), limit: given.limit })
+        }
+        ("checkpoint", _) => Err("disk checkpoint takes one RES and one NAME".into()),
         ("plan", [resource]) => Ok(Command::Plan { resource: (*resource).into(), site: None }),
         (_, [resource, site]) if may_name_site => {
             let is_id = site.bytes().all(|byte| byte.is_ascii_digit());
@@ -145,7 +167,7 @@ impl Command {
         match self {
             Command::Metrics => (None, None),
             Command::Status { resource, .. } | Command::Doctor { resource } => (resource.as_ref(), None),
-            Command::Why { resource } => (Some(resource), None),
+            Command::Why { resource } | Command::Checkpoint { resource, .. } => (Some(resource), None),
             Command::Plan { resource, site } | Command::Change { resource, site, .. } => {
                 (Some(resource), site.as_ref())
             }
@@ -167,12 +189,18 @@ pub fn run(
     let connect = || Daemon::connect_to("hadm-nbd", control, timeout);
     let names = || connect()?.ask(&Request::Status);
     match (command, command.names()) {
-        (Command::Plan { .. } | Command::Change { .. }, (Some(wanted), wanted_site)) => {
+        (
+            Command::Plan { .. } | Command::Checkpoint { .. } | Command::Change { .. },
+            (Some(wanted), wanted_site),
+        ) => {
             let mut program = connect()?;
             let status = program.ask(&Request::Status)?;
             let found = resource(status.value(), wanted)?;
             let resource = Some(text(found, "name").to_owned());
             let site = wanted_site.map(|wanted| site(found, wanted)).transpose()?;
+            if let (Command::Checkpoint { name, limit, .. }, Some(resource)) = (command, &resource) {
+                return checkpoint::run(connect, (resource, name), *limit, json, out);
+            }
             carry_out(command, &mut program, (resource, site), json, out)
         }
         (Command::Status { watch: true, .. }, (wanted, _)) => {
@@ -245,27 +273,14 @@ fn carry_out(
             let text = text.value().as_str().unwrap_or_default();
             Ok(out.write_all(if json { samples(text) } else { text.into() }.as_bytes())?)
         }
+        // With its own way to wait.
+        Command::Checkpoint { .. } => Ok(()),
         Command::Change { word, force, full, .. } => {
             let fields = json!({ "resource": resource, "site": site, "force": force, "full": full });
             let after = program.ask_line_patiently(&line(word, fields))?;
-            let sentence = after.value().get("sentence").and_then(Value::as_str);
-            if json {
-                let done = json!({ "done": word, "resource": resource, "site": site, "sentence": sentence });
-                writeln!(out, "{done}")?;
-            } else if let (Some(sentence), Some(resource)) = (sentence, resource) {
-                writeln!(out, "{resource}: {sentence}")?;
-            }
-            Ok(())
+            print_done(out, json, word, (&resource.unwrap_or_default(), site), after.value())
         }
     }
-}
-
-/// A request's line.
-fn line(command: &str, mut fields: Value) -> String {
-    if let Some(fields) = fields.as_object_mut() {
-        fields.extend([("v".to_owned(), json!(VERSION)), ("cmd".to_owned(), json!(command))]);
-    }
-    fields.to_string()
 }
 
 /// The status of all, a line each; with `bars`, a bar below it for each resync.
@@ -350,6 +365,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
+        const TIME: Duration = Duration::from_secs(1);
         let none = Given::default();
         let forced = Given { force: true, ..none };
         for (words, given, part) in [
@@ -365,6 +381,8 @@ mod tests {
             (&["verify"], none, "one RES, and perhaps one SITE"),
             (&["plan"], none, "one RES, and perhaps one SITE"),
             (&["verify", "a"], Given { full: true, ..none }, "--full goes with disk resync"),
+            (&["checkpoint", "a"], none, "one RES and one NAME"),
+            (&["primary", "a"], Given { limit: Some(TIME), ..none }, "--for goes with disk checkpoint"),
             (&["burn", "a"], none, "unknown command"),
         ] {
             let error = parse(words, given).unwrap_err();

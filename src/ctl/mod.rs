@@ -7,6 +7,8 @@
 pub mod args;
 mod brief;
 pub mod bundle;
+mod change;
+mod checkpoint;
 mod convert;
 mod daemon;
 pub mod disk;

@@ -12,7 +12,7 @@ use super::sites::{CHUNK, FLUSH, PATIENCE, Sites, assert_content, output, write}
 const RING: u32 = 64;
 
 /// Sites of which some are asynchronous, with everything initialised and nothing started.
-fn prepare(sites: usize, far: &[usize], options: &[&str]) -> Option<Sites> {
+pub fn prepare(sites: usize, far: &[usize], options: &[&str]) -> Option<Sites> {
     let mut pair = Sites::prepare(sites, "")?;
     pair.far = far.to_vec();
     pair.configure("");
@@ -67,7 +67,7 @@ fn number(bytes: &[u8]) -> u32 {
 }
 
 #[track_caller]
-fn wait_caught_up(pair: &Sites, primary: usize, site: usize) {
+pub fn wait_caught_up(pair: &Sites, primary: usize, site: usize) {
     let end = Instant::now() + PATIENCE;
     loop {
         let status = pair.status(primary);
@@ -137,6 +137,66 @@ fn writes_do_not_wait_for_a_far_site_and_the_role_moves_in_order() {
     wait_caught_up(&pair, 1, 0);
     pair.assert_equal();
     drop(client);
+    pair.stop();
+}
+
+/// A name in the stream is where it was put: the site that has it on its disk has all before it, and not what came after.
+#[test]
+fn a_checkpoint_is_told_by_both_sites_when_the_far_one_has_all_before_it() {
+    let Some(mut pair) = start(2, &[1]) else { return };
+    let mut client = pair.client(0);
+    write_ring(&mut client, 1..200);
+    pair.hadmctl(0, &["checkpoint", "data", "monday", "--for", "60"]).unwrap();
+    assert_eq!(pair.status(1)["checkpoint"], "monday");
+    assert_eq!(pair.status(0)["checkpoint"], "monday");
+    for site in [0, 1] {
+        let events = pair.hadmctl(site, &["why", "data"]).unwrap();
+        assert!(events.contains("site 1: checkpoint: monday"), "{events}");
+    }
+    // One that cannot come yet is not called there.
+    pair.mirrors[1].as_ref().unwrap().signal(Signal::STOP);
+    write_ring(&mut client, 200..300);
+    let late = pair.hadmctl(0, &["checkpoint", "data", "tuesday", "--for", "0"]).unwrap_err();
+    assert!(late.contains("checkpoint tuesday on its way"), "{late}");
+    assert_eq!(pair.status(0)["peers"][0]["behind"]["checkpoints"][0], "tuesday");
+    pair.mirrors[1].as_ref().unwrap().signal(Signal::CONT);
+    pair.wait(1, "checkpoint tuesday");
+    // It is in the metadata, and outlives the program and the primary; and a site that was away hears of the last one.
+    pair.mirrors[1].take().unwrap().kill9();
+    write_ring(&mut client, 300..400);
+    pair.hadmctl(0, &["checkpoint", "data", "wednesday"]).unwrap();
+    pair.start_mirror(1);
+    pair.wait(1, "checkpoint wednesday");
+    wait_caught_up(&pair, 0, 1);
+    drop(client);
+    pair.kill_site(0);
+    loop {
+        match pair.hadmctl(1, &["primary", "--force", "data"]) {
+            Ok(said) => break assert!(said.contains("checkpoint wednesday"), "{said}"),
+            Err(refused) => {
+                assert!(refused.contains("again") || refused.contains("is primary"), "{refused}")
+            }
+        }
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    let client = std::cell::RefCell::new(pair.client(1));
+    assert_eq!(newest(|at| number(&client.borrow_mut().read_disk(at, 4096))), 399);
+    for name in ["", "two words", &"x".repeat(65)] {
+        let refused = pair.hadmctl(1, &["checkpoint", "data", name]).unwrap_err();
+        assert!(refused.contains("no name for a checkpoint"), "{refused}");
+    }
+    drop(client);
+    pair.mirrors[1].take().unwrap().kill9();
+    pair.daemons[1].take().unwrap().kill9();
+}
+
+#[test]
+fn a_checkpoint_takes_a_primary_and_a_far_site() {
+    let Some(pair) = start(2, &[]) else { return };
+    let refused = pair.hadmctl(0, &["checkpoint", "data", "monday"]).unwrap_err();
+    assert!(refused.contains("<protocol>async</protocol>"), "{refused}");
+    let refused = pair.hadmctl(1, &["checkpoint", "data", "monday"]).unwrap_err();
+    assert!(refused.contains("present role"), "{refused}");
     pair.stop();
 }
 

@@ -25,6 +25,7 @@ mod far;
 mod faults;
 mod grow;
 mod life;
+mod lines;
 mod orders;
 mod programs;
 mod protocol;

@@ -158,11 +158,10 @@ impl Sites {
     pub fn start_daemon(&mut self, site: usize) {
         let at = MACHINES[site];
         let mut command = Daemon::binary();
-        command.arg("-c").arg(self.dir.path.join("hadm.xml")).args([
-            "--hostname",
-            NAMES[at],
-            "--no-kmod-check",
-        ]);
+        // A file of its own where the sites are not to meet as they are.
+        let own = self.path("hadm.xml", site);
+        let file = if own.exists() { own } else { self.dir.path.join("hadm.xml") };
+        command.arg("-c").arg(file).args(["--hostname", NAMES[at], "--no-kmod-check"]);
         command.args(["--log", "stderr", "--control"]).arg(self.path("daemon", site));
         self.add_link(&mut command, site);
         let daemon = self.net.machines[at].inside(|| Daemon::spawn(&mut command, NAMES[at]));

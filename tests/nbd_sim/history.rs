@@ -13,6 +13,13 @@ struct History {
 
 pub struct Histories(Vec<History>);
 
+/// A state of a primary's disk, and all later ones.
+#[derive(Clone, Copy, Default)]
+pub struct Since {
+    history: usize,
+    writes: usize,
+}
+
 impl Histories {
     /// The disks as they are made.
     pub fn new(blocks: usize) -> Self {
@@ -39,11 +46,18 @@ impl Histories {
         of_site.for_each(|history| history.writes.push(values.clone()));
     }
 
-    /// Returns what comes nearest, if no history ever had this content.
-    pub fn check(&self, content: &[u64]) -> Result<(), String> {
-        let mut best = (usize::MAX, String::new());
-        for history in self.0.iter().rev() {
-            match history.check(content) {
+    /// Returns the present state of a primary's disk.
+    pub fn now(&self, site: usize) -> Since {
+        let history = self.0.iter().rposition(|history| history.site == Some(site)).unwrap_or_default();
+        Since { history, writes: self.0[history].writes.len() }
+    }
+
+    /// Returns what comes nearest, if no history had this content since then.
+    pub fn check(&self, content: &[u64], since: Since) -> Result<(), String> {
+        let mut best = (usize::MAX, String::from("nothing was written since"));
+        for (n, history) in self.0.iter().enumerate().skip(since.history).rev() {
+            let from = if n == since.history { since.writes } else { 0 };
+            match history.check(content, from) {
                 Ok(()) => return Ok(()),
                 Err((n, why)) if n < best.0 => best = (n, why),
                 Err(_) => {}
@@ -54,7 +68,7 @@ impl Histories {
 }
 
 impl History {
-    fn check(&self, content: &[u64]) -> Result<(), (usize, String)> {
+    fn check(&self, content: &[u64], from: usize) -> Result<(), (usize, String)> {
         // The number of blocks that fit after each number of writes, as differences from the number before.
         let mut fits = vec![0_i64; self.writes.len() + 2];
         let mut now = self.base.clone();
@@ -79,7 +93,7 @@ impl History {
         let (mut sum, mut best, mut at) = (0, 0, 0);
         for (n, change) in fits.iter().take(self.writes.len() + 1).enumerate() {
             sum += change;
-            if sum > best {
+            if sum > best && n >= from {
                 (best, at) = (sum, n);
             }
         }

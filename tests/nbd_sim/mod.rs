@@ -168,7 +168,7 @@ fn every_mistake_is_found() {
 /// The same of mistakes with the ordered log.
 #[test]
 fn every_mistake_of_far_sites_is_found() {
-    for mistake in [Mutation::Unlogged, Mutation::NeverVoid, Mutation::RunAhead] {
+    for mistake in [Mutation::Unlogged, Mutation::NeverVoid, Mutation::RunAhead, Mutation::NamedEarly] {
         let found = (1..60).find_map(|seed| run_far(seed, 2, Some(mistake)).err());
         println!("{mistake:?}: {found:?}");
         assert!(found.is_some(), "no seed finds {mistake:?}");

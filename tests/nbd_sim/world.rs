@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::disk::{self, BLOCK, Data, Meta, Values};
-use super::history::Histories;
+use super::history::{Histories, Since};
 use super::model::Model;
 use crate::nbd::core::loss::Settling;
 use crate::nbd::core::op::Work as Written;
@@ -19,8 +19,8 @@ use crate::nbd::core::{
     Action, Command, Config, Core, Event, Mutation, Note, Refusal, Request, RequestId, Ticket, Tuning,
 };
 use crate::nbd::disk::format::{
-    ACTIVITY_START, ActivityRecord, Block, DiskFlags, EXTENT_SHIFT, Layout, SUPERBLOCK_BLOCKS, Slot,
-    SlotFlags, Superblock, tag_of,
+    ACTIVITY_START, ActivityRecord, Block, Checkpoint, DiskFlags, EXTENT_SHIFT, Layout, SUPERBLOCK_BLOCKS,
+    Slot, SlotFlags, Superblock, tag_of,
 };
 use crate::nbd::mirror::choices::Policies;
 use crate::nbd::mirror::{Generation, Role};
@@ -91,6 +91,8 @@ pub struct Counts {
     pub leaves: u64,
     /// Copies that may be behind, and were compared with all states of primaries.
     pub copies: u64,
+    /// Of these, with a checkpoint.
+    pub named: u64,
     /// A person gave the changes of one of three sites up, of which two had crashed.
     pub discards: u64,
     /// A site took a larger size.
@@ -114,6 +116,7 @@ impl Counts {
             (&mut self.takeovers, run.takeovers),
             (&mut self.leaves, run.leaves),
             (&mut self.copies, run.copies),
+            (&mut self.named, run.named),
             (&mut self.discards, run.discards),
             (&mut self.growths, run.growths),
         ] {
@@ -126,12 +129,21 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Counts { writes, flushes, cuts, in_superblock, in_log, in_eviction, in_promotion, .. } = self;
         let Counts {
-            resyncs, promotions, disk_failures, takeovers, leaves, discards, copies, growths, ..
+            resyncs,
+            promotions,
+            disk_failures,
+            takeovers,
+            leaves,
+            discards,
+            copies,
+            named,
+            growths,
+            ..
         } = self;
         write!(
             f,
             "{writes} writes, {flushes} flushes, {resyncs} resyncs, {promotions} promotions, {takeovers} take-overs from a \
-             primary without a majority, {disk_failures} disk failures, {leaves} leaves, {discards} splits of three sites, {copies} copies compared, {growths} larger sizes; {cuts} crashes, of which inside an \
+             primary without a majority, {disk_failures} disk failures, {leaves} leaves, {discards} splits of three sites, {copies} copies compared, {named} with a checkpoint, {growths} larger sizes; {cuts} crashes, of which inside an \
              update of the superblock {in_superblock}, of the activity log {in_log}, an eviction {in_eviction}, a promotion \
              {in_promotion}"
         )
@@ -175,6 +187,8 @@ pub struct World {
     /// The disks were made larger since, and an operator wants it mirrored.
     grows: bool,
     pub histories: Histories,
+    /// Checkpoints, by the number in their names, and the states that they are for.
+    checkpoints: Vec<Since>,
     /// Answers to commands, and notes, with the site.
     pub answers: Vec<(usize, Result<(), Refusal>)>,
     pub notes: Vec<(usize, Note)>,
@@ -354,6 +368,7 @@ impl World {
             asynchronous: 0,
             grows: false,
             histories: Histories::new((SIZE / BLOCK) as usize),
+            checkpoints: Vec::new(),
             answers: Vec::new(),
             notes: Vec::new(),
             replies: BTreeMap::new(),
@@ -905,10 +920,17 @@ impl World {
         self.counts.copies += 1;
         let content = meta.replayed(data);
         let others = (0..self.sites.len()).filter(|j| *j != i);
-        if let Err(why) = self.histories.check(&content) {
+        let named = meta.superblock().and_then(|block| block.checkpoint);
+        let since = named.map_or(Since::default(), |name| {
+            self.counts.named += 1;
+            self.checkpoints[name.as_str().parse::<usize>().unwrap()]
+        });
+        if let Err(why) = self.histories.check(&content, since) {
             if !others.into_iter().any(|j| self.sites[j].data.now == content) {
                 let log = meta.describe_log();
-                self.fail(format!("M5: the copy of site {i} is no state of a primary: {why}; {log}"));
+                self.fail(format!(
+                    "M5: the copy of site {i} is no state of a primary since checkpoint {named:?}: {why}; {log}"
+                ));
             }
         }
     }
@@ -1058,6 +1080,11 @@ impl World {
             }
         };
         self.event(i, Event::Request(RequestId(id), request));
+        if self.asynchronous != 0 && id % 8 == 0 && !self.sites[i].is_promoting && self.hold_down.is_none() {
+            let name = Checkpoint::new(self.checkpoints.len().to_string().as_bytes()).unwrap();
+            self.checkpoints.push(self.histories.now(i));
+            self.event(i, Event::Command(Command::Checkpoint(name)));
+        }
     }
 
     fn step(&mut self) -> bool {

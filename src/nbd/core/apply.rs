@@ -38,6 +38,7 @@ impl Core {
             self.learn(i, fields);
         }
         self.hear_stable(i, fields.value);
+        let name = if fields.len == 0 { payload.clone() } else { Bytes::new() };
         if fields.len > 0 {
             let (start, end) = (fields.offset, fields.offset + u64::from(fields.len));
             let work = match fields.flags {
@@ -103,6 +104,7 @@ impl Core {
             if let Some(peer) = self.peers.get_mut(i) {
                 peer.barriers.push_back((fields.epoch, own));
             }
+            self.name_came(i, &name, own);
             self.flushes.asked = self.flushes.asked.max(own);
             self.sync_if_due();
             self.confirm_stable();
@@ -222,6 +224,7 @@ impl Core {
     pub(super) fn confirm_stable(&mut self) {
         let local = self.flushes.local;
         for i in 0..self.peers.len() {
+            self.write_down(i);
             // The generation of what is confirmed has to be durable, too.
             let durable = self.store.durable;
             let Some(peer) = self.peers.get_mut(i).filter(|peer| peer.told_in <= durable) else { continue };
@@ -281,6 +284,7 @@ impl Core {
             self.follows = Some(peer.site);
             (peer.told, peer.confirmed) = (None, 0);
             peer.barriers.clear();
+            peer.names.clear();
             peer.inbound.clear();
             let (site, is_equal): (SiteId, _) = (peer.site, peer.part == Part::Equal);
             self.note(Note::Joined(site));

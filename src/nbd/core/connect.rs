@@ -11,7 +11,8 @@ use super::peer::{Part, Stage};
 use super::resync::Resync;
 use super::superblock::Then;
 use super::{Core, mutated};
-use crate::nbd::disk::format::SlotFlags;
+use crate::nbd::disk::format::{Batch, SlotFlags};
+use crate::nbd::mirror::facts::KNOWS_CHECKPOINTS;
 use crate::nbd::mirror::policy::primary_to_help;
 use crate::nbd::mirror::record::{self, RecordError};
 use crate::nbd::mirror::{
@@ -92,6 +93,8 @@ impl Core {
             write_counter: 0,
             policies: self.config.tuning.policies,
             software: self.config.software.clone(),
+            abilities: KNOWS_CHECKPOINTS,
+            log_room: Batch::room(&self.config.layout),
         };
         let mut facts = facts.with_superblock(&self.store.wanted, |site| self.out_of_sync(site));
         for slot in &mut facts.slots {
@@ -362,6 +365,10 @@ impl Core {
         }
         let (Some((decision, _)), Some((theirs, _))) = (&peer.decision, &peer.theirs) else { return };
         self.store.wanted.begin_resync(theirs, decision);
+        if peer.part == Part::Target {
+            // The content that it was for may be given up; the source names its last one when it ends.
+            self.store.wanted.checkpoint = None;
+        }
         self.void_log();
         self.limit_bitmaps();
         self.change(Then::Prepared(i, session));

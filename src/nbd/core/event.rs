@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::obstacle::Obstacle;
 use super::tune::Tuning;
-use crate::nbd::disk::format::{Block, Layout};
+use crate::nbd::disk::format::{Block, Checkpoint, Layout};
 use crate::nbd::mirror::promotion::{Fencing, Objection};
 use crate::nbd::server::Failure;
 use crate::wire::{Class, HEADER_LEN, Mask, ResourceId, SiteId};
@@ -92,6 +92,8 @@ pub enum Command {
     /// Leave the mirror in order, before the program stops: the primary that goes on hears that this disk will be old. Of no
     /// use to a primary, which demotes itself first.
     Leave,
+    /// Name this point of the stream, at a primary.
+    Checkpoint(Checkpoint),
     /// Compare this primary's disk with a site's while both are in use.
     Verify {
         /// The site.
@@ -180,6 +182,10 @@ pub enum Refusal {
     Site,
     /// The mirror does not grow.
     Growth(Obstacle),
+    /// No site has a copy that may be behind.
+    NoneFar,
+    /// Too many checkpoints are on their way to this site.
+    Crowded(SiteId),
 }
 
 /// Something that people should know.
@@ -197,6 +203,8 @@ pub enum Note {
     Resynced(SiteId),
     /// The data disk, or the metadata's, failed, and is out until it is resynced.
     DiskFailed(&'static str),
+    /// A site, this one or a far one, has all that was written before a checkpoint on stable storage.
+    Reached(SiteId, Checkpoint),
     /// A verify ended: chunks compared, and chunks that differ.
     Verified(SiteId, u64, u64),
     /// Writes wait, and why; [`Note::Thawed`] ends it.

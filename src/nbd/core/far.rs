@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use super::packet::Fields;
 use super::{Core, Peer};
+use crate::nbd::disk::format::Checkpoint;
 use crate::wire::{Class, PacketType, SiteId};
 
 /// Bytes of writes under way that the site has not confirmed: the daemon's link is shared with other sites, and what is in it
@@ -36,6 +37,8 @@ pub struct Far {
     /// Writes that are not confirmed: number, bytes, when they were made.
     flying: VecDeque<(u64, usize, Duration)>,
     in_flight: usize,
+    /// Checkpoints that it does not surely have, with the epoch of the barrier that was sent for each in this session.
+    pub checkpoints: VecDeque<(Checkpoint, Option<u64>)>,
     /// Since when the site lacks something, after a session ended.
     left: Option<Duration>,
 }
@@ -62,7 +65,9 @@ pub struct Lag {
 impl Far {
     /// Ends with the session: from here on bits tell what is missing.
     pub fn end(&mut self) {
-        *self = Far { left: self.oldest(), ..Far::default() };
+        let mut checkpoints = std::mem::take(&mut self.checkpoints);
+        checkpoints.iter_mut().for_each(|(_, epoch)| *epoch = None);
+        *self = Far { left: self.oldest(), checkpoints, ..Far::default() };
     }
 
     /// Returns true if nothing is on its way.

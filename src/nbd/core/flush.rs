@@ -81,7 +81,8 @@ impl Core {
         self.epochs.close();
         for i in 0..self.peers.len() {
             if self.peers.get(i).is_some_and(Peer::takes_writes) {
-                self.send(i, PacketType::SD_DATA, fields, Bytes::new());
+                let name = self.name_for(i, fields.epoch);
+                self.send(i, PacketType::SD_DATA, fields, name);
             }
         }
         self.flushes.asked = self.flushes.asked.max(fields.epoch);
@@ -157,6 +158,7 @@ impl Core {
         self.settle_evicted();
         self.epochs.settle(self.stable_everywhere());
         self.settle_flushes();
+        self.step_checkpoints();
         if self.claim != super::claim::Claim::Idle {
             self.step_claim();
         }

@@ -17,6 +17,7 @@
 
 mod activity;
 mod apply;
+mod checkpoint;
 mod claim;
 mod connect;
 mod epochs;
@@ -66,7 +67,7 @@ use self::peer::Peer;
 use self::slab::Slab;
 use self::superblock::Store;
 use super::disk::Bitmap;
-use super::disk::format::{Batch, DiskFlags, Superblock};
+use super::disk::format::{Batch, Checkpoint, DiskFlags, Superblock};
 use super::mirror::ballot::Ballots;
 use super::mirror::{Generation, Role, Rotate};
 use super::server::Failure;
@@ -122,6 +123,8 @@ pub struct Core {
     pending: Slab<Pending>,
     flushes: Flushes,
     redo: redo::Redo,
+    /// The last checkpoint, and the epoch that has to be stable here before it is written down.
+    named: Option<(Checkpoint, u64)>,
     /// Client's writes that may not begin yet.
     held: VecDeque<u32>,
     /// Client's reads that wait for a majority.
@@ -191,6 +194,7 @@ pub(crate) enum Mutation {
     NeverVoid,
     RunAhead,
     GrowUnmarked,
+    NamedEarly,
 }
 
 /// `mutated!(self, Mutation)`: true if the simulator wants that mistake; never outside tests.
@@ -229,6 +233,7 @@ impl Core {
             pending: Slab::default(),
             flushes: Flushes::default(),
             redo: redo::Redo::default(),
+            named: None,
             held: VecDeque::new(),
             held_reads: Vec::new(),
             gated: Vec::new(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::far::Far;
 use super::resync::Resync;
+use crate::nbd::disk::format::Checkpoint;
 use crate::nbd::mirror::{Decision, Facts, Generation, Statement};
 use crate::wire::{Mask, SiteId};
 
@@ -83,6 +84,10 @@ pub struct Peer {
     pub written: [u64; 2],
     /// At a follower: the primary's epochs that were closed, with its own numbers for them.
     pub barriers: VecDeque<(u64, u64)>,
+    /// At a follower: checkpoints, with the own epochs that have to be stable.
+    pub names: VecDeque<(Checkpoint, u64)>,
+    /// At a primary: the last checkpoint has not been sent in this session.
+    pub is_name_due: bool,
     /// At a follower: the version of the superblock that has the last generation of the stream.
     pub told_in: u64,
     /// The last of the primary's epochs that was confirmed as stable.
@@ -124,6 +129,8 @@ impl Peer {
             inbound: VecDeque::new(),
             written: [0; 2],
             barriers: VecDeque::new(),
+            names: VecDeque::new(),
+            is_name_due: true,
             told_in: 0,
             confirmed: 0,
             told: None,

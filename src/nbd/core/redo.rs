@@ -114,6 +114,10 @@ impl Core {
             // It says what is stable everywhere, and came later than the end of the role, on the other link.
             return;
         }
+        if mutated!(self, NamedEarly) && fields.len == 0 {
+            self.name_came(i, &payload, 0);
+            self.write_down(i);
+        }
         if !self.is_logged(i) {
             let writes = kind == PacketType::SD_DATA && fields.len > 0;
             if is_primary && writes && self.store.wanted.log_void < self.redo.last {
@@ -122,7 +126,7 @@ impl Core {
             }
             return self.take(i, kind, &fields, payload);
         }
-        if kind == PacketType::SD_DATA {
+        if kind == PacketType::SD_DATA && fields.len > 0 {
             let is_whole = fields.flags & (packet::ZEROES | packet::TRIM) != 0
                 || payload.len() as u64 == u64::from(fields.len);
             if !is_whole || write_of(&fields, &payload).size() > Batch::room(&self.config.layout) {

@@ -79,6 +79,7 @@ impl Core {
                 self.thaw();
                 Ok(())
             }
+            Command::Checkpoint(name) => self.name_point(name),
             Command::Verify { site } => self.begin_verify(site),
             Command::Grow => match self.grow() {
                 Ok(()) => return,

@@ -5,9 +5,9 @@
 use bytes::Bytes;
 
 use super::Core;
-use super::event::{Action, Ticket};
+use super::event::{Action, Note, Ticket};
 use super::op::TICKET_SUPERBLOCK;
-use crate::nbd::disk::format::{SUPERBLOCK_BLOCKS, Superblock, tag_of};
+use crate::nbd::disk::format::{Checkpoint, SUPERBLOCK_BLOCKS, Superblock, tag_of};
 use crate::nbd::server::Failure;
 
 /// The effect that a change permits once it is durable.
@@ -19,6 +19,8 @@ pub enum Then {
     Prepared(usize, u64),
     /// Stable writes may be confirmed, as the generation is durable.
     Told,
+    /// The same, as a checkpoint is written down.
+    Named(Checkpoint),
     /// An operation that waits.
     Unblock(u32),
     /// This site is primary.
@@ -131,6 +133,10 @@ impl Core {
         match then {
             Then::Nothing => {}
             Then::Told => self.confirm_stable(),
+            Then::Named(name) => {
+                self.note(Note::Reached(self.config.site, name));
+                self.confirm_stable();
+            }
             Then::Prepared(i, session) => self.prepared(i, session),
             Then::Unblock(id) => self.unblock(id),
             Then::Promoted => self.promoted(),

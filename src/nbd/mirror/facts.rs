@@ -9,6 +9,9 @@ use super::choices::Policies;
 use crate::nbd::disk::format::{DiskFlags, SlotFlags, Superblock};
 use crate::wire::{Mask, ResourceId, SiteId};
 
+/// An ability: it takes the name of a checkpoint as the payload of a barrier.
+pub const KNOWS_CHECKPOINTS: u32 = 1;
+
 /// The part that a site plays at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Role {
@@ -85,6 +88,10 @@ pub struct Facts {
     pub policies: Policies,
     /// Its software, for people.
     pub software: String,
+    /// Abilities of its program beyond the version, as bits; 0 of one that does not say so.
+    pub abilities: u32,
+    /// Bytes of writes that its ordered log takes at once; 0 if it does not say so.
+    pub log_room: u64,
 }
 
 impl Facts {

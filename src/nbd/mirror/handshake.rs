@@ -227,7 +227,12 @@ impl<'a> Pair<'a> {
             };
         }
         if either(&|site, _| site.is_crashed_primary()) {
-            return copy((a, b), Row::BothDown);
+            // One may have followed the other since, and have outlived it before the first write came.
+            let later = only(&|site, _| !site.has_outlived()).filter(|_| a.asynchronous || b.asynchronous);
+            return match later {
+                Some(pair) => copy(pair, Row::AsynchronousCrash),
+                None => copy((a, b), Row::BothDown),
+            };
         }
         if let Some(pair) = only(&|site, _| site.flags.contains(DiskFlags::LOST_QUORUM)) {
             return copy(pair, Row::LostQuorum);

@@ -39,6 +39,8 @@ const T_HISTORY: u16 = 3;
 const T_SLOTS: u16 = 4;
 const T_POLICIES: u16 = 5;
 const T_SOFTWARE: u16 = 6;
+/// Optional.
+const T_ABILITIES: u16 = 7;
 
 /// The id that stands for no site.
 const NO_SITE: u8 = 255;
@@ -194,6 +196,7 @@ pub fn encode(facts: &Facts) -> Vec<u8> {
     entry(T_SLOTS, &[slots.as_flattened()]);
     let Policies { zero, discard_site, one, two, conflict } = facts.policies;
     entry(T_POLICIES, &[&[zero.code(), site(discard_site), one.code(), two.code(), conflict.code()]]);
+    entry(T_ABILITIES, &[&facts.abilities.to_le_bytes(), &[0; 4], &facts.log_room.to_le_bytes()]);
     let mut cut = facts.software.len().min(SOFTWARE_MAX);
     while !facts.software.is_char_boundary(cut) {
         cut = cut.saturating_sub(1);
@@ -250,6 +253,9 @@ pub fn decode(payload: &[u8], sender: SiteId, resource: ResourceId) -> Result<Fa
     facts.slots = entries.read(T_SLOTS, "the other sites", |cursor| read_slots(cursor, own))?;
     facts.policies = entries.read(T_POLICIES, "policies", read_policies)?;
     facts.software = entries.read(T_SOFTWARE, "the software", read_software)?;
+    if entries.has(T_ABILITIES) {
+        (facts.abilities, facts.log_room) = entries.read(T_ABILITIES, "abilities", read_abilities)?;
+    }
     Ok(facts)
 }
 
@@ -267,6 +273,10 @@ impl<'a> Entries<'a> {
             entries.push((kind, value));
         }
         Ok(Entries(entries))
+    }
+
+    fn has(&self, kind: u16) -> bool {
+        self.0.iter().any(|entry| entry.0 == kind)
     }
 
     /// Reads the one entry of this type to its end.
@@ -323,6 +333,8 @@ fn read_identity(from: &mut Cursor<'_>) -> Option<Facts> {
         write_counter: 0,
         policies: Policies::default(),
         software: String::new(),
+        abilities: 0,
+        log_room: 0,
     })
 }
 
@@ -381,4 +393,10 @@ fn read_software(from: &mut Cursor<'_>) -> Option<String> {
     // It is shown on terminals.
     let fits = text.len() <= SOFTWARE_MAX && !text.chars().any(char::is_control);
     fits.then(|| text.to_owned())
+}
+
+fn read_abilities(from: &mut Cursor<'_>) -> Option<(u32, u64)> {
+    let abilities = from.u32()?;
+    let [_, _, _, _] = from.take()?;
+    Some((abilities, from.u64()?))
 }

@@ -14,6 +14,7 @@ use super::{doctor, metrics, status};
 use crate::config::Config;
 use crate::control::object;
 use crate::nbd::core::{Command, Refusal};
+use crate::nbd::disk::format::{CHECKPOINT_MAX, Checkpoint};
 use crate::nbd::mirror::promotion::{Fencing, Objection};
 use crate::wire::{Mask, PeerKey, SiteId};
 
@@ -79,6 +80,7 @@ pub fn answer(line: &str, shared: &Shared, is_privileged: bool) -> Result<Value,
         "pause",
         "resume",
         "grow",
+        "checkpoint",
     ];
     if !known.contains(&command) {
         return Err(format!("unknown command {command:?}"));
@@ -109,6 +111,16 @@ pub fn answer(line: &str, shared: &Shared, is_privileged: bool) -> Result<Value,
         "grow" => {
             mirror.take_larger_disk().map_err(|why| format!("{}: {why}", mirror.name))?;
             give(mirror, Command::Grow)
+        }
+        "checkpoint" => {
+            let name = word("name").ok_or("\"name\" is missing")?;
+            let checkpoint = Checkpoint::new(name.as_bytes()).ok_or_else(|| {
+                format!(
+                    "{name:?} is no name for a checkpoint: take 1 to {CHECKPOINT_MAX} letters, digits and signs of ASCII, without \
+                     spaces"
+                )
+            })?;
+            give(mirror, Command::Checkpoint(checkpoint))
         }
         "verify" => give(mirror, Command::Verify { site: peer(mirror, value.get("site"))? }),
         _ => {
@@ -246,6 +258,14 @@ fn words(refusal: Refusal) -> String {
         Refusal::Busy => "it is not ready for that: it has just begun, lost a site, or changes its role; try again".into(),
         Refusal::Role => "that does not fit its present role".into(),
         Refusal::Growth(obstacle) => obstacle.to_string(),
+        Refusal::NoneFar => {
+            "no site of it has <protocol>async</protocol>: the sites in sync have every write that was flushed, and a checkpoint \
+             would say no more"
+                .into()
+        }
+        Refusal::Crowded(site) => {
+            format!("many checkpoints are on their way to {site} already: wait until it has the first of them")
+        }
         Refusal::Site => "that site is not in sync, or this one is not primary".into(),
     }
 }
@@ -272,6 +292,8 @@ mod tests {
             (Refusal::Busy, "try again"),
             (Refusal::Growth(Obstacle::Apart(Mask::of(1))), "bring it back"),
             (Refusal::Growth(Obstacle::Secondary(Some(site))), "give it at site 1"),
+            (Refusal::NoneFar, "<protocol>async</protocol>"),
+            (Refusal::Crowded(site), "wait"),
         ] {
             let words = words(refusal);
             assert!(words.contains(part), "{words}");

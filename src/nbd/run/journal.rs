@@ -120,6 +120,10 @@ impl Journal {
                 info!("{name}: {site}: fencing: {words}");
                 self.add(Some(site), "fencing", words);
             }
+            Note::Reached(site, checkpoint) => {
+                info!("{name}: {site} has checkpoint {checkpoint}");
+                self.add(Some(site), "checkpoint", &format!("{checkpoint}: all before it is on its disk"));
+            }
             Note::Verified(site, chunks, different) => {
                 let words = format!("{site}: {chunks} chunks compared, {different} differ");
                 info!("{name}: verify: {words}");

@@ -72,12 +72,23 @@ pub fn metrics(mirrors: &[Arc<Mirror>], is_attached: bool) -> String {
     of_peers("hadm_nbd_queue_room_bytes", "Bytes that the queue for such a site still takes.", &|peer| {
         peer.behind.map_or(0, |(lag, _)| lag.room)
     });
+    let help = "Checkpoints that such a site does not surely have.";
+    of_peers("hadm_nbd_checkpoints_on_the_way", help, &|peer| peer.checkpoints.len() as u64);
     of_peers("hadm_nbd_resync_total_bytes", "Bytes of the resync that is under way.", &|peer| {
         peer.resync.as_ref().map_or(0, |resync| resync.total)
     });
     of_peers("hadm_nbd_resync_bytes_per_second", "Pace of the resync that is under way.", &|peer| {
         peer.resync.as_ref().map_or(0, |resync| resync.rate)
     });
+    let name = "hadm_nbd_queue_full_seconds";
+    let peers = views.iter().flat_map(|(_, label, view)| view.peers.iter().map(move |peer| (label, peer)));
+    let lines = peers.filter_map(|(label, peer)| {
+        let (_, seconds) = peer.behind?;
+        Some(format!("{name}{{{label},site=\"{}\"}} {}", peer.site.get(), seconds?))
+    });
+    let help =
+        "Seconds until the queue for such a site is full at the rate of late; absent while it does not grow.";
+    family(name, "gauge", help, &lines.collect::<Vec<_>>());
     let name = "hadm_nbd_bytes_total";
     let mut lines = Vec::new();
     for (mirror, label, _) in &views {

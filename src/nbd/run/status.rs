@@ -26,6 +26,7 @@ pub(super) struct PeerView {
     pub resync: Option<ResyncView>,
     /// Of a site that writes do not wait for: how far it is behind, and in how many seconds the queue for it is full.
     pub behind: Option<(Lag, Option<u64>)>,
+    pub checkpoints: Vec<String>,
     pub is_paused: bool,
     pub said: String,
 }
@@ -46,6 +47,7 @@ pub(super) struct View {
     pub generation: u64,
     pub is_frozen: bool,
     pub verified: Option<String>,
+    pub checkpoint: Option<String>,
     pub peers: Vec<PeerView>,
 }
 
@@ -70,6 +72,7 @@ pub(super) fn view(mirror: &Mirror) -> View {
                 seconds_left: progress.seconds_left(),
             }),
             behind: state.core.lag(*site).map(|lag| (lag, state.seconds_to_full(*site, lag.room))),
+            checkpoints: state.core.checkpoints_on_the_way(*site).map(|name| name.to_string()).collect(),
             is_paused: state.core.is_paused(*site),
             said: state.journal.said(*site).to_owned(),
         }
@@ -82,6 +85,7 @@ pub(super) fn view(mirror: &Mirror) -> View {
         generation: superblock.current.bits(),
         is_frozen: state.core.is_frozen(),
         verified: state.journal.verified.clone(),
+        checkpoint: superblock.checkpoint.map(|name| name.to_string()),
         peers: peers.collect(),
     }
 }
@@ -126,6 +130,9 @@ impl PeerView {
                 _ = write!(text, ", its queue is full in {}", duration(seconds));
             }
         }
+        if let Some(last) = self.checkpoints.last() {
+            _ = write!(text, ", checkpoint {last} on its way");
+        }
         let tells = match self.stage {
             Stage::Apart => self.is_linked && !self.is_held,
             Stage::Joined => matches!(self.part, Part::Source | Part::Target),
@@ -160,6 +167,9 @@ impl View {
             (Role::Secondary, None) => "secondary, no primary".to_owned(),
         };
         _ = write!(text, "; disk {}", self.disk);
+        if let Some(checkpoint) = &self.checkpoint {
+            _ = write!(text, ", checkpoint {checkpoint}");
+        }
         if self.is_frozen {
             text += "; writes wait for a lost site, or for `hadmctl disk resume`";
         }
@@ -189,6 +199,7 @@ pub fn status(mirror: &Mirror) -> Value {
                 "seconds": lag.age.as_secs_f64(),
                 "room": lag.room,
                 "seconds_to_full": full,
+                "checkpoints": peer.checkpoints,
             })),
             "resync": peer.resync.as_ref().map(|resync| json!({
                 "total": resync.total,
@@ -215,6 +226,7 @@ pub fn status(mirror: &Mirror) -> Value {
         "generation": format!("{:016x}", view.generation),
         "frozen": view.is_frozen,
         "verified": view.verified,
+        "checkpoint": view.checkpoint,
         "clients": mirror.export.connections(),
         "peers": peers.collect::<Vec<_>>(),
         "requests": requests,
@@ -238,6 +250,7 @@ mod tests {
             out_of_sync: 3 << 19,
             resync: Some(ResyncView { total: 3 << 20, rate: 1 << 19, seconds_left: Some(3) }),
             behind: None,
+            checkpoints: Vec::new(),
             is_paused: false,
             said: "site 1 has newer data: 3.0 MiB to copy, from 1 to 0".into(),
         };

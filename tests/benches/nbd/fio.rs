@@ -1,6 +1,6 @@
 //! Runs of fio, and their results. Used by every row with reads or writes.
 
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -42,6 +42,22 @@ pub struct Run {
 /// Runs a job against an NBD server, for a time or once over its part of the disk.
 pub fn nbd(uri: &str, job: impl Into<Sized>, time: Option<Duration>) -> Run {
     run(&["--ioengine=nbd", &format!("--uri={uri}")], job, time)
+}
+
+/// Begins a job that goes on until [`end`], or until the server ends it.
+pub fn begin(uri: &str, job: Job) -> Child {
+    let mut command = Command::new("fio");
+    command.args(["--name=load", "--ioengine=nbd", "--norandommap", "--time_based", "--runtime=600"]);
+    command.arg(format!("--uri={uri}")).arg(format!("--rw={}", job.kind)).arg(format!("--bs={}", job.block));
+    command.arg(format!("--iodepth={}", job.depth)).arg(format!("--size={RANGE}"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("fio starts")
+}
+
+/// Ends it.
+pub fn end(mut load: Child) {
+    // It may have ended with its connection.
+    let _ = load.kill();
+    let _ = load.wait();
 }
 
 /// Runs a job with the options of its engine.

@@ -4,13 +4,14 @@
 //! interleaved, ratios are taken within each round. Must never leave out a row because it looks bad; a contestant that
 //! is not installed is named with its package.
 //!
-//! Environment: `QUICK=1` for one short round; `ROWS=writes,reads,resync,memory` for some of the rows; `TCP=1` for the
+//! Environment: `QUICK=1` for one short round; `ROWS=writes,reads,resync,far,memory` for some of the rows; `TCP=1` for the
 //! link of daemon and mirror over TCP, too; `PROGRAMS=directory` for programs that are not those built here, and
 //! `BASE=directory` for those of another build beside them, over TCP; `DISKS=directory` for the disks, else /dev/shm.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "it ends on error")]
 #![allow(clippy::indexing_slicing, reason = "the same")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what it is for")]
 
+mod far;
 mod fio;
 mod mirror;
 #[path = "../../nbd/mod.rs"]
@@ -79,6 +80,9 @@ fn main() {
     if wants("resync") {
         resyncs(&disks, &effort, &mut table);
     }
+    if wants("far") {
+        far::rows(&disks, &effort, &mut table);
+    }
     if wants("memory") {
         memory(&disks, &mut table);
     }
@@ -136,7 +140,7 @@ impl Contestant {
 
     fn run(&self, job: Job, time: Option<Duration>) -> Run {
         match self {
-            Contestant::Mirror(mirror) => fio::nbd(&mirror.uri(), job, time),
+            Contestant::Mirror(mirror) => fio::nbd(&mirror.uri(0), job, time),
             Contestant::Other(other) => other.run(job, time),
         }
     }
@@ -197,13 +201,13 @@ fn resyncs(disks: &Path, effort: &Effort, table: &mut Table) {
     for build in builds() {
         let name = build.name;
         let mut mirror = Mirror::start(build, disks, SIZE);
-        fio::nbd(&mirror.uri(), Job { kind: "write", block: "1m", depth: 4 }.of(SIZE), None);
+        fio::nbd(&mirror.uri(0), Job { kind: "write", block: "1m", depth: 4 }.of(SIZE), None);
         for round in 0..effort.rounds {
             eprintln!("round {} of {}: resync, {name}", round + 1, effort.rounds);
             let job = WRITES[0].1;
-            table.add(quiet, name, fio::nbd(&mirror.uri(), job, Some(effort.run)).p99_us);
+            table.add(quiet, name, fio::nbd(&mirror.uri(0), job, Some(effort.run)).p99_us);
             mirror.begin_full_resync();
-            let during = fio::nbd(&mirror.uri(), job, Some(effort.run)).p99_us;
+            let during = fio::nbd(&mirror.uri(0), job, Some(effort.run)).p99_us;
             match mirror.is_in_sync() {
                 false => table.add(quiet, &format!("{name} in a full resync"), during),
                 true => eprintln!("the full resync was over before the writes were: not counted"),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::fio::{self, Job};
@@ -16,18 +17,40 @@ use crate::{Build, RANGE};
 /// Longest time for programs to be ready, and for a resync.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Two sites, the first one primary.
+/// The sites beside the primary.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One that writes wait for.
+    Near,
+    /// One that they do not wait for.
+    Far,
+    /// None.
+    Alone,
+}
+
+/// Two sites, or one, the first one primary.
 pub struct Mirror {
     pub build: Build,
     sites: [Vec<Daemon>; 2],
     folder: Folder,
     servers: [u16; 2],
+    kind: Kind,
 }
 
 impl Mirror {
     /// Starts both with a clean disk of `size` bytes, and waits until they are in sync.
     pub fn start(build: Build, disks: &Path, size: u64) -> Self {
-        let folder = Folder::new(disks, build.name);
+        Self::start_as(build, disks, size, Kind::Near)
+    }
+
+    /// The same with sites of some kind.
+    pub fn start_as(build: Build, disks: &Path, size: u64, kind: Kind) -> Self {
+        let what = match kind {
+            Kind::Near => "",
+            Kind::Far => "-far",
+            Kind::Alone => "-alone",
+        };
+        let folder = Folder::new(disks, &format!("{}{what}", build.name));
         // All are taken before any is given back.
         let taken = [(); 6].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
         let ports = taken.map(|listener| listener.local_addr().unwrap().port());
@@ -41,9 +64,10 @@ impl Mirror {
         let runsite = |id: usize| {
             let path = |what: &str| folder.0.join(format!("{what}{id}")).display().to_string();
             format!(
-                "<runsite><id>{id}</id><ip>127.0.0.1</ip><port>{}</port><protocol>sync</protocol><disk>{}</disk>\
+                "<runsite><id>{id}</id><ip>127.0.0.1</ip><port>{}</port><protocol>{}</protocol><disk>{}</disk>\
                  <bwr_disk>{}</bwr_disk><runnodes><id>0</id></runnodes></runsite>",
                 ports[2 + id],
+                if (kind, id) == (Kind::Far, 1) { "async" } else { "sync" },
                 path("disk"),
                 path("meta")
             )
@@ -56,17 +80,19 @@ impl Mirror {
             site(0),
             site(1),
             runsite(0),
-            runsite(1)
+            if kind == Kind::Alone { String::new() } else { runsite(1) }
         );
         std::fs::write(folder.0.join("hadm.xml"), xml).unwrap();
         let mut mirror =
-            Mirror { build, sites: [Vec::new(), Vec::new()], folder, servers: [ports[4], ports[5]] };
-        for site in [0, 1] {
+            Mirror { build, sites: [Vec::new(), Vec::new()], folder, servers: [ports[4], ports[5]], kind };
+        for site in 0..if kind == Kind::Alone { 1 } else { 2 } {
             File::create(mirror.disk(site)).unwrap().set_len(size).unwrap();
             mirror.init(site);
             mirror.start_site(site);
         }
-        mirror.wait_in_sync();
+        if kind != Kind::Alone {
+            mirror.wait_in_sync();
+        }
         mirror.disk_command(0, &["primary", "--force", "data"]);
         mirror
     }
@@ -86,7 +112,12 @@ impl Mirror {
     }
 
     fn init(&self, site: usize) {
-        let done = self.program("hadm-nbd", site).args(["init", "--clean", "data"]).output().unwrap();
+        let log = if self.kind == Kind::Far { "64M" } else { "0" };
+        let done = self
+            .program("hadm-nbd", site)
+            .args(["init", "--clean", "--log-size", log, "data"])
+            .output()
+            .unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
 
@@ -115,9 +146,36 @@ impl Mirror {
         self.wait_for(|status| !status["peers"][0]["linked"].as_bool().unwrap_or(true));
     }
 
-    /// The primary's disk for NBD's clients.
-    pub fn uri(&self) -> String {
-        format!("nbd+unix:///data?socket={}/data.nbd", self.path("sockets", 0).display())
+    /// A primary's disk for NBD's clients.
+    pub fn uri(&self, site: usize) -> String {
+        format!("nbd+unix:///data?socket={}", self.socket(site).display())
+    }
+
+    /// Its socket.
+    pub fn socket(&self, site: usize) -> PathBuf {
+        self.path("sockets", site).join("data.nbd")
+    }
+
+    /// Sends a signal to a site's `hadm-nbd`.
+    pub fn signal(&self, site: usize, signal: Signal) {
+        self.sites[site][0].signal(signal);
+    }
+
+    /// Waits until nothing is on its way to the far site.
+    pub fn wait_caught_up(&self) {
+        self.wait_for(|status| {
+            let peer = &status["peers"][0];
+            peer["in_sync"] == true && peer["behind"]["bytes"] == 0 && peer["out_of_sync"] == 0
+        });
+    }
+
+    /// Moves the role in order; the time until the other site serves.
+    pub fn switch_over(&self, from: usize, to: usize) -> Duration {
+        let began = Instant::now();
+        self.disk_command(from, &["secondary", "data"]);
+        self.wait_at(to, |status| status["follows"].is_null());
+        self.disk_command(to, &["primary", "data"]);
+        began.elapsed()
     }
 
     fn disk_command(&self, site: usize, args: &[&str]) -> String {
@@ -129,9 +187,13 @@ impl Mirror {
     }
 
     fn wait_for(&self, is_so: impl Fn(&Value) -> bool) {
+        self.wait_at(0, is_so);
+    }
+
+    fn wait_at(&self, site: usize, is_so: impl Fn(&Value) -> bool) {
         let end = Instant::now() + PATIENCE;
         loop {
-            let text = self.disk_command(0, &["status", "data", "--json"]);
+            let text = self.disk_command(site, &["status", "data", "--json"]);
             let status = serde_json::from_str::<Value>(&text).unwrap()["resources"][0].take();
             if is_so(&status) {
                 return;
@@ -175,7 +237,7 @@ impl Mirror {
     /// Writes everything while the other site is away; how long that site takes to be in sync once it is back.
     pub fn resync_by_bitmap(&mut self, size: u64) -> Duration {
         self.disk_command(0, &["disconnect", "data", "1"]);
-        fio::nbd(&self.uri(), Job { kind: "write", block: "1m", depth: 4 }.of(size), None);
+        fio::nbd(&self.uri(0), Job { kind: "write", block: "1m", depth: 4 }.of(size), None);
         self.wait_for(|status| status["peers"][0]["out_of_sync"].as_u64() == Some(size));
         let began = Instant::now();
         self.disk_command(0, &["connect", "data", "1"]);
@@ -186,7 +248,7 @@ impl Mirror {
     /// Gives all of the disk back to the system.
     pub fn trim_all(&self) {
         const TRIM: u16 = 4;
-        let mut client = Client::greeted(&self.path("sockets", 0).join("data.nbd"));
+        let mut client = Client::greeted(&self.socket(0));
         client.go("data", &[]);
         let size = self.disk(0).metadata().unwrap().len();
         for at in (0..size).step_by(1 << 30) {

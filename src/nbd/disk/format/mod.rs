@@ -7,6 +7,7 @@
 
 mod batch;
 mod block;
+mod checkpoint;
 mod generation;
 mod label;
 mod layout;
@@ -18,6 +19,7 @@ mod tests;
 
 pub use batch::{Batch, LogWrite};
 pub use block::{BLOCK, Block, BlockError, HEAD, Kind, VERSION, tag_of};
+pub use checkpoint::{CHECKPOINT_MAX, Checkpoint};
 pub use generation::Generation;
 pub use label::{Label, NAME_MAX};
 pub use layout::{

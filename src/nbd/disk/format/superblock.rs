@@ -8,6 +8,7 @@ use std::fmt;
 use std::ops::{BitOr, BitOrAssign};
 
 use super::block::{Block, BlockError, Kind, Reader, Writer};
+use super::checkpoint::Checkpoint;
 use super::generation::Generation;
 use crate::wire::{MAX_IDS, Mask, SiteId};
 
@@ -170,6 +171,8 @@ pub struct Superblock {
     /// Batches of the ordered log up to this number are not to be replayed: what they wrote is on stable storage, and
     /// something else may have been written since.
     pub log_void: u64,
+    /// The last checkpoint of which the disk here has all that was written before it.
+    pub checkpoint: Option<Checkpoint>,
     /// The other sites, by number of their bitmap.
     pub slots: [Slot; SLOTS],
 }
@@ -193,6 +196,7 @@ impl Superblock {
             to.u64(slot.stable);
         }
         to.u64(self.log_void);
+        to.bytes(&Checkpoint::store(self.checkpoint));
         to.seal()
     }
 
@@ -220,6 +224,8 @@ impl Superblock {
             (slot.generation, slot.stable) = (Generation::from_bits(from.u64()), from.u64());
         }
         let log_void = from.u64();
+        let checkpoint = Checkpoint::from_stored(&from.array())
+            .map_err(|()| BlockError::Field("the checkpoint's name"))?;
         let sequence = from.sequence;
         Ok(Superblock {
             sequence,
@@ -231,6 +237,7 @@ impl Superblock {
             write_counter,
             verify_cursor,
             log_void,
+            checkpoint,
             slots,
         })
     }

@@ -40,6 +40,7 @@ fn superblock(seed: u64) -> Superblock {
         write_counter: rng.u64(..),
         verify_cursor: rng.u64(..),
         log_void: rng.u64(..),
+        checkpoint: Checkpoint::new(&vec![b'a'; rng.usize(..=64)]),
         slots: std::array::from_fn(|i| slot(&mut rng, i)),
     }
 }

@@ -51,6 +51,8 @@ pub fn facts(id: u32, sites: u32) -> Facts {
         write_counter: 10,
         policies: Default::default(),
         software: "hadm-nbd 1".into(),
+        abilities: 1,
+        log_room: 1 << 20,
     }
 }
 

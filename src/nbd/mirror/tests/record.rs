@@ -65,6 +65,16 @@ fn an_unknown_entry_is_skipped_and_an_unknown_critical_feature_refused_by_name()
 }
 
 #[test]
+fn a_record_of_a_program_without_abilities_is_read() {
+    let (mut facts, bytes) = sent();
+    let entry = [[7, 0, 16, 0], 1_u32.to_le_bytes(), [0; 4]].concat();
+    let at = bytes.windows(entry.len()).position(|part| part == entry).unwrap();
+    let older = [&bytes[..at], &bytes[at + 20..]].concat();
+    (facts.abilities, facts.log_room) = (0, 0);
+    assert_eq!(read(&older).unwrap(), facts);
+}
+
+#[test]
 fn every_cut_of_a_record_is_refused() {
     let (_, bytes) = sent();
     for len in 0..bytes.len() {
