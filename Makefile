@@ -66,6 +66,7 @@ pacemaker-test: ## a mirrored disk in real clusters of corosync and Pacemaker, t
 	cargo build --locked
 	tests/pacemaker.sh $(CARGO_TARGET_DIR)/debug
 	NODES=3 tests/pacemaker.sh $(CARGO_TARGET_DIR)/debug
+	NODES=3 SITES=2 tests/pacemaker.sh $(CARGO_TARGET_DIR)/debug
 
 ocf-test: ## the resource agents for Pacemaker without a cluster, with ocf-tester and crm_simulate where they are installed
 	cargo build --locked

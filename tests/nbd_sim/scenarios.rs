@@ -182,6 +182,29 @@ fn a_primary_asks_the_fencing_handler_before_it_goes_on_alone() {
     assert!(is_answered(&mut world, held));
 }
 
+/// A cluster manager ends the role of the machine that is cut off, and has it fenced by the other one.
+#[test]
+fn a_primary_that_leaves_the_role_while_a_lost_site_is_not_fenced_gives_way() {
+    for is_promoted in [true, false] {
+        let mut world = mirrored(2, |config| (config.tuning.can_fence, config.tuning.freeze) = (true, true));
+        let id = world.write(0, 20, 1);
+        assert!(is_answered(&mut world, id));
+        world.cut(0, 1);
+        assert!(world.until(|world| world.notes.contains(&(0, Note::Fenced(site_id(1), Fencing::Failed)))));
+        assert_eq!(world.command(0, Command::Demote), Ok(()));
+        if is_promoted {
+            let fenced = Command::Promote { force: false, fenced: Mask::of(0) };
+            assert_eq!(promote(&mut world, 1, fenced), Ok(()));
+            let id = world.write(1, 20, 2);
+            assert!(is_answered(&mut world, id));
+        }
+        world.cut(0, 1);
+        assert!(world.until(|world| world.in_sync(1, 0)), "{is_promoted}: {:?}", world.notes);
+        let expected = if is_promoted { 2 } else { 1 };
+        assert_eq!((value(&world, 0, 20), value(&world, 1, 20)), (expected, expected));
+    }
+}
+
 #[test]
 fn a_promotion_asks_the_fencing_handler_for_a_primary_that_is_gone() {
     let mut world = mirrored(2, |config| config.tuning.can_fence = true);

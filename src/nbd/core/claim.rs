@@ -34,7 +34,12 @@ impl Core {
 
     /// Returns true if nothing may be answered, whatever it is: this site alone does not decide.
     pub(super) fn is_silenced(&self) -> bool {
-        !self.frozen.is_empty() || !self.fencing.is_empty() || self.lacks_quorum() || self.is_joining()
+        self.waits_for_others() || self.is_joining()
+    }
+
+    /// Returns true while a lost site or a majority is waited for.
+    fn waits_for_others(&self) -> bool {
+        !self.frozen.is_empty() || !self.fencing.is_empty() || self.lacks_quorum()
     }
 
     /// Returns true if a majority of the sites decides, as there are enough of them.
@@ -116,8 +121,9 @@ impl Core {
                     return;
                 }
                 let is_marked = self.is_local && self.store.wanted.flags.contains(DiskFlags::UNANSWERED);
-                // A primary that leaves the role without a majority has a claim that gives way to the majority's.
-                match is_marked && self.owed.is_empty() && !self.lacks_quorum() {
+                // A primary that leaves the role while it waits, for a majority or the fencing of a lost site, has answered
+                // nothing since the loss: its claim gives way to that of the sites that go on.
+                match is_marked && self.owed.is_empty() && !self.waits_for_others() {
                     true => self.confirm_claim(),
                     false => self.end_claim(),
                 }
