@@ -98,6 +98,6 @@ fn what_a_lost_site_lacks_stays_marked_at_a_far_one() {
     world.crash(2, true);
     assert!(world.until(|world| value(world, 1, 15) == 16), "{:?}", world.notes);
     let marks = world.sites[1].core.as_ref().unwrap().bitmap(site_id(2)).unwrap();
-    let chunk = LOST * 4096 >> 16;
+    let chunk = (LOST * 4096) >> 16;
     assert_eq!(marks.next_run(chunk, 1), Some(chunk..chunk + 1));
 }
