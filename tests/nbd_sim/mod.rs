@@ -154,6 +154,16 @@ fn what_seeds_have_found_stays_mended() {
     }
 }
 
+/// The same with far sites: one whose queue was full was lost behind the answer of the same event; a write was missing at a site
+/// that a far primary had lost.
+#[test]
+fn what_seeds_have_found_with_far_sites_stays_mended() {
+    for seed in [1065, 1542] {
+        let found = run_far(seed, 2, None);
+        assert!(found.is_ok(), "{found:?}");
+    }
+}
+
 /// A core that makes one of the dangerous mistakes is found out by one of the first seeds.
 #[test]
 fn every_mistake_is_found() {
