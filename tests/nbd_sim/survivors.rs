@@ -1,13 +1,18 @@
-//! Scenarios of three sites whose primary goes: what it lost with its power, and a survivor has, counts.
+//! Scenarios of three sites that lose one: what a dead primary lost with its power, and a survivor has, counts; what a lost
+//! site lacks stays marked.
 //!
 //! Scripted runs of the simulator, without faults of its own. Each waits for a state, and never for a time.
 
 use super::scenarios::{PROMOTE, is_answered, mirrored, value};
 use super::world::{World, site_id};
 use crate::nbd::core::peer::{Part, Stage};
-use crate::nbd::core::{Command, Note};
+use crate::nbd::core::{Command, Note, Request};
 use crate::nbd::disk::format::DiskFlags;
 use crate::wire::Mask;
+
+/// A block in another extent than the first ones, and its chunk.
+const LOST: u64 = 5000;
+const LOST_CHUNK: u64 = (LOST * 4096) >> 16;
 
 /// Lets a write be answered that the primary loses with its power.
 fn lose_a_write(world: &mut World, block: u64, number: u64) {
@@ -75,4 +80,30 @@ fn followers_of_a_primary_that_left_its_role_meet() {
     let id = world.write(1, 5, 50);
     assert!(is_answered(&mut world, id));
     assert!(world.until(|world| (0..3).all(|site| value(world, site, 5) == 50)), "{:?}", world.notes);
+}
+
+/// Writes wait in the queue to a far site while another one is lost, which it has to keep marks for: they must not say that
+/// everything before them is stable there.
+#[test]
+fn what_a_lost_site_lacks_stays_marked_at_a_far_one() {
+    let mut world = mirrored(3, |config| config.asynchronous = Mask(6));
+    let mark = |world: &World| {
+        let marks = world.sites[1].core.as_ref().unwrap().bitmap(site_id(2)).unwrap();
+        marks.next_run(LOST_CHUNK, 1).is_some_and(|run| run.start == LOST_CHUNK)
+    };
+    assert!(world.until(|world| value(world, 1, 3) == 7 && !mark(world)), "{:?}", world.notes);
+    world.sites[2].is_stuck = true;
+    let id = world.write(0, LOST, 50);
+    assert!(is_answered(&mut world, id));
+    let id = world.request(0, Request::Flush);
+    assert!(is_answered(&mut world, id));
+    let stable = |world: &World, site: usize| {
+        let core = world.sites[0].core.as_ref().unwrap();
+        core.peers[site - 1].stable + 1 == core.epochs.current()
+    };
+    assert!(world.until(|world| stable(world, 1)) && !stable(&world, 2), "{:?}", world.notes);
+    (0..16).for_each(|n| _ = world.write(0, n, n + 1));
+    world.crash(2, true);
+    assert!(world.until(|world| value(world, 1, 15) == 16), "{:?}", world.notes);
+    assert!(mark(&world));
 }
