@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::catch_up::Staged;
 use super::event::RequestId;
 use super::packet::{self, Fields, PIECE};
 use super::{Core, Peer};
@@ -71,6 +72,12 @@ pub struct Resync {
     pub parked: Vec<Fields>,
     /// Source: the target heard that this was all, and may count itself as equal.
     pub is_end_told: bool,
+    /// Source: the target takes all of it as one batch.
+    pub is_staged: bool,
+    /// Target: all of it is taken as one batch.
+    pub staged: Option<Staged>,
+    /// Bytes of content that were sent, or came for the batch.
+    pub copied: u64,
 }
 
 impl Resync {
@@ -93,6 +100,9 @@ impl Resync {
             locks: VecDeque::new(),
             parked: Vec::new(),
             is_end_told: false,
+            is_staged: false,
+            staged: None,
+            copied: 0,
         }
     }
 
@@ -159,11 +169,14 @@ impl Core {
                 if self.paused.contains(peer.site.get()) {
                     resync.moved = resync.moved.max(self.now.saturating_sub(self.config.tuning.slow));
                 }
-                let is_stuck = self.now.saturating_sub(resync.moved) > self.config.tuning.slow;
+                // What came is being written here.
+                let is_at_end = resync.staged.is_some() && resync.ending.is_some();
+                let is_stuck = !is_at_end && self.now.saturating_sub(resync.moved) > self.config.tuning.slow;
                 match is_stuck && self.is_target_of(i) {
                     true => self.lose(i, "the resync does not go on"),
                     false => self.ask(i),
                 }
+                self.tick_catch_up(i);
             }
         }
         self.step_verify();
@@ -178,6 +191,7 @@ impl Core {
     pub(super) fn send_bits(&mut self, i: usize, kind: PacketType) {
         const RUNS: usize = 4096;
         let Some(slot) = self.peers.get(i).map(|peer| peer.slot) else { return };
+        let is_staged = self.is_staging(i);
         let mut at = 0;
         loop {
             let mut some = Vec::new();
@@ -189,7 +203,10 @@ impl Core {
                 at = run.end;
             }
             let is_last = some.len() < RUNS;
-            let fields = Fields { flags: if is_last { packet::END } else { 0 }, ..Fields::default() };
+            let mut fields = Fields { flags: if is_last { packet::END } else { 0 }, ..Fields::default() };
+            if is_staged {
+                fields.flags |= packet::STAGED;
+            }
             self.send(i, kind, fields, Bytes::from(packet::encode_runs(&some)));
             if is_last {
                 return;

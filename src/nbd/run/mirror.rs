@@ -19,6 +19,7 @@ use super::journal::Journal;
 use super::link::Link;
 use super::progress::Progress;
 use super::replies::Replies;
+use super::rooms::Rooms;
 use super::stopwatch::Stopwatch;
 use crate::nbd::core::{Action, Command, Core, Event, Part, Refusal, Request as Wanted, Stage, Ticket};
 use crate::nbd::disk::data::DataDisk;
@@ -34,9 +35,6 @@ const THREADS: usize = 8;
 /// Longest read or write in bytes that is tried on the thread that has it: copying more would hold up its next event
 /// for longer than a hand-over costs.
 const INLINE_MAX: usize = 128 << 10;
-
-/// Seconds before the queue for a site is full at which people hear of it.
-const SOON: u64 = 60;
 
 /// The outcome of a command.
 pub type CommandResult = Result<(), Refusal>;
@@ -59,16 +57,8 @@ pub(super) struct State {
     watches: Vec<(SiteId, Stopwatch)>,
     /// The resyncs that are under way, by site.
     pub progress: Vec<(SiteId, Progress)>,
-    /// The room in the queues for sites that writes do not wait for.
-    pub queues: Vec<(SiteId, Progress)>,
-}
-
-impl State {
-    /// Returns the seconds until the queue for a site is full at the rate of late; `None` if it does not grow.
-    pub fn seconds_to_full(&self, site: SiteId, room: u64) -> Option<u64> {
-        let (_, queue) = self.queues.iter().find(|(known, _)| *known == site)?;
-        room.checked_div(queue.rate())
-    }
+    /// The rooms of the sites that writes do not wait for.
+    pub rooms: Rooms,
 }
 
 /// A mirrored disk.
@@ -129,7 +119,7 @@ impl Mirror {
             journal: Journal::default(),
             watches: peers.iter().map(|site| (*site, Stopwatch::default())).collect(),
             progress: Vec::new(),
-            queues: Vec::new(),
+            rooms: Rooms::default(),
         };
         let mirror = Arc::new(Mirror {
             pool: IoPool::new(&name, THREADS)?,
@@ -345,25 +335,12 @@ impl Mirror {
         });
     }
 
-    /// Looks how far resyncs are; to be called now and then.
+    /// Looks how far resyncs and far sites are; to be called now and then.
     pub fn look(&self) {
         let now = self.begun.elapsed();
         let state = &mut *self.lock();
         for site in &self.peers {
-            if let Some(lag) = state.core.lag(*site) {
-                if !state.queues.iter().any(|(known, _)| known == site) {
-                    state.queues.push((*site, Progress::default()));
-                }
-                let queues = state.queues.iter_mut().filter(|(known, _)| known == site);
-                queues.for_each(|(_, queue)| queue.observe(now, lag.room));
-                if state.seconds_to_full(*site, lag.room).is_some_and(|seconds| seconds < SOON) {
-                    state.journal.add(
-                        Some(*site),
-                        "queue fills",
-                        "in less than a minute bits take over at this rate",
-                    );
-                }
-            }
+            state.rooms.look(now, *site, &state.core, &mut state.journal);
             let resyncs =
                 matches!(state.core.peer_state(*site), Some((Stage::Joined, Part::Source | Part::Target)));
             let known = state.progress.iter().position(|(known, _)| known == site);
@@ -372,7 +349,7 @@ impl Mirror {
                 (false, None) => {}
                 (true, Some(at)) => {
                     if let Some((_, progress)) = state.progress.get_mut(at) {
-                        progress.observe(now, state.core.out_of_sync(*site));
+                        progress.observe(now, state.core.left_to_copy(*site));
                     }
                 }
                 (true, None) => state.progress.push((*site, Progress::default())),

@@ -20,6 +20,7 @@ mod progress;
 mod protect;
 mod reload;
 mod replies;
+mod rooms;
 mod shared;
 mod status;
 mod stopwatch;
