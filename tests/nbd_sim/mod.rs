@@ -11,6 +11,7 @@
     reason = "a test that cannot go on has failed"
 )]
 
+mod catch_up;
 mod disk;
 mod growth;
 mod history;
@@ -175,7 +176,6 @@ fn every_mistake_of_far_sites_is_found() {
         Mutation::RunAhead,
         Mutation::NamedEarly,
         Mutation::CatchUpUnlogged,
-        Mutation::CatchUpUnmarked,
     ] {
         let found = (1..60).find_map(|seed| run_far(seed, 2, Some(mistake)).err());
         println!("{mistake:?}: {found:?}");

@@ -31,9 +31,10 @@ const EXTENTS: u64 = 6;
 pub const SIZE: u64 = EXTENTS << EXTENT_SHIFT;
 /// Bytes that are mirrored before a mirror grows: the last chunk is cut.
 pub const SMALL: u64 = SIZE / 2 - BLOCK;
+pub const BLOCKS_OF_CHUNK: u64 = 16;
 const DEPTH: usize = 12;
 /// Blocks of the ordered log: a few writes fill it; most catch-ups fit into it, if little is written meanwhile; all do.
-const LOG_BLOCKS: [u64; 3] = [40, 500, 2000];
+const LOG_BLOCKS: [u64; 3] = [40, 2500, 13000];
 /// Scripted requests have numbers from here on.
 const SCRIPTED: u64 = 1 << 40;
 
@@ -319,6 +320,14 @@ impl World {
     /// A world without faults in which nothing happens but by commands and scripted requests.
     pub fn scripted(sites: usize, mutation: Option<Mutation>, tweak: fn(&mut Config)) -> Self {
         let mut world = World::dark(1, mutation, Some(sites), tweak);
+        world.light();
+        world
+    }
+
+    /// [`World::scripted`] with two sites, of which the second is a far one whose log takes much at once.
+    pub fn scripted_far(mutation: Option<Mutation>) -> Self {
+        let mut world = World::dark(1, mutation, Some(2), |_| {});
+        world.set_asynchronous(2, LOG_BLOCKS[2]);
         world.light();
         world
     }
