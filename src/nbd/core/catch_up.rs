@@ -35,6 +35,7 @@ use super::op::{Op, Origin, TICKET_REDO, Work};
 use super::packet::{self, Fields};
 use super::peer::Part;
 use super::redo::write_of;
+use super::resync::Staged;
 use super::{Core, mutated};
 use crate::nbd::disk::format::{Batch, DiskFlags, tag_of};
 use crate::nbd::mirror::facts::KNOWS_CATCH_UP;
@@ -50,24 +51,6 @@ const PACKETS_MAX: usize = 1 << 16;
 
 /// A target that carries out what came says so often that it goes on.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
-
-/// A target's catch-up as one batch.
-#[derive(Debug, Default)]
-pub struct Staged {
-    /// All that came, in the order of the stream.
-    packets: Vec<(PacketType, Fields, Bytes)>,
-    /// Bytes that the writes take in a batch.
-    bytes: u64,
-    /// The end came: the batch's number, 0 without any write.
-    batch: Option<u64>,
-}
-
-impl Staged {
-    /// Returns true if the batch may be durable.
-    pub fn is_begun(&self) -> bool {
-        self.batch.is_some()
-    }
-}
 
 /// Returns true if the packet writes.
 fn is_write(kind: PacketType, fields: &Fields) -> bool {

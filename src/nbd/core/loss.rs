@@ -47,7 +47,7 @@ impl Core {
             (peer.takes_writes(), is_end_told || part == Part::Equal && session != 0);
         let is_far = peer.far.is_some();
         let staged = peer.resync.as_ref().and_then(|resync| resync.staged.as_ref());
-        let is_carrying_out = staged.is_some_and(super::catch_up::Staged::is_begun);
+        let is_carrying_out = staged.is_some_and(|staged| staged.batch.is_some());
         let outstanding = peer.reset();
         if session == 0 {
             return;

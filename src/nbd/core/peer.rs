@@ -199,7 +199,7 @@ impl Peer {
             }
         }
         while let Some((seq, true)) = self.inbound.front() {
-            // What is kept for a batch counts as written before.
+            // A write that is kept for a batch counts as written before.
             self.written[0] = self.written[0].max(*seq);
             self.inbound.pop_front();
         }

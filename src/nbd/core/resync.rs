@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::catch_up::Staged;
 use super::event::RequestId;
 use super::packet::{self, Fields, PIECE};
 use super::{Core, Peer};
@@ -36,6 +35,17 @@ pub struct Unit {
     pub end: u64,
     /// Parts that are not written yet; none is known before the digests are compared.
     pub left: usize,
+}
+
+/// A target's catch-up as one batch.
+#[derive(Debug, Default)]
+pub struct Staged {
+    /// All that came, in the order of the stream.
+    pub packets: Vec<(PacketType, Fields, Bytes)>,
+    /// Bytes that the writes take in a batch.
+    pub bytes: u64,
+    /// The end came: the batch's number, 0 without any write. It may be durable.
+    pub batch: Option<u64>,
 }
 
 /// A resync under way.
@@ -169,7 +179,7 @@ impl Core {
                 if self.paused.contains(peer.site.get()) {
                     resync.moved = resync.moved.max(self.now.saturating_sub(self.config.tuning.slow));
                 }
-                // What came is being written here.
+                // All of it has come, and is being written here.
                 let is_at_end = resync.staged.is_some() && resync.ending.is_some();
                 let is_stuck = !is_at_end && self.now.saturating_sub(resync.moved) > self.config.tuning.slow;
                 match is_stuck && self.is_target_of(i) {

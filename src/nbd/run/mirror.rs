@@ -19,8 +19,8 @@ use super::journal::Journal;
 use super::link::Link;
 use super::progress::Progress;
 use super::replies::Replies;
-use super::rooms::Rooms;
 use super::stopwatch::Stopwatch;
+use super::warnings::Warnings;
 use crate::nbd::core::{Action, Command, Core, Event, Part, Refusal, Request as Wanted, Stage, Ticket};
 use crate::nbd::disk::data::DataDisk;
 use crate::nbd::disk::format::Label;
@@ -57,8 +57,8 @@ pub(super) struct State {
     watches: Vec<(SiteId, Stopwatch)>,
     /// The resyncs that are under way, by site.
     pub progress: Vec<(SiteId, Progress)>,
-    /// The rooms of the sites that writes do not wait for.
-    pub rooms: Rooms,
+    /// Warnings about the sites that writes do not wait for.
+    pub warnings: Warnings,
 }
 
 /// A mirrored disk.
@@ -119,7 +119,7 @@ impl Mirror {
             journal: Journal::default(),
             watches: peers.iter().map(|site| (*site, Stopwatch::default())).collect(),
             progress: Vec::new(),
-            rooms: Rooms::default(),
+            warnings: Warnings::default(),
         };
         let mirror = Arc::new(Mirror {
             pool: IoPool::new(&name, THREADS)?,
@@ -340,7 +340,7 @@ impl Mirror {
         let now = self.begun.elapsed();
         let state = &mut *self.lock();
         for site in &self.peers {
-            state.rooms.look(now, *site, &state.core, &mut state.journal);
+            state.warnings.look(now, *site, &state.core, &mut state.journal);
             let resyncs =
                 matches!(state.core.peer_state(*site), Some((Stage::Joined, Part::Source | Part::Target)));
             let known = state.progress.iter().position(|(known, _)| known == site);

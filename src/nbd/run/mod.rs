@@ -20,10 +20,10 @@ mod progress;
 mod protect;
 mod reload;
 mod replies;
-mod rooms;
 mod shared;
 mod status;
 mod stopwatch;
+mod warnings;
 
 pub use control::SOCKET;
 

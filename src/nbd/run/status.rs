@@ -78,11 +78,11 @@ pub(super) fn view(mirror: &Mirror) -> View {
                 rate: progress.rate(),
                 seconds_left: progress.seconds_left(),
             }),
-            behind: state.core.lag(*site).map(|lag| (lag, state.rooms.seconds_to_full(*site, lag.room))),
+            behind: state.core.lag(*site).map(|lag| (lag, state.warnings.seconds_to_full(*site, lag.room))),
             catch_up: state
                 .core
                 .catch_up_room_left(*site)
-                .map(|room| (room, state.rooms.seconds_to_large(*site, room))),
+                .map(|room| (room, state.warnings.seconds_to_large(*site, room))),
             checkpoints: state.core.checkpoints_on_the_way(*site).map(|name| name.to_string()).collect(),
             is_paused: state.core.is_paused(*site),
             said: state.journal.said(*site).to_owned(),

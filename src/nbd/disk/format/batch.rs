@@ -59,7 +59,7 @@ struct Head {
     digest: [u8; 32],
 }
 
-/// What follows a batch's head, as it is put into blocks: a batch may be large, and is not to be in memory twice.
+/// The blocks of a batch, as its writes are put into them: a batch may be large, and is not to be in memory twice.
 struct Body {
     hash: blake3::Hasher,
     bytes: u64,

@@ -1,7 +1,6 @@
-//! The rooms of far sites that writes use up: that of the queue here, and that of the site's ordered log for a catch-up; and the
-//! warnings before they are full.
+//! Warnings before writes have filled the queue for a far site, or are more than its ordered log takes at once for a catch-up.
 //!
-//! Tells people, each time once; decides nothing. Called by the mirror's timer, and read by the status.
+//! Each warning comes once; decides nothing. Called by the mirror's timer, and read by the status.
 
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use crate::wire::SiteId;
 /// People hear of it so many seconds beforehand.
 const SOON: u64 = 60;
 
-/// A room, and what was said of it since it last had time.
+/// The room of a queue or log, and what was said of it since it last had time.
 #[derive(Debug, Default)]
 struct Room {
     progress: Progress,
@@ -21,9 +20,9 @@ struct Room {
     is_full_said: bool,
 }
 
-/// The rooms of a mirror's far sites: site, the queue's, the ordered log's.
+/// The room for each of a mirror's far sites: in the queue here, in the ordered log there.
 #[derive(Debug, Default)]
-pub(super) struct Rooms(Vec<(SiteId, Room, Room)>);
+pub(super) struct Warnings(Vec<(SiteId, Room, Room)>);
 
 impl Room {
     fn seconds(&self, room: u64) -> Option<u64> {
@@ -44,8 +43,8 @@ impl Room {
     }
 }
 
-impl Rooms {
-    /// Looks at the rooms of a site.
+impl Warnings {
+    /// Looks at the room for a site.
     pub fn look(&mut self, now: Duration, site: SiteId, core: &Core, journal: &mut Journal) {
         let Some(lag) = core.lag(site) else { return };
         if !self.0.iter().any(|(known, ..)| *known == site) {
