@@ -290,7 +290,7 @@ fn a_sync_and_a_far_site_of_one_primary() {
     assert!(near == far, "the two that are left differ");
 }
 
-/// What was written during an outage comes in one step: before it, whatever happens, the copy is the older state.
+/// The writes of an outage come in one step: before it, whatever happens, the copy is the older state.
 #[test]
 fn a_copy_is_whole_while_it_catches_up_at_once() {
     let slow = "<resyncrate>256K</resyncrate><resyncmin>256K</resyncmin>";

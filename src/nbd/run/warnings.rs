@@ -9,7 +9,7 @@ use super::progress::Progress;
 use crate::nbd::core::Core;
 use crate::wire::SiteId;
 
-/// People hear of it so many seconds beforehand.
+/// Seconds beforehand at which people hear of it.
 const SOON: u64 = 60;
 
 /// The room of a queue or log, and what was said of it since it last had time.
@@ -35,7 +35,7 @@ impl Room {
         let seconds = self.seconds(room);
         let (is_soon, is_full) = (seconds.is_some_and(|seconds| seconds < SOON), room == 0);
         let was = (self.is_soon_said || is_full, self.is_full_said);
-        // Twice the time, so that a rate that changes a little is not told again and again.
+        // Twice the time, so that a rate that changes a little does not repeat it.
         let has_time = !is_full && seconds.is_none_or(|seconds| seconds >= SOON.saturating_mul(2));
         self.is_soon_said = (self.is_soon_said || is_soon) && !has_time;
         self.is_full_said = is_full;
