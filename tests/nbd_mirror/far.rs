@@ -1,6 +1,7 @@
 //! Sites that writes do not wait for: their copies are behind, in order, and can be promoted at any moment.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -22,7 +23,13 @@ pub fn prepare(sites: usize, far: &[usize], options: &[&str]) -> Option<Sites> {
 
 /// The same, started, with site 0 as primary.
 fn start(sites: usize, far: &[usize]) -> Option<Sites> {
-    let mut pair = prepare(sites, far, &["--clean", "--log-size", "8M"])?;
+    start_with(sites, far, "8M", "")
+}
+
+/// The same with logs of this size, and more elements for the resource.
+fn start_with(sites: usize, far: &[usize], log: &str, more: &str) -> Option<Sites> {
+    let mut pair = prepare(sites, far, &["--clean", "--log-size", log])?;
+    pair.configure(more);
     pair.all().for_each(|site| pair.start_site(site));
     for site in pair.all().skip(1) {
         pair.wait(
@@ -281,4 +288,152 @@ fn a_sync_and_a_far_site_of_one_primary() {
     (0..32).for_each(|chunk| assert_content(&mut client, chunk, chunk as u8 + 101));
     let (near, far) = (fs::read(sites.disk(1)).unwrap(), fs::read(sites.disk(2)).unwrap());
     assert!(near == far, "the two that are left differ");
+}
+
+/// The writes of an outage come in one step: before it, whatever happens, the copy is the older state.
+#[test]
+fn a_copy_is_whole_while_it_catches_up_at_once() {
+    let slow = "<resyncrate>256K</resyncrate><resyncmin>256K</resyncmin>";
+    let Some(mut pair) = start_with(2, &[1], "32M", slow) else { return };
+    let mut client = pair.client(0);
+    let mut next = 1;
+    let mut write_some = |client: &mut Client, n: u32| {
+        write_ring(client, next..next + n);
+        next += n;
+        next - 1
+    };
+    let on_disk = |pair: &Sites| {
+        let disk = fs::read(pair.disk(1)).unwrap();
+        newest(|at| number(&disk[at as usize..]))
+    };
+    // The line is away, and both sites stay: nothing is marked but what is written.
+    let part = |pair: &Sites| {
+        wait_caught_up(pair, 0, 1);
+        pair.all().for_each(|site| _ = pair.hadmctl(site, &["disconnect", "data"]).unwrap());
+        wait_settled(pair, 1);
+    };
+    let join = |pair: &Sites| {
+        pair.all().for_each(|site| _ = pair.hadmctl(site, &["connect", "data"]).unwrap());
+        pair.wait(0, "carried out at once")
+    };
+    let before = write_some(&mut client, 300);
+    part(&pair);
+    write_some(&mut client, 300);
+    let said = pair.status(0);
+    let room = said["peers"][0]["behind"]["log_room"].as_u64().unwrap();
+    assert!(room > 8 << 20 && room < 16 << 20, "{said}");
+    // The far site's programs go in the middle: what its disk has by then, and after a start alone, is what it was.
+    join(&pair);
+    for _ in 0..2 {
+        let said = pair.wait(0, "carried out at once");
+        assert!(said.contains("site 1 resync to it, ") && pair.status(1)["disk"] != "inconsistent", "{said}");
+        write_some(&mut client, 50);
+        pair.kill_site(1);
+        assert_eq!(on_disk(&pair), before);
+        pair.start_mirror(1);
+        wait_settled(&pair, 1);
+        assert_eq!(on_disk(&pair), before);
+        pair.start_daemon(1);
+    }
+    pair.wait(0, "carried out at once");
+    let events = pair.hadmctl(0, &["why", "data"]).unwrap();
+    assert!(events.contains("site 1: catch-up: ") && events.contains("carried out at once"), "{events}");
+    while pair.status(0)["peers"][0]["in_sync"] != true {
+        write_some(&mut client, 1);
+    }
+    wait_caught_up(&pair, 0, 1);
+    pair.assert_equal();
+    // The primary's machine dies in the middle, and the older state is served.
+    let before = write_some(&mut client, 1);
+    part(&pair);
+    write_some(&mut client, 300);
+    join(&pair);
+    write_some(&mut client, 50);
+    pair.kill_site(0);
+    drop(client);
+    while let Err(refused) = pair.hadmctl(1, &["primary", "--force", "data"]) {
+        assert!(
+            refused.contains("again") || refused.contains("is primary") || refused.contains("settled"),
+            "{refused}"
+        );
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    let client = std::cell::RefCell::new(pair.client(1));
+    assert_eq!(newest(|at| number(&client.borrow_mut().read_disk(at, 4096))), before);
+    drop(client);
+    pair.start_site(0);
+    pair.wait(1, "site 0");
+    pair.kill_site(1);
+}
+
+/// Where the log is too small for it, that is said before the site is back.
+#[test]
+fn a_catch_up_that_is_too_large_is_announced() {
+    let Some(mut pair) = start_with(2, &[1], "4M", "") else { return };
+    let mut client = pair.client(0);
+    write_ring(&mut client, 1..65);
+    wait_caught_up(&pair, 0, 1);
+    pair.kill_site(1);
+    write_ring(&mut client, 65..129);
+    pair.wait(0, "more than its log takes at once");
+    let metrics = pair.hadmctl(0, &["metrics"]).unwrap();
+    let room = "hadm_nbd_catch_up_room_bytes{resource=\"0\",name=\"data\",site=\"1\"} 0\n";
+    assert!(metrics.contains(room), "{metrics}");
+    let told = |pair: &Sites, part: &str| {
+        let end = Instant::now() + PATIENCE;
+        while !pair.hadmctl(0, &["why", "data"]).unwrap().contains(part) {
+            assert!(Instant::now() < end, "{part}");
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    };
+    told(&pair, "site 1: catch-up is large: ");
+    pair.start_site(1);
+    told(&pair, "its copy cannot be used until the end");
+    wait_caught_up(&pair, 0, 1);
+    pair.assert_equal();
+    drop(client);
+    pair.stop();
+}
+
+/// Each piece is compared in its place in the stream: writes that are under way are no differences, and what differs is found.
+#[test]
+fn a_far_copy_is_compared_under_load() {
+    let Some(pair) = start(2, &[1]) else { return };
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let verify = |before: &str| {
+        pair.hadmctl(0, &["verify", "data"]).unwrap();
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let verified = pair.status(0)["verified"].take();
+            if let Some(words) = verified.as_str().filter(|words| *words != before) {
+                return words.to_owned();
+            }
+            assert!(Instant::now() < end, "no end of the verify");
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    };
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut client = pair.client(0);
+            let (mut number, end) = (1, Instant::now() + PATIENCE * 2);
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) && Instant::now() < end {
+                write_ring(&mut client, number..number + 100);
+                number += 100;
+            }
+            number
+        });
+        let equal = verify("");
+        let disk = fs::File::options().write(true).open(pair.disk(1)).unwrap();
+        disk.write_all_at(b"rot", 22 << 20).unwrap();
+        let different = verify(&equal);
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(writer.join().unwrap() > 101);
+        assert_eq!(equal, "site 1: 512 chunks compared, 0 differ");
+        assert_eq!(different, "site 1: 512 chunks compared, 1 differ");
+    });
+    // What is marked is copied, and no more.
+    pair.hadmctl(0, &["resync", "data"]).unwrap();
+    wait_caught_up(&pair, 0, 1);
+    pair.assert_equal();
+    pair.stop();
 }

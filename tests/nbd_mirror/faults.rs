@@ -89,10 +89,7 @@ fn of_disks_that_differ_in_size_the_smaller_counts() {
 
 #[test]
 fn chunks_that_differ_are_refused() {
-    let Some(mut pair) = Sites::start("") else { return };
-    pair.wait_in_sync();
-    pair.hadmctl(0, &["primary", "data"]).unwrap();
-    let mut client = pair.client(0);
+    let Some((mut pair, mut client)) = Sites::serving("") else { return };
     write(&mut client, 5, 5);
     init_again(&mut pair, 1, &["--chunk", "128K"]);
     pair.wait(0, "has chunks of 65536 bytes and that of site 1 of 131072: make one of them anew");
@@ -137,10 +134,7 @@ fn metadata_and_disks_of_others_or_cut_ones_are_refused() {
 /// A secondary that was restored from an older copy is found out, and made equal again.
 #[test]
 fn a_site_restored_from_an_older_copy_is_made_equal() {
-    let Some(mut pair) = Sites::start("") else { return };
-    pair.wait_in_sync();
-    pair.hadmctl(0, &["primary", "data"]).unwrap();
-    let mut client = pair.client(0);
+    let Some((mut pair, mut client)) = Sites::serving("") else { return };
     write(&mut client, 1, 1);
     assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
     let copies = ["disk", "meta"].map(|what| (pair.path(what, 1), pair.path(&format!("old-{what}"), 1)));
@@ -209,10 +203,7 @@ fn other_kinds_of_sites_are_refused_by_name() {
 #[test]
 fn a_disk_that_fails_is_replaced_by_the_other_site_or_ends_the_role() {
     for (more, detaches) in [("", true), ("<onerror>stop</onerror>", false)] {
-        let Some(mut pair) = Sites::start(more) else { return };
-        pair.wait_in_sync();
-        pair.hadmctl(0, &["primary", "data"]).unwrap();
-        let mut client = pair.client(0);
+        let Some((mut pair, mut client)) = Sites::serving(more) else { return };
         write(&mut client, 4, 4);
         assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
         // From now on it cannot be read.

@@ -33,10 +33,7 @@ fn refused(sites: &Sites, site: usize, parts: &[&str]) {
 /// Both disks are made larger, in use: old clients go on, new ones see the size, what they write outlives the primary.
 #[test]
 fn a_mirror_becomes_larger_while_it_is_in_use() {
-    let Some(mut pair) = Sites::start("") else { return };
-    pair.wait_in_sync();
-    pair.hadmctl(0, &["primary", "data"]).unwrap();
-    let mut old = pair.client(0);
+    let Some((mut pair, mut old)) = Sites::serving("") else { return };
     (0..40).for_each(|chunk| write(&mut old, chunk, 3));
     refused(&pair, 0, &["the disk of site 0 has 33554432 bytes", "truncate or lvextend"]);
     // An odd end is cut off.

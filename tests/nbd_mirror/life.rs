@@ -119,10 +119,7 @@ fn daemon_and_mirror_meet_at_a_unix_socket() {
 
 #[test]
 fn a_lost_site_costs_no_error_and_is_resynced_by_bitmap() {
-    let Some(mut pair) = Sites::start("") else { return };
-    pair.wait_in_sync();
-    pair.hadmctl(0, &["primary", "--force", "data"]).unwrap();
-    let mut client = pair.client(0);
+    let Some((mut pair, mut client)) = Sites::serving("") else { return };
     write(&mut client, 1, 1);
     pair.kill_site(1);
     for chunk in 10..20 {
@@ -191,10 +188,7 @@ fn disks_that_nothing_is_known_of_are_compared_by_digest_and_made_equal() {
 /// Programs that are stopped and not gone: a site's mirror, and the primary's own daemon.
 #[test]
 fn what_hangs_costs_no_more_than_slowtimeout() {
-    let Some(pair) = Sites::start("") else { return };
-    pair.wait_in_sync();
-    pair.hadmctl(0, &["primary", "--force", "data"]).unwrap();
-    let mut client = pair.client(0);
+    let Some((pair, mut client)) = Sites::serving("") else { return };
     write(&mut client, 1, 1);
     for program in [&pair.mirrors[1], &pair.daemons[0]] {
         let program = program.as_ref().unwrap();
@@ -216,10 +210,7 @@ fn what_hangs_costs_no_more_than_slowtimeout() {
 
 #[test]
 fn the_other_site_is_promoted_when_the_primary_is_gone() {
-    let Some(mut pair) = Sites::start("") else { return };
-    pair.wait_in_sync();
-    pair.hadmctl(0, &["primary", "--force", "data"]).unwrap();
-    let mut client = pair.client(0);
+    let Some((mut pair, mut client)) = Sites::serving("") else { return };
     for chunk in 0..20 {
         write(&mut client, chunk, 50 + chunk as u8);
     }
@@ -247,10 +238,7 @@ fn the_other_site_is_promoted_when_the_primary_is_gone() {
 
 #[test]
 fn two_histories_stay_apart_until_one_is_given_up() {
-    let Some(pair) = Sites::start("") else { return };
-    pair.wait_in_sync();
-    pair.hadmctl(0, &["primary", "--force", "data"]).unwrap();
-    let mut client = pair.client(0);
+    let Some((pair, mut client)) = Sites::serving("") else { return };
     write(&mut client, 1, 1);
     // Apart, and both primary.
     pair.hadmctl(0, &["disconnect", "data"]).unwrap();
@@ -332,10 +320,7 @@ fn a_helper_ends_the_role_of_the_primary_whose_changes_go() {
 
 #[test]
 fn clients_see_an_error_and_an_end_when_the_role_goes() {
-    let Some(mut pair) = Sites::start("") else { return };
-    pair.wait_in_sync();
-    pair.hadmctl(0, &["primary", "--force", "data"]).unwrap();
-    let mut client = pair.client(0);
+    let Some((mut pair, mut client)) = Sites::serving("") else { return };
     write(&mut client, 1, 1);
     pair.hadmctl(0, &["secondary", "data"]).unwrap();
     client.expect_end();

@@ -43,10 +43,7 @@ fn a_plan_says_the_consequences_and_changes_nothing() {
 /// A paused resync stands still, also for longer than a site is waited for, and goes on.
 #[test]
 fn a_resync_is_paused_and_resumed() {
-    let Some(mut pair) = Sites::start("<resyncrate>2M</resyncrate>") else { return };
-    pair.wait_in_sync();
-    pair.hadmctl(0, &["primary", "data"]).unwrap();
-    let mut client = pair.client(0);
+    let Some((mut pair, mut client)) = Sites::serving("<resyncrate>2M</resyncrate>") else { return };
     pair.kill_site(1);
     for chunk in 0..256 {
         write(&mut client, chunk, 6);
@@ -78,10 +75,7 @@ fn a_resync_is_paused_and_resumed() {
 /// The chunks that verify marked are copied by `resync`; with `--full`, also those of which nobody knows.
 #[test]
 fn a_resync_by_command_mends_what_differs() {
-    let Some(pair) = Sites::start("") else { return };
-    pair.wait_in_sync();
-    pair.hadmctl(0, &["primary", "data"]).unwrap();
-    let mut client = pair.client(0);
+    let Some((pair, mut client)) = Sites::serving("") else { return };
     write(&mut client, 9, 9);
     assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
     let rot = |offset: u64| {
@@ -170,10 +164,7 @@ fn the_fencing_handler_decides_whether_a_site_is_promoted() {
 /// `<flush>local</flush>` is taken: a flush is answered by this site's disk alone.
 #[test]
 fn a_local_flush_does_not_wait_for_the_other_site() {
-    let Some(pair) = Sites::start("<flush>local</flush>") else { return };
-    pair.wait_in_sync();
-    pair.hadmctl(0, &["primary", "data"]).unwrap();
-    let mut client = pair.client(0);
+    let Some((pair, mut client)) = Sites::serving("<flush>local</flush>") else { return };
     write(&mut client, 1, 1);
     let other = pair.mirrors[1].as_ref().unwrap();
     other.signal(rustix::process::Signal::STOP);
@@ -246,10 +237,7 @@ fn survivors_of_a_dead_primary_go_on_with_all_that_was_answered() {
 /// The end of a daemon and its return within seconds costs no client an error, at either site, under load.
 #[test]
 fn a_restart_of_a_daemon_costs_no_client_an_error() {
-    let Some(mut pair) = Sites::start("") else { return };
-    pair.wait_in_sync();
-    pair.hadmctl(0, &["primary", "data"]).unwrap();
-    let mut client = pair.client(0);
+    let Some((mut pair, mut client)) = Sites::serving("") else { return };
     let mut byte = 0;
     for site in [1, 0, 1, 0] {
         let mut daemon = pair.daemons[site].take().unwrap();

@@ -52,7 +52,16 @@ impl Sites {
         Self::start_with(more, |_| true)
     }
 
-    /// The same with disks that `fill` writes to; it tells whether they are clean.
+    /// The same, in sync, with site 0 as primary and a client of it.
+    pub fn serving(more: &str) -> Option<(Self, Client)> {
+        let pair = Self::start(more)?;
+        pair.wait_in_sync();
+        pair.hadmctl(0, &["primary", "data"]).unwrap();
+        let client = pair.client(0);
+        Some((pair, client))
+    }
+
+    /// As [`Sites::start`], with disks that `fill` writes to; it tells whether they are clean.
     pub fn start_with(more: &str, fill: impl Fn(&Sites) -> bool) -> Option<Self> {
         let mut pair = Self::prepare(2, more)?;
         let clean = if fill(&pair) { &["--clean"][..] } else { &[] };

@@ -2,6 +2,7 @@
 //!
 //! A block of data is known by the number that its first eight bytes hold. Used by the world alone.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
@@ -101,6 +102,8 @@ pub struct Meta {
     /// The superblocks and records that a reader would believe: decoded once, as every write is checked against them.
     superblocks: BTreeMap<u64, Superblock>,
     records: BTreeMap<u64, ActivityRecord>,
+    /// The whole batches of the ordered log, if they were looked at since it was written.
+    found: RefCell<Option<Vec<Batch>>>,
 }
 
 impl Meta {
@@ -111,6 +114,7 @@ impl Meta {
             blocks: BTreeMap::new(),
             superblocks: BTreeMap::new(),
             records: BTreeMap::new(),
+            found: RefCell::default(),
         };
         for number in SUPERBLOCK_BLOCKS {
             meta.put(number, Box::new(superblock.encode(number, tag)));
@@ -127,6 +131,9 @@ impl Meta {
             self.records.remove(&number);
             let found = ActivityRecord::decode(&block, number, self.tag).ok();
             self.records.extend(found.map(|found| (number, found)));
+        }
+        if (self.layout.log_start..self.layout.bitmap_start).contains(&number) {
+            self.found.take();
         }
         self.blocks.insert(number, block);
     }
@@ -167,6 +174,10 @@ impl Meta {
 
     /// The whole batches of the ordered log.
     fn batches(&self) -> Vec<Batch> {
+        self.found.borrow_mut().get_or_insert_with(|| self.find_batches()).clone()
+    }
+
+    fn find_batches(&self) -> Vec<Batch> {
         let zeroes = Box::new([0; 4096]);
         let read = |first: u64, n: u64| {
             let blocks = (first..first + n).map(|number| **self.blocks.get(&number).unwrap_or(&zeroes));
@@ -174,6 +185,14 @@ impl Meta {
         };
         let halves = [0, 1].into_iter();
         halves.filter_map(|half| Batch::read(&self.layout, self.tag, half, read).unwrap()).collect()
+    }
+
+    /// Returns true if the ordered log has a write of just this range that a start would carry out.
+    pub fn is_logged(&self, offset: u64, len: u64) -> bool {
+        let void = self.superblock().map_or(0, |block| block.log_void);
+        let batches = self.batches();
+        let mut writes = batches.iter().filter(|batch| batch.number > void).flat_map(|batch| &batch.writes);
+        writes.any(|write| write.range() == (offset, len))
     }
 
     /// The ordered log, for people.

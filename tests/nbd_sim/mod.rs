@@ -11,6 +11,7 @@
     reason = "a test that cannot go on has failed"
 )]
 
+mod catch_up;
 mod disk;
 mod growth;
 mod history;
@@ -105,6 +106,7 @@ fn every_seed_keeps_the_promises_with_far_sites() {
     let (first, runs) = (number("SEED", 1), number("RUNS", 300));
     let (counts, failures) = run_all(first, runs, run_far);
     println!("{runs} seeds from {first}: {counts}");
+    assert!(runs < 100 || counts.cut_in_catch_up > 0 && counts.too_large > 0, "{counts}");
     assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n"));
 }
 
@@ -178,7 +180,13 @@ fn every_mistake_is_found() {
 /// The same of mistakes with the ordered log.
 #[test]
 fn every_mistake_of_far_sites_is_found() {
-    for mistake in [Mutation::Unlogged, Mutation::NeverVoid, Mutation::RunAhead, Mutation::NamedEarly] {
+    for mistake in [
+        Mutation::Unlogged,
+        Mutation::NeverVoid,
+        Mutation::RunAhead,
+        Mutation::NamedEarly,
+        Mutation::CatchUpUnlogged,
+    ] {
         let found = (1..60).find_map(|seed| run_far(seed, 2, Some(mistake)).err());
         println!("{mistake:?}: {found:?}");
         assert!(found.is_some(), "no seed finds {mistake:?}");

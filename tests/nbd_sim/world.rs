@@ -13,7 +13,7 @@ use super::disk::{self, BLOCK, Data, Meta, Values};
 use super::history::{Histories, Since};
 use super::model::Model;
 use crate::nbd::core::loss::Settling;
-use crate::nbd::core::op::Work as Written;
+use crate::nbd::core::op::{Origin, Work as Written};
 use crate::nbd::core::peer::{Part, Stage};
 use crate::nbd::core::role::Change;
 use crate::nbd::core::{
@@ -32,9 +32,10 @@ const EXTENTS: u64 = 6;
 pub const SIZE: u64 = EXTENTS << EXTENT_SHIFT;
 /// Bytes that are mirrored before a mirror grows: the last chunk is cut.
 pub const SMALL: u64 = SIZE / 2 - BLOCK;
+pub const BLOCKS_OF_CHUNK: u64 = 16;
 const DEPTH: usize = 12;
-/// Blocks of the ordered log: a few writes fill it.
-const LOG_BLOCKS: u64 = 40;
+/// Blocks of the ordered log: a few writes fill it; most catch-ups fit into it, if little is written meanwhile; all do.
+const LOG_BLOCKS: [u64; 3] = [40, 2500, 13000];
 /// Scripted requests have numbers from here on.
 const SCRIPTED: u64 = 1 << 40;
 
@@ -92,6 +93,12 @@ pub struct Counts {
     /// A majority promoted a site while the old primary, without one, was still there.
     pub takeovers: u64,
     pub leaves: u64,
+    /// Catch-ups as one batch that were begun, and those that were too large for it.
+    pub catch_ups: u64,
+    pub too_large: u64,
+    /// Copies that were compared in one, and crashes in one.
+    pub in_catch_up: u64,
+    pub cut_in_catch_up: u64,
     /// Copies that may be behind, and were compared with all states of primaries.
     pub copies: u64,
     /// Of these, with a checkpoint.
@@ -118,6 +125,10 @@ impl Counts {
             (&mut self.disk_failures, run.disk_failures),
             (&mut self.takeovers, run.takeovers),
             (&mut self.leaves, run.leaves),
+            (&mut self.catch_ups, run.catch_ups),
+            (&mut self.too_large, run.too_large),
+            (&mut self.in_catch_up, run.in_catch_up),
+            (&mut self.cut_in_catch_up, run.cut_in_catch_up),
             (&mut self.copies, run.copies),
             (&mut self.named, run.named),
             (&mut self.discards, run.discards),
@@ -141,14 +152,18 @@ impl fmt::Display for Counts {
             copies,
             named,
             growths,
+            catch_ups,
+            too_large,
+            in_catch_up,
+            cut_in_catch_up,
             ..
         } = self;
         write!(
             f,
             "{writes} writes, {flushes} flushes, {resyncs} resyncs, {promotions} promotions, {takeovers} take-overs from a \
-             primary without a majority, {disk_failures} disk failures, {leaves} leaves, {discards} splits of three sites, {copies} copies compared, {named} with a checkpoint, {growths} larger sizes; {cuts} crashes, of which inside an \
+             primary without a majority, {disk_failures} disk failures, {leaves} leaves, {discards} splits of three sites, {copies} copies compared, {named} with a checkpoint, {in_catch_up} in one of {catch_ups} catch-ups as one batch, {too_large} too large for that, {growths} larger sizes; {cuts} crashes, of which inside an \
              update of the superblock {in_superblock}, of the activity log {in_log}, an eviction {in_eviction}, a promotion \
-             {in_promotion}"
+             {in_promotion}, a catch-up as one batch {cut_in_catch_up}"
         )
     }
 }
@@ -250,7 +265,7 @@ impl World {
     pub fn far(seed: u64, mutation: Option<Mutation>) -> Self {
         let mut world = World::dark(seed, mutation, None, |_| {});
         let masks: &[u32] = if world.sites.len() == 2 { &[2, 2, 1] } else { &[4, 6, 2, 1, 4] };
-        world.set_asynchronous(masks[seed as usize % masks.len()]);
+        world.set_asynchronous(masks[seed as usize % masks.len()], LOG_BLOCKS[seed as usize / 7 % 3]);
         world.light();
         world.later(1_000_000, Task::Operator);
         world.later(1_500_000, Task::Client);
@@ -298,16 +313,24 @@ impl World {
         self.event(i, Event::Looked(self.sites[i].meta.layout.data_size));
     }
 
-    fn set_asynchronous(&mut self, mask: u32) {
+    fn set_asynchronous(&mut self, mask: u32, log_blocks: u64) {
         self.asynchronous = mask;
         for site in &mut self.sites {
-            site.meta.layout = Layout::new(SIZE, 16, 4, LOG_BLOCKS).unwrap();
+            site.meta.layout = Layout::new(SIZE, 16, 4, log_blocks).unwrap();
         }
     }
 
     /// A world without faults in which nothing happens but by commands and scripted requests.
     pub fn scripted(sites: usize, mutation: Option<Mutation>, tweak: fn(&mut Config)) -> Self {
         let mut world = World::dark(1, mutation, Some(sites), tweak);
+        world.light();
+        world
+    }
+
+    /// [`World::scripted`] with two sites, of which the second is a far one whose log takes much at once.
+    pub fn scripted_far(mutation: Option<Mutation>) -> Self {
+        let mut world = World::dark(1, mutation, Some(2), |_| {});
+        world.set_asynchronous(2, LOG_BLOCKS[2]);
         world.light();
         world
     }
@@ -513,12 +536,12 @@ impl World {
         };
         match action {
             Action::Write(ticket, offset, data) => {
-                self.check_write(i, offset, data.len() as u64);
+                self.check_write(i, ticket, offset, data.len() as u64);
                 let delay = self.random.u64(30..400);
                 run(self, ticket, Work::Data((offset / BLOCK, disk::values(&data))), delay, true);
             }
             Action::Zero(ticket, offset, len, _) => {
-                self.check_write(i, offset, len);
+                self.check_write(i, ticket, offset, len);
                 let delay = self.random.u64(30..400);
                 run(self, ticket, Work::Data((offset / BLOCK, vec![0; (len / BLOCK) as usize])), delay, true);
             }
@@ -538,6 +561,12 @@ impl World {
                 let is_promoting = self.sites[i].is_promoting;
                 if self.faults_on && self.random.u8(..if is_promoting { 12 } else { 60 }) == 0 {
                     let at = self.random.u64(0..delay + 100);
+                    let power = self.random.bool();
+                    self.later(at, Task::Cut(i, life, power));
+                }
+                // The batch of a catch-up, and what follows it.
+                if self.faults_on && self.is_catching_up(i) && self.random.u8(..4) == 0 {
+                    let at = self.random.u64(0..delay + 8000);
                     let power = self.random.bool();
                     self.later(at, Task::Cut(i, life, power));
                 }
@@ -591,12 +620,24 @@ impl World {
                             self.histories.add(&self.sites[from].data.now);
                         }
                     }
+                    Note::CatchUp { fits, .. } if self.asynchronous >> i & 1 == 1 => match fits {
+                        true => self.counts.catch_ups += 1,
+                        false => self.counts.too_large += 1,
+                    },
                     Note::DiskFailed(_) => self.counts.disk_failures += 1,
                     Note::Grown(_) => self.counts.growths += 1,
                     _ => {}
                 }
             }
         }
+    }
+
+    /// Returns true if a site takes what bits mark as one batch.
+    pub fn is_catching_up(&self, i: usize) -> bool {
+        let core = self.sites[i].core.as_ref();
+        core.is_some_and(|core| {
+            source_of(core, self.sites.len()).is_some_and(|j| core.catches_up_at_once(site_id(j)))
+        })
     }
 
     /// The client goes to a new primary. What it asked of an old one may not be answered as done any more.
@@ -610,12 +651,23 @@ impl World {
         self.serving = Some(i);
     }
 
-    /// I1: only in extents that a durable record has. I4: a target of a resync is inconsistent, durably.
-    fn check_write(&mut self, i: usize, offset: u64, len: u64) {
+    /// I1: only in extents that a durable record has. I4: a target of a resync is inconsistent, durably, or its ordered log has
+    /// all of it.
+    fn check_write(&mut self, i: usize, ticket: Ticket, offset: u64, len: u64) {
         let site = &self.sites[i];
         let core = site.core.as_ref().unwrap();
         let Some(block) = site.meta.superblock() else { return };
-        if source_of(core, self.sites.len()).is_some() {
+        let is_content =
+            core.ops.get(ticket.number()).is_some_and(|op| matches!(op.origin, Origin::Resync(..)));
+        if is_content && block.flags.contains(DiskFlags::CONSISTENT) && self.asynchronous >> i & 1 == 1 {
+            if !site.meta.is_logged(offset, len) {
+                self.fail(format!(
+                    "I4: site {i} writes what is not in its ordered log, and is marked consistent"
+                ));
+            }
+            return;
+        }
+        if source_of(core, self.sites.len()).is_some() && !self.is_catching_up(i) {
             if block.flags.contains(DiskFlags::CONSISTENT) {
                 self.fail(format!("I4: site {i} writes what a resync sends and is not marked inconsistent"));
             }
@@ -813,9 +865,12 @@ impl World {
 
     /// A site stops; with a power cut its caches are lost.
     pub fn crash(&mut self, i: usize, power: bool) {
+        let is_catching_up = u64::from(self.is_catching_up(i));
         if self.sites[i].core.take().is_none() {
             return;
         }
+        self.counts.cut_in_catch_up += is_catching_up;
+        self.counts.in_catch_up += is_catching_up;
         self.log(i, if power { "loses its power" } else { "is killed" });
         self.counts.cuts += 1;
         self.counts.in_promotion += u64::from(std::mem::take(&mut self.sites[i].is_promoting));
@@ -887,6 +942,7 @@ impl World {
 
     /// The writes of a primary, in their order.
     fn note_history(&mut self, i: usize) {
+        let is_catching_up = self.is_catching_up(i);
         let Some(core) = self.sites[i].core.as_mut() else { return };
         for (start, end, work) in core.history.drain(..) {
             let values = match work {
@@ -897,6 +953,7 @@ impl World {
         }
         let is_due = self.asynchronous >> i & 1 == 1 && self.random.u8(..100) == 0;
         if is_due && self.failure.is_none() {
+            self.counts.in_catch_up += u64::from(is_catching_up);
             // The power could go now.
             let mut random = self.random.fork();
             let (mut data, mut meta) = (self.sites[i].data.clone(), self.sites[i].meta.clone());

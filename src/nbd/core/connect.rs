@@ -11,8 +11,8 @@ use super::peer::{Part, Stage};
 use super::resync::Resync;
 use super::superblock::Then;
 use super::{Core, mutated};
-use crate::nbd::disk::format::{Batch, SlotFlags};
-use crate::nbd::mirror::facts::KNOWS_CHECKPOINTS;
+use crate::nbd::disk::format::SlotFlags;
+use crate::nbd::mirror::facts::{KNOWS_CATCH_UP, KNOWS_CHECKPOINTS};
 use crate::nbd::mirror::policy::primary_to_help;
 use crate::nbd::mirror::record::{self, RecordError};
 use crate::nbd::mirror::{
@@ -93,8 +93,8 @@ impl Core {
             write_counter: 0,
             policies: self.config.tuning.policies,
             software: self.config.software.clone(),
-            abilities: KNOWS_CHECKPOINTS,
-            log_room: Batch::room(&self.config.layout),
+            abilities: KNOWS_CHECKPOINTS | KNOWS_CATCH_UP,
+            log_room: self.catch_up_room(),
         };
         let mut facts = facts.with_superblock(&self.store.wanted, |site| self.out_of_sync(site));
         for slot in &mut facts.slots {
@@ -301,6 +301,9 @@ impl Core {
                 let Some(peer) = self.peers.get_mut(i) else { return };
                 peer.part = if is_target { Part::Target } else { Part::Source };
                 peer.resync = Some(Resync::new(reach == Reach::Full));
+                if is_target {
+                    self.choose_way(i);
+                }
                 let third = match reach {
                     Reach::Full => None,
                     Reach::Bitmap { of } => of,
@@ -364,6 +367,11 @@ impl Core {
             return self.bits_known(i);
         }
         let (Some((decision, _)), Some((theirs, _))) = (&peer.decision, &peer.theirs) else { return };
+        if peer.resync.as_ref().is_some_and(|resync| resync.staged.is_some()) {
+            // Nothing of it is on the disk here before all of it has come.
+            self.void_log();
+            return self.change(Then::Prepared(i, session));
+        }
         self.store.wanted.begin_resync(theirs, decision);
         if peer.part == Part::Target {
             // The content that it was for may be given up; the source names its last one when it ends.

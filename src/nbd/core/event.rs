@@ -205,6 +205,17 @@ pub enum Note {
     DiskFailed(&'static str),
     /// A site, this one or a far one, has all that was written before a checkpoint on stable storage.
     Reached(SiteId, Checkpoint),
+    /// A catch-up of a far site, this or the other one, begins.
+    CatchUp {
+        /// The other site.
+        site: SiteId,
+        /// Bytes that may have to be copied.
+        bytes: u64,
+        /// Bytes that the far site's ordered log takes at once.
+        room: u64,
+        /// True: as one batch; false: the copy is inconsistent until the end.
+        fits: bool,
+    },
     /// A verify ended: chunks compared, and chunks that differ.
     Verified(SiteId, u64, u64),
     /// Writes wait, and why; [`Note::Thawed`] ends it.

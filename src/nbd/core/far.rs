@@ -181,7 +181,7 @@ impl Core {
         for i in 0..self.peers.len() {
             let Some(peer) = self.peers.get_mut(i).filter(|peer| peer.takes_writes()) else { continue };
             let Some(far) = &peer.far else { continue };
-            if far.queued > QUEUE_MAX || is_crowded && peer.stable < stable {
+            if far.queued > QUEUE_MAX || is_crowded && peer.stable < stable && peer.confirms() {
                 peer.not_before = self.now + self.config.tuning.slow;
                 self.lose(i, "its queue is full: bits mark what it does not have");
             }

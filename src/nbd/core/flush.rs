@@ -139,9 +139,9 @@ impl Core {
         }
     }
 
-    /// The last epoch of which everything is stable at every site that takes writes.
+    /// The last epoch of which everything is stable at every site that takes writes, or marked for it.
     pub(super) fn stable_everywhere(&self) -> u64 {
-        self.stable_at(Peer::takes_writes)
+        self.stable_at(Peer::confirms)
     }
 
     /// The same of some sites.

@@ -46,6 +46,8 @@ impl Core {
         let (takes_writes, had_data) =
             (peer.takes_writes(), is_end_told || part == Part::Equal && session != 0);
         let is_far = peer.far.is_some();
+        let staged = peer.resync.as_ref().and_then(|resync| resync.staged.as_ref());
+        let is_carrying_out = staged.is_some_and(|staged| staged.batch.is_some());
         let outstanding = peer.reset();
         if session == 0 {
             return;
@@ -72,7 +74,7 @@ impl Core {
         self.promotion_lost(site);
         self.reads_lost(i);
         self.verify = self.verify.take().filter(|verify| verify.peer != i);
-        if self.follows == Some(site) {
+        if self.follows == Some(site) || is_carrying_out {
             self.follows = None;
             self.redo.abandon();
             // A batch that was begun is carried out as a whole.

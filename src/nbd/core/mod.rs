@@ -17,6 +17,7 @@
 
 mod activity;
 mod apply;
+mod catch_up;
 mod checkpoint;
 mod claim;
 mod connect;
@@ -197,6 +198,8 @@ pub(crate) enum Mutation {
     RunAhead,
     GrowUnmarked,
     NamedEarly,
+    CatchUpUnlogged,
+    CatchUpUnmarked,
 }
 
 /// `mutated!(self, Mutation)`: true if the simulator wants that mistake; never outside tests.
@@ -413,7 +416,7 @@ impl Core {
             let slow = self.config.tuning.slow;
             let Some(peer) = self.peers.get_mut(i) else { continue };
             let is_idle = peer.outstanding.is_empty() && peer.far.as_ref().is_none_or(|far| far.is_idle());
-            if is_idle && peer.stable >= self.flushes.asked {
+            if is_idle && (peer.stable >= self.flushes.asked || peer.is_only_marked()) {
                 peer.progress = self.now;
             }
             let late = self.now.saturating_sub(peer.progress) > slow;

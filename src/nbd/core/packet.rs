@@ -19,6 +19,8 @@ pub const REPLY: u64 = 32;
 pub const END: u64 = 64;
 /// With [`REPLY`]: the size of the disk is looked at first.
 pub const LOOK: u64 = 128;
+/// The target keeps all of a resync for one batch of its ordered log.
+pub const STAGED: u64 = 256;
 
 /// An offset's part below a sector stands above the flags.
 const WITHIN_SHIFT: u32 = 16;
@@ -42,7 +44,7 @@ pub struct Fields {
     pub epoch: u64,
     /// 0, or a negative error number.
     pub errcode: i16,
-    /// Of [`BARRIER`] to [`LOOK`].
+    /// Of [`BARRIER`] to [`STAGED`].
     pub flags: u64,
     /// Cumulative acknowledgement, or the last epoch that is stable everywhere.
     pub value: u64,
@@ -143,7 +145,7 @@ mod tests {
     proptest! {
         #[test]
         fn fields_come_back(
-            offset in 0..1_u64 << 40, len in 0..1_u32 << 20, flags in 0..128_u64, numbers in any::<[u64; 5]>(), errcode: i16
+            offset in 0..1_u64 << 40, len in 0..1_u32 << 20, flags in 0..512_u64, numbers in any::<[u64; 5]>(), errcode: i16
         ) {
             let [nonce, seq, epoch, value, generation] = numbers;
             let fields = Fields {

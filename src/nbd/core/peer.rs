@@ -98,6 +98,8 @@ pub struct Peer {
     pub resync: Option<Resync>,
     /// The writes on their way, if it is not waited for.
     pub far: Option<Box<Far>>,
+    /// At a target: the last catch-up as one batch became too large for it.
+    pub is_too_large: bool,
     /// Chunks of extents that left the activity log before their writes were stable everywhere: the epoch that has to be, and
     /// true if nothing else set the bit.
     pub evicted: BTreeMap<u64, (u64, bool)>,
@@ -136,6 +138,7 @@ impl Peer {
             told: None,
             resync: None,
             far: None,
+            is_too_large: false,
             evicted: BTreeMap::new(),
         }
     }
@@ -152,6 +155,7 @@ impl Peer {
             known: self.known.take(),
             helped: self.helped,
             far,
+            is_too_large: self.is_too_large,
             ..Peer::new(self.site, self.slot)
         };
         outstanding
@@ -160,6 +164,16 @@ impl Peer {
     /// Returns true if writes of a primary go there.
     pub fn takes_writes(&self) -> bool {
         self.stage == Stage::Joined && self.part != Part::Idle
+    }
+
+    /// Returns true if bits mark each write that is sent there: it takes all of them as one batch.
+    pub fn is_only_marked(&self) -> bool {
+        self.resync.as_ref().is_some_and(|resync| resync.is_staged && !resync.is_end_told)
+    }
+
+    /// Returns true if it has to confirm that what it was sent is stable, or else bits mark it.
+    pub fn confirms(&self) -> bool {
+        self.takes_writes() && !self.is_only_marked()
     }
 
     /// Returns true if its disk is equal, but for what is under way.
@@ -185,7 +199,8 @@ impl Peer {
             }
         }
         while let Some((seq, true)) = self.inbound.front() {
-            self.written[0] = *seq;
+            // A write that is kept for a batch counts as written before.
+            self.written[0] = self.written[0].max(*seq);
             self.inbound.pop_front();
         }
     }

@@ -36,6 +36,9 @@ pub struct Redo {
     unstable: VecDeque<(u64, u64, bool)>,
 }
 
+/// Stands for the last packet of a batch that is on the disk at the end of a catch-up, and not before.
+const HELD: u64 = u64::MAX;
+
 impl Redo {
     /// Returns true if something waits, or is not known to be on the disk.
     pub fn is_busy(&self) -> bool {
@@ -47,6 +50,27 @@ impl Redo {
         self.writing.is_some()
     }
 
+    /// Returns the number of the next batch.
+    pub fn next_number(&self) -> u64 {
+        self.last + 1
+    }
+
+    /// A batch is being written of which another file of the core has the content.
+    pub fn write_alone(&mut self, number: u64) {
+        self.last = number;
+        self.writing = Some((number, Vec::new()));
+    }
+
+    /// This batch, which is durable, is not on the disk before [`Redo::release`].
+    pub fn hold(&mut self, number: u64) {
+        self.unstable.push_back((number, HELD, true));
+    }
+
+    /// The disk has the batch that was held.
+    pub fn release(&mut self) {
+        self.unstable.retain(|(_, last, _)| *last != HELD);
+    }
+
     /// The session is over: what is in no batch is not carried out.
     pub fn abandon(&mut self) {
         self.staged.clear();
@@ -56,7 +80,8 @@ impl Redo {
     }
 }
 
-fn write_of(fields: &Fields, payload: &Bytes) -> LogWrite {
+/// Returns the write of a packet as it stands in a batch.
+pub fn write_of(fields: &Fields, payload: &Bytes) -> LogWrite {
     match fields.flags & (packet::ZEROES | packet::TRIM) {
         0 => LogWrite::Data(fields.offset, payload.clone()),
         flags => LogWrite::Zero(fields.offset, fields.len, flags & packet::TRIM != 0),
@@ -118,6 +143,12 @@ impl Core {
             self.name_came(i, &payload, 0);
             self.write_down(i);
         }
+        if self.is_staging(i) {
+            if kind == PacketType::SD_DATA && !is_word {
+                self.stage(i, kind, fields, payload);
+            }
+            return;
+        }
         if !self.is_logged(i) {
             let writes = kind == PacketType::SD_DATA && fields.len > 0;
             if is_primary && writes && self.store.wanted.log_void < self.redo.last {
@@ -146,7 +177,7 @@ impl Core {
     }
 
     /// Begins the next batch, if there is something for it and a half of the log is free.
-    fn step_redo(&mut self, i: usize) {
+    pub(super) fn step_redo(&mut self, i: usize) {
         while self.redo.writing.is_none() {
             let is_write = |(kind, fields, _): &Packet| *kind == PacketType::SD_DATA && fields.len > 0;
             let Some(first) = self.redo.staged.front() else { return };
@@ -169,7 +200,7 @@ impl Core {
                 }
                 packets.extend(self.redo.staged.pop_front());
             }
-            self.redo.last += 1;
+            self.redo.last = self.redo.next_number();
             let batch = Batch { number: self.redo.last, writes };
             let blocks = batch.encode(&self.config.layout, tag_of(&self.config.device));
             self.redo.writing = Some((batch.number, packets));
@@ -182,6 +213,9 @@ impl Core {
             return self.metadata_failed();
         }
         let Some((number, packets)) = self.redo.writing.take() else { return };
+        if packets.is_empty() && self.is_catch_up_stored(number) {
+            return;
+        }
         let Some(i) = self.follows.and_then(|site| self.peer_of(site)).filter(|_| !packets.is_empty()) else {
             // It is void when everything is settled.
             return self.settle_if_drained();
@@ -215,7 +249,7 @@ impl Core {
 
     /// The disk has all batches up to this one.
     pub(super) fn batches_stable(&mut self, number: u64) {
-        self.redo.unstable.retain(|(of, ..)| *of > number);
+        self.redo.unstable.retain(|(of, last, _)| *of > number || *last == HELD);
         if let Some(i) = self.follows.and_then(|site| self.peer_of(site)) {
             self.step_redo(i);
         }

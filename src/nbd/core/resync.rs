@@ -37,6 +37,17 @@ pub struct Unit {
     pub left: usize,
 }
 
+/// A target's catch-up as one batch.
+#[derive(Debug, Default)]
+pub struct Staged {
+    /// All that came, in the order of the stream.
+    pub packets: Vec<(PacketType, Fields, Bytes)>,
+    /// Bytes that the writes take in a batch.
+    pub bytes: u64,
+    /// The end came: the batch's number, 0 without any write. It may be durable.
+    pub batch: Option<u64>,
+}
+
 /// A resync under way.
 #[derive(Debug)]
 pub struct Resync {
@@ -71,6 +82,12 @@ pub struct Resync {
     pub parked: Vec<Fields>,
     /// Source: the target heard that this was all, and may count itself as equal.
     pub is_end_told: bool,
+    /// Source: the target takes all of it as one batch.
+    pub is_staged: bool,
+    /// Target: all of it is taken as one batch.
+    pub staged: Option<Staged>,
+    /// Bytes of content that were sent, or came for the batch.
+    pub copied: u64,
 }
 
 impl Resync {
@@ -93,6 +110,9 @@ impl Resync {
             locks: VecDeque::new(),
             parked: Vec::new(),
             is_end_told: false,
+            is_staged: false,
+            staged: None,
+            copied: 0,
         }
     }
 
@@ -159,11 +179,14 @@ impl Core {
                 if self.paused.contains(peer.site.get()) {
                     resync.moved = resync.moved.max(self.now.saturating_sub(self.config.tuning.slow));
                 }
-                let is_stuck = self.now.saturating_sub(resync.moved) > self.config.tuning.slow;
+                // All of it has come, and is being written here.
+                let is_at_end = resync.staged.is_some() && resync.ending.is_some();
+                let is_stuck = !is_at_end && self.now.saturating_sub(resync.moved) > self.config.tuning.slow;
                 match is_stuck && self.is_target_of(i) {
                     true => self.lose(i, "the resync does not go on"),
                     false => self.ask(i),
                 }
+                self.tick_catch_up(i);
             }
         }
         self.step_verify();
@@ -178,6 +201,7 @@ impl Core {
     pub(super) fn send_bits(&mut self, i: usize, kind: PacketType) {
         const RUNS: usize = 4096;
         let Some(slot) = self.peers.get(i).map(|peer| peer.slot) else { return };
+        let is_staged = self.is_staging(i);
         let mut at = 0;
         loop {
             let mut some = Vec::new();
@@ -189,7 +213,10 @@ impl Core {
                 at = run.end;
             }
             let is_last = some.len() < RUNS;
-            let fields = Fields { flags: if is_last { packet::END } else { 0 }, ..Fields::default() };
+            let mut fields = Fields { flags: if is_last { packet::END } else { 0 }, ..Fields::default() };
+            if is_staged {
+                fields.flags |= packet::STAGED;
+            }
             self.send(i, kind, fields, Bytes::from(packet::encode_runs(&some)));
             if is_last {
                 return;

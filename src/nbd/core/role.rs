@@ -400,6 +400,11 @@ impl Core {
         self.become_secondary();
         self.flushes.told = self.epochs.current() - 1;
         for i in 0..self.peers.len() {
+            if self.peers.get(i).is_some_and(Peer::is_only_marked) {
+                self.lose_for(i, "the role ended before it had caught up", false);
+            }
+        }
+        for i in 0..self.peers.len() {
             self.send_state(i);
         }
         if !self.is_local {

@@ -33,6 +33,11 @@ impl Core {
             resync.has_bits = true;
         }
         self.answer_bits(i);
+        let fits = fields.flags & packet::STAGED != 0;
+        if fits {
+            self.stage_begins(i);
+        }
+        self.note_way(i, fits);
     }
 
     /// Gives the target this end's bits, once writes go there: a write before that is one of the bits.
@@ -55,7 +60,7 @@ impl Core {
         }
         let session = peer.session;
         if fields.flags & packet::END != 0 {
-            return self.end_asked(i);
+            return self.end_asked(i, fields.flags & packet::STAGED != 0);
         }
         let (start, end) = (fields.offset, fields.offset + u64::from(fields.len));
         if fields.len == 0 || u64::from(fields.len) > PIECE || (!is_read && peer.resync.is_none()) {
@@ -92,6 +97,9 @@ impl Core {
             self.send(i, PacketType::SD_RSDATA, fields, result.unwrap_or_default());
         }
         if let Some(resync) = self.resync_of(i, session).filter(|_| !is_read) {
+            if resync.is_staged {
+                resync.copied += op.end - op.start;
+            }
             if let Some(at) = resync.locks.iter().position(|lock| *lock == (op.start, op.end)) {
                 resync.locks.remove(at);
             }
@@ -107,7 +115,17 @@ impl Core {
     pub(super) fn resync_ack(&mut self, i: usize, fields: &Fields, payload: &[u8]) {
         let Some(peer) = self.peers.get_mut(i).filter(|peer| peer.part == Part::Source) else { return };
         let (slot, site) = (peer.slot, peer.site);
-        if fields.flags & packet::STABLE != 0 {
+        let is_staged = peer.resync.as_ref().is_some_and(|resync| resync.is_staged);
+        if is_staged && (peer.is_only_marked() || fields.flags & packet::END == 0) {
+            // Nothing of it is on the target's disk before the end.
+            return;
+        }
+        if is_staged {
+            if let Some(map) = self.bitmaps.get_mut(slot) {
+                map.clear(0..u64::MAX);
+            }
+            self.restore_evicted(i);
+        } else if fields.flags & packet::STABLE != 0 {
             if let Some(map) = self.bitmaps.get_mut(slot) {
                 packet::runs(payload).for_each(|run| _ = map.clear(run));
             }
@@ -131,11 +149,15 @@ impl Core {
     }
 
     /// The target has all it asked for.
-    fn end_asked(&mut self, i: usize) {
-        if self.peers.get(i).is_none_or(|peer| peer.part != Part::Source || peer.resync.is_none()) {
+    fn end_asked(&mut self, i: usize, is_staged: bool) {
+        let resync = self.peers.get(i).filter(|peer| peer.part == Part::Source);
+        let Some(resync) = resync.and_then(|peer| peer.resync.as_ref()) else { return };
+        if resync.is_staged != is_staged || is_staged && resync.is_end_told {
             return;
         }
-        if !self.has_no_bits_but_evicted(i) {
+        if is_staged {
+            self.stage_ends(i);
+        } else if !self.has_no_bits_but_evicted(i) {
             return self.send_bits(i, PacketType::SD_DBM_REP);
         }
         let facts = self.facts(i);

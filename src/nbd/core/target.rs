@@ -50,6 +50,9 @@ impl Core {
 
     /// All that may differ is marked, durably.
     pub(super) fn bits_known(&mut self, i: usize) {
+        if self.is_marked_too_large(i) {
+            return;
+        }
         if let Some(resync) = self.peers.get_mut(i).and_then(|peer| peer.resync.as_mut()) {
             (resync.has_bits, resync.is_end_asked, resync.cursor) = (true, false, 0);
         }
@@ -74,6 +77,16 @@ impl Core {
             let longest = resync.longest(now);
             let Some(map) = self.bitmaps.get(slot) else { return };
             let Some(run) = map.next_run(resync.cursor, (longest / chunk).max(1)) else {
+                if resync.staged.is_some() {
+                    // The bits stay until all of it is carried out.
+                    if !resync.units.is_empty() {
+                        return;
+                    }
+                    resync.is_end_asked = true;
+                    let fields = Fields { flags: packet::END | packet::STAGED, ..Fields::default() };
+                    self.send(i, PacketType::SD_DSYNC_REQ, fields, Bytes::new());
+                    return;
+                }
                 if resync.cursor > 0 && map.count() > 0 {
                     // Bits behind: they are under way, or were set since.
                     if resync.units.is_empty() && resync.fresh.is_empty() && !resync.is_syncing {
@@ -131,6 +144,9 @@ impl Core {
         if payload.len() as u64 != u64::from(fields.len) || payload.is_empty() {
             return self.lose(i, "content of a wrong length");
         }
+        if self.is_staging(i) {
+            return self.stage(i, PacketType::SD_RSDATA, *fields, payload);
+        }
         let session = self.peers.get(i).map_or(0, |peer| peer.session);
         let end = fields.offset + u64::from(fields.len);
         let id =
@@ -145,7 +161,9 @@ impl Core {
             if self.resync_of(i, session).is_some() {
                 self.lose(i, "a write of the resync failed here");
             }
-            if failure == Failure::Io {
+            if op.epoch != 0 {
+                self.carry_out_failed(failure);
+            } else if failure == Failure::Io {
                 self.local_disk_failed("a write failed");
             }
             return;
@@ -208,6 +226,9 @@ impl Core {
         let Ok(facts) = record::decode(payload, site, self.config.resource) else {
             return self.lose(i, "the end of the resync is not understood");
         };
+        if self.is_staging(i) {
+            return self.end_staged(i, Box::new(facts));
+        }
         // Everything that came before it has to be written and stable.
         let epoch = self.epochs.close();
         self.flushes.asked = self.flushes.asked.max(epoch);
@@ -228,6 +249,7 @@ impl Core {
                 peer.resync.as_mut().and_then(|resync| resync.ending.take_if(|(_, epoch)| *epoch <= local));
             let Some((facts, epoch)) = ending else { continue };
             (peer.part, peer.resync) = (Part::Equal, None);
+            self.redo.release();
             self.grown_from = u64::MAX;
             let told = peer.told;
             let equal = self.store.wanted.finish_target(&facts);
@@ -246,6 +268,7 @@ impl Core {
             // Of what was written before, nothing is missing at the source.
             self.flushes.told = self.flushes.told.max(epoch);
             self.change(Then::TargetDone(i, session));
+            self.step_redo(i);
         }
     }
 

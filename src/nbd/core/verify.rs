@@ -18,6 +18,9 @@ const LEAF: usize = 4096;
 /// Bytes of a digest.
 const DIGEST: usize = 16;
 
+/// Pieces under way to a far site at most: each comes back when it has all before it.
+const FAR_PIECES: u32 = 8;
+
 /// A comparison under way.
 pub struct Verify {
     /// The site whose disk is compared.
@@ -25,8 +28,8 @@ pub struct Verify {
     /// The piece that is being read: writes of it wait.
     pub lock: Option<(u64, u64)>,
     next: u64,
-    /// A piece is under way.
-    is_asked: bool,
+    /// Pieces under way.
+    asked: u32,
     chunks: u64,
     different: u64,
 }
@@ -49,6 +52,7 @@ impl Core {
         if let Some(verify) = self.verify.as_mut() {
             verify.lock = None;
             self.admit_held();
+            self.step_verify();
         }
     }
 
@@ -119,17 +123,21 @@ impl Core {
         if self.verify.is_some() {
             return Err(Refusal::Busy);
         }
-        self.verify = Some(Verify { peer, lock: None, next: 0, is_asked: false, chunks: 0, different: 0 });
+        self.verify = Some(Verify { peer, lock: None, next: 0, asked: 0, chunks: 0, different: 0 });
         self.step_verify();
         Ok(())
     }
 
-    /// Compares the next piece, if none is under way.
+    /// Compares the next piece, if there are not enough under way.
     pub(super) fn step_verify(&mut self) {
         let size = self.size();
-        let Some(verify) = self.verify.as_mut().filter(|verify| !verify.is_asked) else { return };
-        let Some(session) = self.peers.get(verify.peer).map(|peer| peer.session) else { return };
+        let Some(verify) = self.verify.as_mut().filter(|verify| verify.lock.is_none()) else { return };
+        let Some(peer) = self.peers.get(verify.peer) else { return };
+        let (session, most) = (peer.session, if peer.far.is_some() { FAR_PIECES } else { 1 });
         let (start, end) = (verify.next, (verify.next + PIECE).min(size));
+        if verify.asked >= most || start >= end && verify.asked > 0 {
+            return;
+        }
         if start >= end {
             let (peer, chunks, different) = (verify.peer, verify.chunks, verify.different);
             self.verify = None;
@@ -138,7 +146,7 @@ impl Core {
             }
             return;
         }
-        (verify.lock, verify.is_asked) = (Some((start, end)), true);
+        (verify.lock, verify.next, verify.asked) = (Some((start, end)), end, verify.asked + 1);
         let id = self.ops.insert(Op::new(Origin::Digest(verify.peer, session), start, end, Work::Read));
         self.enqueue(id);
         self.unblock(id);
@@ -158,7 +166,7 @@ impl Core {
         if let Some(verify) = self.verify.as_mut() {
             verify.chunks += compared.end - compared.start;
             verify.different += n;
-            (verify.next, verify.is_asked) = (end, false);
+            verify.asked = verify.asked.saturating_sub(1);
         }
         self.step_verify();
     }

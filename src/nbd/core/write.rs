@@ -152,6 +152,7 @@ impl Core {
                 continue;
             }
             if peer.far.is_some() {
+                self.mark_if_staged(i, chunks.clone());
                 self.send(i, PacketType::SD_DATA, fields, payload.clone());
                 continue;
             }

@@ -12,6 +12,9 @@ use crate::wire::{Mask, ResourceId, SiteId};
 /// An ability: it takes the name of a checkpoint as the payload of a barrier.
 pub const KNOWS_CHECKPOINTS: u32 = 1;
 
+/// An ability: as a source it ends a resync for a target that keeps all of it for one batch.
+pub const KNOWS_CATCH_UP: u32 = 2;
+
 /// The part that a site plays at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Role {

@@ -11,6 +11,7 @@ use log::{error, info, warn};
 use serde_json::{Value, json};
 
 use crate::nbd::core::Note;
+use crate::nbd::mirror::outcome::Bytes;
 use crate::nbd::mirror::promotion::Fencing;
 use crate::wire::SiteId;
 
@@ -119,6 +120,21 @@ impl Journal {
                 };
                 info!("{name}: {site}: fencing: {words}");
                 self.add(Some(site), "fencing", words);
+            }
+            Note::CatchUp { site, bytes, room, fits } => {
+                let (bytes, room) = (Bytes(bytes), Bytes(room));
+                let words = match fits {
+                    true => format!(
+                        "{bytes} are copied and carried out at once, as its ordered log takes {room}: until then the copy of \
+                         the far site stays the older state that it is"
+                    ),
+                    false => format!(
+                        "{bytes} are to be copied, and the ordered log of the far site takes {room} at once: its copy cannot \
+                         be used until the end"
+                    ),
+                };
+                info!("{name}: {site}: catch-up: {words}");
+                self.add(Some(site), "catch-up", &words);
             }
             Note::Reached(site, checkpoint) => {
                 info!("{name}: {site} has checkpoint {checkpoint}");

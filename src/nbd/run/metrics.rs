@@ -80,15 +80,29 @@ pub fn metrics(mirrors: &[Arc<Mirror>], is_attached: bool) -> String {
     of_peers("hadm_nbd_resync_bytes_per_second", "Pace of the resync that is under way.", &|peer| {
         peer.resync.as_ref().map_or(0, |resync| resync.rate)
     });
-    let name = "hadm_nbd_queue_full_seconds";
-    let peers = views.iter().flat_map(|(_, label, view)| view.peers.iter().map(move |peer| (label, peer)));
-    let lines = peers.filter_map(|(label, peer)| {
-        let (_, seconds) = peer.behind?;
-        Some(format!("{name}{{{label},site=\"{}\"}} {}", peer.site.get(), seconds?))
-    });
-    let help =
-        "Seconds until the queue for such a site is full at the rate of late; absent while it does not grow.";
-    family(name, "gauge", help, &lines.collect::<Vec<_>>());
+    let mut of_some = |name: &str, help: &str, value: &dyn Fn(&PeerView) -> Option<u64>| {
+        let peers =
+            views.iter().flat_map(|(_, label, view)| view.peers.iter().map(move |peer| (label, peer)));
+        let line = |(label, peer): (&String, &PeerView)| {
+            Some(format!("{name}{{{label},site=\"{}\"}} {}", peer.site.get(), value(peer)?))
+        };
+        family(name, "gauge", help, &peers.filter_map(line).collect::<Vec<_>>());
+    };
+    of_some(
+        "hadm_nbd_queue_full_seconds",
+        "Seconds until the queue for such a site is full at the rate of late; absent while it does not grow.",
+        &|peer| peer.behind?.1,
+    );
+    of_some(
+        "hadm_nbd_catch_up_room_bytes",
+        "Bytes that bits may still mark so that the site's ordered log takes its catch-up at once; absent where it is not known.",
+        &|peer| Some(peer.catch_up?.0),
+    );
+    of_some(
+        "hadm_nbd_catch_up_large_seconds",
+        "Seconds until that room is used up at the rate of late; absent while it is not.",
+        &|peer| peer.catch_up?.1,
+    );
     let name = "hadm_nbd_bytes_total";
     let mut lines = Vec::new();
     for (mirror, label, _) in &views {

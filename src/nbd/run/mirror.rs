@@ -21,6 +21,7 @@ use super::progress::Progress;
 use super::replies::Replies;
 use super::served::Served;
 use super::stopwatch::Stopwatch;
+use super::warnings::Warnings;
 use crate::nbd::core::{Action, Command, Core, Event, Part, Refusal, Stage, Ticket};
 use crate::nbd::disk::data::DataDisk;
 use crate::nbd::disk::format::Label;
@@ -35,9 +36,6 @@ const THREADS: usize = 8;
 /// Longest read or write in bytes that is tried on the thread that has it: copying more would hold up its next event
 /// for longer than a hand-over costs.
 pub(super) const INLINE_MAX: usize = 128 << 10;
-
-/// Seconds before the queue for a site is full at which people hear of it.
-const SOON: u64 = 60;
 
 /// The outcome of a command.
 pub type CommandResult = Result<(), Refusal>;
@@ -60,16 +58,8 @@ pub(super) struct State {
     watches: Vec<(SiteId, Stopwatch)>,
     /// The resyncs that are under way, by site.
     pub progress: Vec<(SiteId, Progress)>,
-    /// The room in the queues for sites that writes do not wait for.
-    pub queues: Vec<(SiteId, Progress)>,
-}
-
-impl State {
-    /// Returns the seconds until the queue for a site is full at the rate of late; `None` if it does not grow.
-    pub fn seconds_to_full(&self, site: SiteId, room: u64) -> Option<u64> {
-        let (_, queue) = self.queues.iter().find(|(known, _)| *known == site)?;
-        room.checked_div(queue.rate())
-    }
+    /// Warnings about the sites that writes do not wait for.
+    pub warnings: Warnings,
 }
 
 /// A mirrored disk.
@@ -130,7 +120,7 @@ impl Mirror {
             journal: Journal::default(),
             watches: peers.iter().map(|site| (*site, Stopwatch::default())).collect(),
             progress: Vec::new(),
-            queues: Vec::new(),
+            warnings: Warnings::default(),
         };
         let mirror = Arc::new(Mirror {
             pool: IoPool::new(&name, THREADS)?,
@@ -346,25 +336,12 @@ impl Mirror {
         });
     }
 
-    /// Looks how far resyncs are; to be called now and then.
+    /// Looks how far resyncs and far sites are; to be called now and then.
     pub fn look(&self) {
         let now = self.begun.elapsed();
         let state = &mut *self.lock();
         for site in &self.peers {
-            if let Some(lag) = state.core.lag(*site) {
-                if !state.queues.iter().any(|(known, _)| known == site) {
-                    state.queues.push((*site, Progress::default()));
-                }
-                let queues = state.queues.iter_mut().filter(|(known, _)| known == site);
-                queues.for_each(|(_, queue)| queue.observe(now, lag.room));
-                if state.seconds_to_full(*site, lag.room).is_some_and(|seconds| seconds < SOON) {
-                    state.journal.add(
-                        Some(*site),
-                        "queue fills",
-                        "in less than a minute bits take over at this rate",
-                    );
-                }
-            }
+            state.warnings.look(now, *site, &state.core, &mut state.journal);
             let resyncs =
                 matches!(state.core.peer_state(*site), Some((Stage::Joined, Part::Source | Part::Target)));
             let known = state.progress.iter().position(|(known, _)| known == site);
@@ -373,7 +350,7 @@ impl Mirror {
                 (false, None) => {}
                 (true, Some(at)) => {
                     if let Some((_, progress)) = state.progress.get_mut(at) {
-                        progress.observe(now, state.core.out_of_sync(*site));
+                        progress.observe(now, state.core.left_to_copy(*site));
                     }
                 }
                 (true, None) => state.progress.push((*site, Progress::default())),

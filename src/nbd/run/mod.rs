@@ -24,6 +24,7 @@ mod served;
 mod shared;
 mod status;
 mod stopwatch;
+mod warnings;
 
 pub use control::SOCKET;
 

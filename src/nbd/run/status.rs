@@ -26,6 +26,8 @@ pub(super) struct PeerView {
     pub resync: Option<ResyncView>,
     /// Of a site that writes do not wait for: how far it is behind, and in how many seconds the queue for it is full.
     pub behind: Option<(Lag, Option<u64>)>,
+    /// Of such a site: the bytes that bits may still mark for a catch-up as one batch, and in how many seconds they are used up.
+    pub catch_up: Option<(u64, Option<u64>)>,
     pub checkpoints: Vec<String>,
     pub is_paused: bool,
     pub said: String,
@@ -34,6 +36,9 @@ pub(super) struct PeerView {
 /// The progress of a resync.
 pub(super) struct ResyncView {
     pub total: u64,
+    pub left: u64,
+    /// All of it is carried out at once at its end.
+    pub is_at_once: bool,
     pub rate: u64,
     pub seconds_left: Option<u64>,
 }
@@ -68,10 +73,16 @@ pub(super) fn view(mirror: &Mirror) -> View {
             out_of_sync,
             resync: progress.map(|progress| ResyncView {
                 total: progress.total().max(out_of_sync),
+                left: state.core.left_to_copy(*site),
+                is_at_once: state.core.catches_up_at_once(*site),
                 rate: progress.rate(),
                 seconds_left: progress.seconds_left(),
             }),
-            behind: state.core.lag(*site).map(|lag| (lag, state.seconds_to_full(*site, lag.room))),
+            behind: state.core.lag(*site).map(|lag| (lag, state.warnings.seconds_to_full(*site, lag.room))),
+            catch_up: state
+                .core
+                .catch_up_room_left(*site)
+                .map(|room| (room, state.warnings.seconds_to_large(*site, room))),
             checkpoints: state.core.checkpoints_on_the_way(*site).map(|name| name.to_string()).collect(),
             is_paused: state.core.is_paused(*site),
             said: state.journal.said(*site).to_owned(),
@@ -114,7 +125,10 @@ impl PeerView {
         let left = Bytes(self.out_of_sync);
         match &self.resync {
             Some(resync) if self.out_of_sync > 0 => {
-                _ = write!(text, ", {left} of {} left", Bytes(resync.total));
+                _ = write!(text, ", {} of {} left", Bytes(resync.left), Bytes(resync.total));
+                if resync.is_at_once {
+                    text += ", carried out at once";
+                }
                 if let Some(seconds) = resync.seconds_left {
                     _ = write!(text, ", {}/s, {} to go", Bytes(resync.rate), duration(seconds));
                 }
@@ -128,6 +142,17 @@ impl PeerView {
             _ = write!(text, ", {} and {} behind", Bytes(lag.bytes), age(lag.age));
             if let Some(seconds) = full {
                 _ = write!(text, ", its queue is full in {}", duration(seconds));
+            }
+        }
+        if let Some((room, large)) =
+            self.catch_up.filter(|_| self.stage == Stage::Apart && self.out_of_sync > 0)
+        {
+            match large {
+                _ if room == 0 => text += ", more than its log takes at once",
+                Some(seconds) => {
+                    _ = write!(text, ", more than its log takes at once in {}", duration(seconds))
+                }
+                None => {}
             }
         }
         if let Some(last) = self.checkpoints.last() {
@@ -199,11 +224,14 @@ pub fn status(mirror: &Mirror) -> Value {
                 "seconds": lag.age.as_secs_f64(),
                 "room": lag.room,
                 "seconds_to_full": full,
+                "log_room": peer.catch_up.map(|(room, _)| room),
+                "seconds_to_large": peer.catch_up.and_then(|(_, seconds)| seconds),
                 "checkpoints": peer.checkpoints,
             })),
             "resync": peer.resync.as_ref().map(|resync| json!({
                 "total": resync.total,
-                "left": peer.out_of_sync,
+                "left": resync.left,
+                "at_once": resync.is_at_once,
                 "rate": resync.rate,
                 "seconds_left": resync.seconds_left,
             })),
@@ -248,8 +276,15 @@ mod tests {
             stage: Stage::Joined,
             part: Part::Target,
             out_of_sync: 3 << 19,
-            resync: Some(ResyncView { total: 3 << 20, rate: 1 << 19, seconds_left: Some(3) }),
+            resync: Some(ResyncView {
+                total: 3 << 20,
+                left: 3 << 19,
+                is_at_once: false,
+                rate: 1 << 19,
+                seconds_left: Some(3),
+            }),
             behind: None,
+            catch_up: None,
             checkpoints: Vec::new(),
             is_paused: false,
             said: "site 1 has newer data: 3.0 MiB to copy, from 1 to 0".into(),
@@ -270,6 +305,14 @@ mod tests {
         (lag.bytes, lag.age) = (0, Duration::ZERO);
         peer.behind = Some((lag, None));
         assert_eq!(peer.sentence(), "site 1 follows in order");
+        (peer.stage, peer.is_linked, peer.out_of_sync) = (Stage::Apart, false, 1 << 20);
+        peer.catch_up = Some((31 << 20, Some(40)));
+        assert_eq!(
+            peer.sentence(),
+            "site 1 not connected, 1.0 MiB to copy, more than its log takes at once in 40 s"
+        );
+        peer.catch_up = Some((0, None));
+        assert_eq!(peer.sentence(), "site 1 not connected, 1.0 MiB to copy, more than its log takes at once");
         assert_eq!([119, 120, 7199, 7200].map(duration), ["119 s", "2 min", "119 min", "2 h"]);
     }
 }

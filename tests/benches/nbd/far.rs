@@ -47,8 +47,9 @@ pub fn rows(disks: &Path, effort: &Effort, table: &mut Table) {
             table.add(catch_up, "plain TCP copy", rate(plain_copy(disks)));
             for (load, is_loaded) in [("idle", false), ("under load", true)] {
                 let writer = is_loaded.then(|| fio::begin(&far.uri(0), job));
-                // So that there is something behind.
-                std::thread::sleep(if is_loaded { Duration::from_millis(500) } else { Duration::ZERO });
+                if is_loaded {
+                    far.wait_behind();
+                }
                 table.add(&switchover(load), &far_name, far.switch_over(0, 1).as_secs_f64());
                 writer.into_iter().for_each(fio::end);
                 far.switch_over(1, 0);

@@ -171,6 +171,11 @@ impl Mirror {
         });
     }
 
+    /// Waits until the far site lacks something.
+    pub fn wait_behind(&self) {
+        self.wait_for(|status| status["peers"][0]["behind"]["bytes"].as_u64().is_some_and(|bytes| bytes > 0));
+    }
+
     /// Moves the role in order; the time until the other site serves.
     pub fn switch_over(&self, from: usize, to: usize) -> Duration {
         let began = Instant::now();

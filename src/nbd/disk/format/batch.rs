@@ -59,6 +59,34 @@ struct Head {
     digest: [u8; 32],
 }
 
+/// The blocks of a batch, as its writes are put into them: a batch may be large, and is not to be in memory twice.
+struct Body {
+    hash: blake3::Hasher,
+    bytes: u64,
+    /// The head's block, and those that are filled.
+    blocks: Vec<(u64, Box<Block>)>,
+}
+
+impl Body {
+    fn add(&mut self, mut data: &[u8]) {
+        self.hash.update(data);
+        while !data.is_empty() {
+            let at = (self.bytes % UNIT) as usize;
+            if at == 0 {
+                let number = self.blocks.last().map_or(0, |(number, _)| number.saturating_add(1));
+                self.blocks.push((number, Box::new([0; BLOCK])));
+            }
+            let (piece, rest) = data.split_at(data.len().min(BLOCK.saturating_sub(at)));
+            let last = self.blocks.last_mut().and_then(|(_, block)| block.get_mut(at..));
+            if let Some(to) = last.and_then(|to| to.get_mut(..piece.len())) {
+                to.copy_from_slice(piece);
+            }
+            self.bytes = self.bytes.saturating_add(piece.len() as u64);
+            data = rest;
+        }
+    }
+}
+
 impl Batch {
     /// Returns the most bytes that the writes of one batch may take, by [`LogWrite::size`].
     pub fn room(layout: &Layout) -> u64 {
@@ -67,36 +95,32 @@ impl Batch {
 
     /// Returns the blocks with their numbers. The writes must have room.
     pub fn encode(&self, layout: &Layout, tag: u32) -> Vec<(u64, Box<Block>)> {
-        let mut body = Vec::new();
+        let start = layout.log_half_start(self.number);
+        let mut body =
+            Body { hash: blake3::Hasher::new(), bytes: 0, blocks: vec![(start, Box::new([0; BLOCK]))] };
         for write in &self.writes {
             let (offset, len) = write.range();
             let kind: u32 = match write {
                 LogWrite::Data(..) => 0,
                 LogWrite::Zero(_, _, trim) => 1_u32.saturating_add((*trim).into()),
             };
-            body.extend_from_slice(&offset.to_le_bytes());
+            body.add(&offset.to_le_bytes());
             // A packet has at most 4 GiB.
-            body.extend_from_slice(&(len as u32).to_le_bytes());
-            body.extend_from_slice(&kind.to_le_bytes());
+            body.add(&(len as u32).to_le_bytes());
+            body.add(&kind.to_le_bytes());
             if let LogWrite::Data(_, data) = write {
-                body.extend_from_slice(data);
+                body.add(data);
             }
         }
-        let start = layout.log_half_start(self.number);
         let mut head = Writer::new(Kind::Log, start, self.number, tag);
-        head.u64(body.len() as u64);
+        head.u64(body.bytes);
         head.u32(self.writes.len() as u32);
         head.skip(4);
-        head.bytes(blake3::hash(&body).as_bytes());
-        let mut blocks = vec![(start, Box::new(head.seal()))];
-        for (number, piece) in (start.saturating_add(1)..).zip(body.chunks(BLOCK)) {
-            let mut block = Box::new([0; BLOCK]);
-            if let Some(to) = block.get_mut(..piece.len()) {
-                to.copy_from_slice(piece);
-            }
-            blocks.push((number, block));
+        head.bytes(body.hash.finalize().as_bytes());
+        if let Some((_, first)) = body.blocks.first_mut() {
+            **first = head.seal();
         }
-        blocks
+        body.blocks
     }
 
     /// Reads the batch of one half of the log, 0 or 1, given a way to read blocks: first block and number. `None`: there is no
@@ -122,11 +146,12 @@ impl Batch {
         if head.bytes > Self::room(layout) || number % 2 != half % 2 {
             return Ok(None);
         }
-        let body = blocks(start.saturating_add(1), head.bytes.div_ceil(UNIT))?.concat();
-        let body = usize::try_from(head.bytes).ok().and_then(|bytes| body.get(..bytes));
-        let whole = body.filter(|body| *blake3::hash(body).as_bytes() == head.digest);
+        let mut body = blocks(start.saturating_add(1), head.bytes.div_ceil(UNIT))?.concat();
+        body.truncate(usize::try_from(head.bytes).unwrap_or(usize::MAX));
+        let whole = Some(body)
+            .filter(|body| body.len() as u64 == head.bytes && *blake3::hash(body).as_bytes() == head.digest);
         Ok(whole
-            .and_then(|body| Self::writes(Bytes::copy_from_slice(body), head.writes, layout.data_size))
+            .and_then(|body| Self::writes(Bytes::from(body), head.writes, layout.data_size))
             .map(|writes| Batch { number, writes }))
     }
 
