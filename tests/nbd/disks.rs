@@ -90,7 +90,7 @@ impl HeldVolume {
         self.state.lock().unwrap().log.clone()
     }
 
-    /// How many came together each time.
+    /// The number of requests that came together, each time.
     pub fn batches(&self) -> Vec<usize> {
         self.state.lock().unwrap().batches.clone()
     }

@@ -19,7 +19,6 @@ use super::journal::Journal;
 use super::link::Link;
 use super::progress::Progress;
 use super::replies::Replies;
-use super::served::Served;
 use super::stopwatch::Stopwatch;
 use super::warnings::Warnings;
 use crate::nbd::core::{Action, Command, Core, Event, Part, Refusal, Stage, Ticket};
@@ -88,6 +87,9 @@ pub struct Mirror {
     pub(super) size: AtomicU64,
     pub(super) counters: Counters,
 }
+
+/// The mirror as the NBD server sees it.
+pub(super) struct Served(pub Arc<Mirror>);
 
 /// The work that is left once the core's lock is free.
 enum Job {

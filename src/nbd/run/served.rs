@@ -10,7 +10,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::counters::Kind;
-use super::mirror::{INLINE_MAX, Mirror};
+use super::mirror::{INLINE_MAX, Mirror, Served};
 use super::replies::Entry;
 use crate::nbd::core::{Event, Request as Wanted};
 use crate::nbd::server::{Buffer, Extent, Failure, Reply, Request, Volume};
@@ -60,9 +60,6 @@ impl Mirror {
         Some(((kind, since, reply), wanted))
     }
 }
-
-/// The mirror as the NBD server sees it.
-pub(super) struct Served(pub Arc<Mirror>);
 
 impl Volume for Served {
     fn size(&self) -> u64 {

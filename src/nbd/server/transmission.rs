@@ -73,7 +73,7 @@ impl<'a> Transmission<'a> {
     /// The connection broke, or the client sent bytes that are no request.
     pub fn run(mut self) -> io::Result<()> {
         let outcome = self.serve_all();
-        // What came before the end is carried out.
+        // The requests before the end are carried out.
         let _together = Together::new();
         self.hand_over();
         outcome
@@ -84,7 +84,7 @@ impl<'a> Transmission<'a> {
         self.volume.submit_all(&mut self.batch);
     }
 
-    /// Hands over what was read, and lets replies leave: to be done before any wait.
+    /// Hands over the requests that were read, and lets replies leave: to be done before any wait.
     fn let_go(&mut self, together: &mut Option<Together>) {
         self.hand_over();
         together.take();
