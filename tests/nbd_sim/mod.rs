@@ -34,6 +34,11 @@ fn run_far(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result<Counts,
     run_in(World::far(seed, mutation), seed, rounds)
 }
 
+/// The same of two sites with disks and a witness.
+fn run_witnessed(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result<Counts, String> {
+    run_in(World::witnessed(seed, mutation), seed, rounds)
+}
+
 fn run_in(mut world: World, seed: u64, rounds: u32) -> Result<Counts, String> {
     world.converge();
     for _ in 0..rounds {
@@ -97,6 +102,15 @@ fn every_seed_keeps_the_promises() {
 fn every_seed_keeps_the_promises_with_far_sites() {
     let (first, runs) = (number("SEED", 1), number("RUNS", 300));
     let (counts, failures) = run_all(first, runs, run_far);
+    println!("{runs} seeds from {first}: {counts}");
+    assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// The same of two sites with disks and a witness.
+#[test]
+fn every_seed_keeps_the_promises_with_a_witness() {
+    let (first, runs) = (number("SEED", 1), number("RUNS", 300));
+    let (counts, failures) = run_all(first, runs, run_witnessed);
     println!("{runs} seeds from {first}: {counts}");
     assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n"));
 }

@@ -89,6 +89,10 @@ impl Core {
         }
         self.stability_changed();
         self.step_claim();
+        if self.config.witness.is_some() {
+            // Reads and writes wait until it has voted.
+            self.make_claim();
+        }
     }
 
     /// Once nothing of a former primary's is under way: a sync, and then on to the handshakes.

@@ -41,6 +41,7 @@ mod superblock;
 mod target;
 mod tune;
 mod verify;
+mod witness;
 mod write;
 
 #[cfg(test)]
@@ -153,6 +154,7 @@ pub struct Core {
     /// The generation that a primary without a disk serves from other sites.
     elsewhere: Option<Generation>,
     role_change: role::Change,
+    witness: witness::Witness,
     reads: Slab<resync::RemoteRead>,
     verify: Option<verify::Verify>,
     stopped: bool,
@@ -237,6 +239,7 @@ impl Core {
             said_stable: 0,
             elsewhere: None,
             role_change: role::Change::None,
+            witness: witness::Witness::default(),
             reads: Slab::default(),
             verify: None,
             stopped: false,
@@ -402,6 +405,7 @@ impl Core {
             }
         }
         self.tick_role();
+        self.tick_witness();
         self.tick_orders();
         self.tick_count();
         self.tick_resync();
@@ -442,6 +446,9 @@ impl Core {
         let Some((kind, own, from, fields)) = packet::decode(header, self.config.resource, size) else {
             return;
         };
+        if Some(from) == self.config.witness && kind == PacketType::SC_PRI_PRO_ACK && !self.stopped {
+            return self.witness_answers(&payload);
+        }
         let Some(i) = self.peer_of(from).filter(|_| own == class && !self.stopped) else { return };
         match kind {
             PacketType::SC_HS => return self.hello(i, &fields, &payload),

@@ -39,7 +39,9 @@ pub enum Change {
     /// A ballot is open.
     Asking { forced: bool, since: Duration },
     /// The superblock is being written; these sites are missing in it.
-    Storing { ballot: Ballot, missing: Mask },
+    Storing { ballot: Ballot, missing: Mask, forced: bool, former: DiskFlags },
+    /// The witness has to store the new generation; `former` is the state of the disk before.
+    Witnessing { ballot: Ballot, missing: Mask, forced: bool, former: DiskFlags },
     /// Requests under way are waited for.
     Leaving,
     /// This site leaves the mirror in order: it is being marked as outdated, and the others hear of it.
@@ -52,6 +54,11 @@ impl Change {
     /// Returns true if clients begin nothing new.
     pub fn is_leaving(self) -> bool {
         self == Change::Leaving
+    }
+
+    /// Returns true if the witness is being asked.
+    pub fn is_witnessing(self) -> bool {
+        matches!(self, Change::Witnessing { .. })
     }
 }
 
@@ -118,8 +125,8 @@ impl Core {
             can_fence: self.config.tuning.can_fence,
             quorum: self.is_by_majority(),
             asynchronous: self.config.asynchronous,
-            has_witness: false,
-            witness: None,
+            has_witness: self.config.witness.is_some(),
+            witness: self.witness_for_promotion(),
         };
         if forced {
             force(&candidacy).map_err(Refusal::Objections)?;
@@ -275,7 +282,8 @@ impl Core {
     fn store_promotion(&mut self, ballot: Ballot, forced: bool) {
         let missing = self.missing();
         self.mark_unstable(missing);
-        self.role_change = Change::Storing { ballot, missing };
+        let before = self.store.wanted.flags;
+        self.role_change = Change::Storing { ballot, missing, forced, former: before };
         let fresh = self.draw();
         let former = self.store.wanted.current;
         let size = self.first_size();
@@ -292,7 +300,41 @@ impl Core {
     }
 
     pub(super) fn promoted(&mut self) {
-        let Change::Storing { ballot, missing } = self.role_change else { return };
+        let Change::Storing { ballot, missing, forced, former } = self.role_change else { return };
+        let has_sites = self.has_sites_for(missing);
+        if self.config.witness.is_some() && !has_sites && (!forced || self.witness().is_some()) {
+            self.role_change = Change::Witnessing { ballot, missing, forced, former };
+            return self.want_vote();
+        }
+        self.begin_role(ballot, missing);
+    }
+
+    /// Returns true if this site and those that are not missing are more than half of all that vote.
+    fn has_sites_for(&self, missing: Mask) -> bool {
+        let far = self.config.asynchronous;
+        let voters = |sites: Mask| (sites.0 & !far.0).count_ones();
+        let all = voters(self.store.wanted.members);
+        (all - voters(Mask(missing.0 & self.store.wanted.members.0))) * 2 > all + 1
+    }
+
+    /// The witness has voted for this site, or not.
+    pub(super) fn promotion_voted(&mut self) {
+        let Change::Witnessing { ballot, missing, former, .. } = self.role_change else { return };
+        if self.has_witness_vote() && self.follows.is_none() && self.is_local {
+            return self.begin_role(ballot, missing);
+        }
+        self.role_change = Change::None;
+        let refusal = self.no_vote();
+        self.store.wanted.demote();
+        for flag in [DiskFlags::UP_TO_DATE, DiskFlags::OUTDATED, DiskFlags::LOST_QUORUM] {
+            self.store.wanted.flags.set(flag, former.contains(flag));
+        }
+        self.tell_voters(ballot, Phase::Abort);
+        self.change(Then::Greet);
+        self.refuse(refusal);
+    }
+
+    fn begin_role(&mut self, ballot: Ballot, missing: Mask) {
         self.role_change = Change::None;
         self.role = Role::Primary;
         self.activity.resize(self.config.active_max);

@@ -79,6 +79,7 @@ pub fn open(config: &Config, resource: &Resource, link: &Arc<Link>) -> Result<Ar
         active_max: here.mirror.active_extents as usize,
         follow_max: ACTIVE_MAX,
         quorum: here.mirror.quorum == Quorum::Majority,
+        witness: None,
         tuning,
         software: format!("hadm-nbd {}", env!("CARGO_PKG_VERSION")),
         seed: fastrand::u64(..),
