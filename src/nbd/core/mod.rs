@@ -73,9 +73,10 @@ use crate::wire::{Class, Mask, PacketType, SiteId};
 
 pub use self::event::{Action, Command, Config, Event, Note, Refusal, Request, RequestId, Ticket};
 pub use self::far::Lag;
-pub use self::packet::PIECE;
+pub use self::packet::{PIECE, encode_header};
 pub use self::peer::{Part, Stage};
 pub use self::tune::Tuning;
+pub use self::witness::WitnessState;
 
 /// The content that was found on the metadata's device.
 #[derive(Clone, Debug)]

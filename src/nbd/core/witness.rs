@@ -41,7 +41,31 @@ pub struct Witness {
     void: Vec<Generation>,
 }
 
+/// The state of the witness, as this site sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WitnessState {
+    /// It is not connected, or does not answer.
+    Away,
+    /// It knows nothing yet, and votes for nobody.
+    Blank,
+    /// It knows what is here, or what that descends from.
+    Agrees,
+    /// It knows of later writes, at these sites.
+    Newer(Mask),
+}
+
 impl Core {
+    /// The witness's state; `None` without a witness.
+    pub fn witness_state(&self) -> Option<(SiteId, WitnessState)> {
+        let state = match self.witness() {
+            None => WitnessState::Away,
+            Some(content) if !content.current.has_data() => WitnessState::Blank,
+            Some(content) if self.descends_from(content.current) => WitnessState::Agrees,
+            Some(content) => WitnessState::Newer(content.holders),
+        };
+        Some((self.config.witness?, state))
+    }
+
     /// The witness's content, if it is connected and has answered.
     pub fn witness(&self) -> Option<Content> {
         Some(self.witness.content).filter(|_| self.witness.is_heard)
