@@ -30,3 +30,4 @@ mod protocol;
 mod refusals;
 mod scripts;
 mod sqlite;
+mod witness;
