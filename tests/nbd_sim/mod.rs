@@ -36,7 +36,8 @@ fn run_far(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result<Counts,
 
 /// The same of two sites with disks and a witness.
 fn run_witnessed(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result<Counts, String> {
-    run_in(World::witnessed(seed, mutation), seed, rounds)
+    // It takes longer until there is something that the witness has to decide.
+    run_in(World::witnessed(seed, mutation), seed, 2 * rounds)
 }
 
 fn run_in(mut world: World, seed: u64, rounds: u32) -> Result<Counts, String> {
@@ -163,6 +164,14 @@ fn every_mistake_of_far_sites_is_found() {
         println!("{mistake:?}: {found:?}");
         assert!(found.is_some(), "no seed finds {mistake:?}");
     }
+}
+
+/// The same of a site that does not go by what the witness knows.
+#[test]
+fn the_mistake_with_a_witness_is_found() {
+    let found = (1..60).find_map(|seed| run_witnessed(seed, 2, Some(Mutation::IgnoreWitness)).err());
+    println!("{found:?}");
+    assert!(found.is_some(), "no seed finds it");
 }
 
 /// Looks for the seeds of [`MISTAKES`] anew: `make nbd-sim` after the core has changed.

@@ -183,6 +183,7 @@ pub(crate) enum Mutation {
     Unlogged,
     NeverVoid,
     RunAhead,
+    IgnoreWitness,
 }
 
 /// `mutated!(self, Mutation)`: true if the simulator wants that mistake; never outside tests.

@@ -14,7 +14,7 @@ use super::event::{Action, Note, Refusal};
 use super::packet::{self, Fields};
 use super::peer::Part;
 use super::role::Change;
-use super::{Core, Peer};
+use super::{Core, Peer, mutated};
 use crate::nbd::disk::format::DiskFlags;
 use crate::nbd::mirror::Generation;
 use crate::nbd::mirror::promotion::{Objection, Witness as Content};
@@ -86,6 +86,9 @@ impl Core {
     /// Returns true if this site's data descends from the content of the witness.
     fn descends_from(&self, former: Generation) -> bool {
         let block = &self.store.wanted;
+        if mutated!(self, IgnoreWitness) {
+            return former.has_data();
+        }
         let mut ancestors =
             block.history.iter().copied().chain(block.slots.iter().map(|slot| slot.generation));
         former.is_same_data(self.served())
@@ -226,25 +229,34 @@ impl Core {
     }
 
     pub(super) fn tick_witness(&mut self) {
-        if self.config.witness.is_none()
-            || !self.witness.linked
-            || self.now.saturating_sub(self.witness.since) < AGAIN
-        {
-            return;
+        let is_late = self.now.saturating_sub(self.witness.since) >= AGAIN;
+        match self.witness.asked {
+            _ if self.config.witness.is_none() || !self.witness.linked => {}
+            None if self.owes_witness() => self.ask_witness(true),
+            None if is_late => self.ask_witness(false),
+            Some(_) if is_late => {
+                self.witness_lost("the witness does not answer");
+                self.ask_witness(false);
+            }
+            _ => {}
         }
-        if self.witness.asked.is_some() {
-            // It does not answer.
-            self.witness_lost("the witness does not answer");
-            return self.ask_witness(false);
-        }
-        let has_sites =
-            self.is_primary() && self.claim == Claim::Idle && self.owed.is_empty() && !self.lacks_quorum();
-        let is_claim = self.store.wanted.flags.contains(DiskFlags::UNANSWERED);
+    }
+
+    /// Returns true if the witness is to store what this primary serves, though the sites alone have a majority: so it can vote when
+    /// they have none any more.
+    fn owes_witness(&self) -> bool {
         let seen = self.witness.content;
         let wanted = Content { current: self.served(), holders: self.holders() };
+        let has_sites = self.is_primary() && self.owed.is_empty() && !self.lacks_quorum();
+        let is_settled =
+            self.claim == Claim::Idle && !self.store.wanted.flags.contains(DiskFlags::UNANSWERED);
         let may_tell = !seen.current.has_data() || self.descends_from(seen.current);
-        let is_due = has_sites && !is_claim && seen != wanted && may_tell && wanted.current.has_data();
-        self.ask_witness(is_due && self.witness.is_heard);
+        self.witness.is_heard
+            && has_sites
+            && is_settled
+            && may_tell
+            && wanted.current.has_data()
+            && seen != wanted
     }
 
     /// The reason for which the witness did not vote.
