@@ -50,17 +50,15 @@ pub fn answer(line: &str, shared: &Shared, is_privileged: bool) -> Result<Value,
         };
         let server = shared.attachment.server().to_string();
         let wanted = word("resource");
-        let mut resources: Vec<_> =
-            mirrors.into_iter().map(|mirror| with_hosts(mirror, &shared.config())).collect();
         let witnesses =
             shared.witnesses.iter().filter(|witness| wanted.is_none_or(|wanted| witness.is_called(wanted)));
-        resources.extend(witnesses.map(|witness| witness.status()));
         return Ok(json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
             "server": server,
             "attached": shared.attachment.is_attached(),
-            "resources": resources,
+            "resources": mirrors.into_iter().map(|mirror| with_hosts(mirror, &shared.config())).collect::<Vec<_>>(),
+            "witnesses": witnesses.map(|witness| witness.status()).collect::<Vec<_>>(),
         }));
     }
     if command == "metrics" {

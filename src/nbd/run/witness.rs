@@ -101,33 +101,23 @@ impl Witness {
     /// The state for programs.
     pub fn status(&self) -> Value {
         let state = self.lock();
-        let peer = |site: &SiteId| {
-            let linked = state.linked.contains(site.get());
-            json!({
-                "site": site.get(),
-                "state": if linked { "connected" } else { "not connected" },
-                "linked": linked,
-                "in_sync": false,
-                "out_of_sync": 0,
-            })
-        };
         let mut sentence = match state.has_failed {
             true => "witness; its file cannot be written: it votes for nobody".to_owned(),
             false => state.file.sentence(),
         };
+        let is_linked = |site: &&SiteId| state.linked.contains(site.get());
         for site in &self.sites {
-            let linked = if state.linked.contains(site.get()) { "connected" } else { "not connected" };
+            let linked = if is_linked(&site) { "connected" } else { "not connected" };
             sentence += &format!("; {site} {linked}");
         }
         json!({
             "id": self.id.get(),
             "name": self.name,
             "site": self.site.get(),
-            "role": "witness",
             "generation": format!("{:016x}", state.file.current.bits()),
             "holders": state.file.holders.ids().collect::<Vec<_>>(),
-            "frozen": false,
-            "peers": self.sites.iter().map(peer).collect::<Vec<_>>(),
+            "linked": self.sites.iter().filter(is_linked).map(|site| site.get()).collect::<Vec<_>>(),
+            "failed": state.has_failed,
             "sentence": sentence,
         })
     }
