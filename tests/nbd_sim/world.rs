@@ -965,6 +965,7 @@ impl World {
             2 => (0..witness).for_each(|j| self.cut_for(j, witness, delay)),
             _ => {
                 // The whole machine's network.
+                let i = self.serving.unwrap_or(i);
                 self.cut_for(i, witness, delay);
                 self.cut_for(i, (i + 1) % witness, delay);
             }
@@ -1038,7 +1039,8 @@ impl World {
             // A manager with a majority of its own does not wait for a primary that is cut off from it.
             let is_alone = (0..n).all(|j| j == primary || !self.linked(primary, j));
             let is_by_majority = self.witness.is_some() || n > 2 && self.has_quorum;
-            if !is_by_majority || !is_alone || self.random.u8(..4) != 0 {
+            let is_patient = self.witness.is_none() && self.random.u8(..4) != 0;
+            if !is_by_majority || !is_alone || is_patient {
                 return;
             }
             let i = (primary + 1 + self.random.usize(..n - 1)) % n;
