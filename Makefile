@@ -5,6 +5,7 @@ SYSCONFDIR = /etc
 SEED = 1
 RUNS = 300
 SECS = 60
+HISTORIES = 100
 NODES = 4
 TARGET = aarch64
 STATIC =
@@ -22,7 +23,7 @@ fencing = $(PREFIX)/lib/hadm/fencing
 # Debian's zsh looks for what packages bring elsewhere than for what is installed by hand.
 zsh = $(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 
-.PHONY: help build demo test log-test systemd-test keepalived-test pacemaker-test guide-test ocf-test openrc-test sim nbd-sim chaos disk-chaos fmt lint clean man-lint deb deb-test install uninstall msrv cross cross-test \
+.PHONY: help build demo test log-test systemd-test keepalived-test pacemaker-test guide-test ocf-test openrc-test sim nbd-sim chaos disk-chaos far-chaos fmt lint clean man-lint deb deb-test install uninstall msrv cross cross-test \
         cross-pair size bench bench-nbd bench-plot profile vm-test fuzz miri race deny screenshots
 
 help: ## list the targets
@@ -84,6 +85,9 @@ chaos: ## a real cluster under faults that SEED=7 chooses, for SECS=60, with NOD
 
 disk-chaos: ## two sites of a mirrored disk under faults that SEED=7 chooses, for SECS=60; needs root
 	SECS=$(SECS) SEED=$(SEED) cargo test --locked --test nbd_chaos answered -- --nocapture
+
+far-chaos: ## a far site of a mirrored disk under kills, cuts and promotions, HISTORIES=100 of them from SEED=7 on; needs root
+	HISTORIES=$(HISTORIES) SEED=$(SEED) cargo test --locked --test nbd_chaos a_far -- --nocapture
 
 screenshots: ## pictures of hadmctl web, light and dark, 1280 and 380 wide, in target/screenshots; two minutes; needs chromium
 	SCREENSHOTS='$(abspath $(CARGO_TARGET_DIR))/screenshots' cargo test --locked --test watching -- --ignored --exact web::screenshots

@@ -80,7 +80,7 @@ const OUTPUT: &str =
     "add chain inet lost o { type filter hook output priority 0; }; add rule inet lost o oif eth0 drop;";
 
 /// Sets the control byte of a disk. The file is mapped: it must not be cut, not even for a moment.
-fn control(sites: &Sites, site: usize, kind: char) {
+pub fn control(sites: &Sites, site: usize, kind: char) {
     let file = File::options().write(true).open(sites.path("fault", site)).unwrap();
     file.write_all_at(&[kind as u8], 0).unwrap();
 }

@@ -20,6 +20,7 @@
 
 mod client;
 mod disks;
+mod far;
 mod faults;
 mod ledger;
 #[path = "../namespaces/mod.rs"]
@@ -43,4 +44,10 @@ fn number(name: &str, default: u64) -> u64 {
 fn answered_writes_survive_every_fault() {
     let (secs, seed) = (number("SECS", 60), number("SEED", 1));
     run::run(secs, seed);
+}
+
+/// Ten histories, or `HISTORIES=100`.
+#[test]
+fn a_far_copy_is_a_state_of_the_primary_whatever_happens() {
+    far::run(number("HISTORIES", 10), number("SEED", 1));
 }

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::client::{Connection, FLUSH, READ};
-use super::faults::{Fault, Shim, can_cut, end_all};
+use super::faults::{Fault, Shim, can_cut, control, end_all};
 use super::ledger::{BLOCK, Ledger};
 use super::sites::{Sites, output};
 use super::support::TempDir;
@@ -33,20 +33,23 @@ struct Run {
     has_shim: bool,
 }
 
+/// A directory in memory, where there is a place for it.
+pub fn directory_in_memory() -> TempDir {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let place = Path::new("/dev/shm");
+    if !place.is_dir() {
+        return TempDir::new();
+    }
+    let path = place.join(format!("hadmd-chaos-{}-{}", std::process::id(), COUNT.fetch_add(1, SeqCst)));
+    fs::create_dir_all(&path).unwrap();
+    TempDir { path }
+}
+
 /// Two sites with disks of this size in memory, which can be made to fail; site 0 is primary. A resync gives way to
 /// clients little: rounds are to be short.
 pub fn start(size: u64, more: &str) -> Option<(Sites, bool)> {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    let place = Path::new("/dev/shm");
-    let dir = if place.is_dir() {
-        let name = format!("hadmd-chaos-{}-{}", std::process::id(), COUNT.fetch_add(1, SeqCst));
-        let path = place.join(name);
-        fs::create_dir_all(&path).unwrap();
-        TempDir { path }
-    } else {
-        TempDir::new()
-    };
-    let mut sites = Sites::prepare_in(2, &format!("<resyncmin>64M</resyncmin>{more}"), dir)?;
+    let more = format!("<resyncmin>64M</resyncmin>{more}");
+    let mut sites = Sites::prepare_in(2, &more, directory_in_memory())?;
     for site in sites.all() {
         File::options().write(true).open(sites.disk(site)).unwrap().set_len(size).unwrap();
         sites.init(site, &["--clean"]);
@@ -222,7 +225,7 @@ impl Run {
                 if is_mirror {
                     // Its disk must be there at the start.
                     if self.has_shim {
-                        fs::write(self.sites.path("fault", site), "-").unwrap();
+                        control(&self.sites, site, '-');
                     }
                     self.sites.start_mirror(site);
                 } else {

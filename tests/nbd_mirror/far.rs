@@ -13,13 +13,9 @@ const RING: u32 = 64;
 
 /// Sites of which some are asynchronous, with everything initialised and nothing started.
 fn prepare(sites: usize, far: &[usize], options: &[&str]) -> Option<Sites> {
-    let pair = Sites::prepare(sites, "")?;
-    let file = pair.dir.path.join("hadm.xml");
-    let xml = fs::read_to_string(&file).unwrap();
-    let mut parts: Vec<_> = xml.split(">sync<").map(str::to_owned).collect();
-    let last = parts.pop().unwrap();
-    let of = |(site, part): (usize, String)| part + if far.contains(&site) { ">async<" } else { ">sync<" };
-    fs::write(file, parts.into_iter().enumerate().map(of).collect::<String>() + &last).unwrap();
+    let mut pair = Sites::prepare(sites, "")?;
+    pair.far = far.to_vec();
+    pair.configure("");
     pair.all().for_each(|site| pair.init(site, options));
     Some(pair)
 }

@@ -29,6 +29,8 @@ pub struct Sites {
     pub dir: TempDir,
     /// Elements for the section of all.
     pub global: String,
+    /// Those that writes do not wait for.
+    pub far: Vec<usize>,
     /// True if daemons and mirrors meet at Unix sockets.
     pub is_unix: bool,
     /// Variables for each site's mirror; may be empty.
@@ -70,10 +72,10 @@ impl Sites {
     pub fn prepare_in(n: usize, more: &str, dir: TempDir) -> Option<Self> {
         let net = Network::new()?;
         let none = || std::iter::repeat_with(|| None).take(n).collect();
-        let (global, environment) = (String::new(), Vec::new());
+        let (global, far, environment) = (String::new(), Vec::new(), Vec::new());
         let (daemons, mirrors) = (none(), none());
         let (is_unix, has_witness) = (false, false);
-        let sites = Sites { daemons, mirrors, net, dir, global, is_unix, environment, has_witness };
+        let sites = Sites { daemons, mirrors, net, dir, global, far, is_unix, environment, has_witness };
         sites.configure(more);
         for site in sites.all() {
             fs::File::create(sites.disk(site)).unwrap().set_len(SIZE).unwrap();
@@ -100,13 +102,14 @@ impl Sites {
             )
         };
         let runsite = |id: usize| {
+            let protocol = if self.far.contains(&id) { "async" } else { "sync" };
             let (disk, meta) = (self.disk(id), self.path("meta", id));
             let disks = match self.has_witness && id + 1 == self.all().len() {
                 true => format!("<witness>{}</witness>", self.path("witness", id).display()),
                 false => format!("<disk>{}</disk><bwr_disk>{}</bwr_disk>", disk.display(), meta.display()),
             };
             format!(
-                "<runsite><id>{id}</id><ip>{}</ip><port>7100</port><protocol>sync</protocol>{disks}\
+                "<runsite><id>{id}</id><ip>{}</ip><port>7100</port><protocol>{protocol}</protocol>{disks}\
                  <runnodes><id>0</id></runnodes></runsite>",
                 own_ip(MACHINES[id]),
             )

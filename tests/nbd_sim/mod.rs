@@ -15,6 +15,7 @@ mod disk;
 mod history;
 mod model;
 mod scenarios;
+mod survivors;
 mod world;
 
 use std::sync::Mutex;

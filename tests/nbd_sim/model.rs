@@ -121,9 +121,12 @@ impl Model {
     }
 
     /// A resync has ended, and the source's metadata say so: what it has counts as the target's, too, as far as it is in this
-    /// content of the target's disk.
+    /// content of the target's disk. What it lost when its power went the target lacks, too.
     pub fn resynced(&mut self, source: usize, target: usize, content: &[u64]) {
         for (block, writes) in &mut self.blocks {
+            for write in writes.iter_mut().filter(|write| write.holders >> target & 1 == 0) {
+                write.lost |= (write.lost >> source & 1) << target;
+            }
             let is_there = |write: &&mut Write| content.get(*block as usize) == Some(&write.value);
             for write in writes.iter_mut().filter(is_there).filter(|write| write.holders >> source & 1 == 1) {
                 write.holders |= 1 << target;

@@ -11,10 +11,10 @@ use crate::nbd::mirror::promotion::{Fencing, Objection};
 use crate::wire::Mask;
 
 const FORCED: Command = Command::Promote { force: true, fenced: Mask(0) };
-const PROMOTE: Command = Command::Promote { force: false, fenced: Mask(0) };
+pub const PROMOTE: Command = Command::Promote { force: false, fenced: Mask(0) };
 
 /// Sites in sync, of which the first is primary and has written 7 to block 3.
-fn mirrored(sites: usize, tweak: fn(&mut Config)) -> World {
+pub fn mirrored(sites: usize, tweak: fn(&mut Config)) -> World {
     mirrored_with(sites, None, tweak)
 }
 
@@ -37,11 +37,11 @@ fn promote(world: &mut World, i: usize, command: Command) -> Result<(), Refusal>
     }
 }
 
-fn is_answered(world: &mut World, id: u64) -> bool {
+pub fn is_answered(world: &mut World, id: u64) -> bool {
     world.until(|world| world.replies.contains_key(&id)) && world.replies[&id].is_ok()
 }
 
-fn value(world: &World, site: usize, block: usize) -> u64 {
+pub fn value(world: &World, site: usize, block: usize) -> u64 {
     world.sites[site].data.now[block]
 }
 

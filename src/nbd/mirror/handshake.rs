@@ -207,13 +207,13 @@ impl<'a> Pair<'a> {
         // It went on without the other, which then got all of it from a third site, and outlived it. A third site that writes
         // did not wait for may not have had all.
         let is_passed = |site: &Facts, peer: &Facts| {
-            let due = SlotFlags::SYNC_SOURCE | SlotFlags::FULL_SYNC_DUE;
             let is_far = |slot: &PeerSlot| slot.flags.contains(SlotFlags::ASYNCHRONOUS);
             site.is_crashed_primary()
                 && !site.slots.iter().any(is_far)
                 && peer.has_outlived()
                 && !peer.is_crashed_primary()
-                && site.slot(peer.site).is_some_and(|slot| slot.flags.without(due) == slot.flags)
+                && site.slot(peer.site).is_some()
+                && !site.has_noted(peer.site, SlotFlags::FULL_SYNC_DUE)
         };
         if let Some(pair) = only(&|site, peer| unfinished(site, peer) && !is_passed(site, peer)) {
             return copy(pair, Row::MissedEnd);
@@ -236,8 +236,10 @@ impl<'a> Pair<'a> {
             // The other may lack writes that were answered.
             return copy(pair, Row::Survivors);
         }
-        // Survivors of a dead primary: each may have some of its last writes, none of them answered.
-        let survivor = only(&|site, _| site.last_session != 0);
+        // Survivors of a dead primary: each may have some of its last writes, none of them answered. Where only one is known to
+        // have outlived it, the other may have gone with it, and a third that is copied over the other would lose answers.
+        let survivor =
+            only(&|site, _| site.has_outlived()).or_else(|| only(&|site, _| site.last_session != 0));
         copy(survivor.unwrap_or((a, b)), Row::Survivors)
     }
 

@@ -69,6 +69,12 @@ fn cases() -> Vec<Case> {
             a.of(1).generation = generation(9);
             b.flags.set(DiskFlags::UP_TO_DATE, false);
         }),
+        case("a survivor that was copied to when it died", Row::Survivor, sync(1, 0, BITS), |a, b| {
+            a.flags |= DiskFlags::PRIMARY | DiskFlags::WRITING;
+            a.of(1).generation = generation(9);
+            a.of(1).flags |= SlotFlags::SYNC_SOURCE;
+            b.flags.set(DiskFlags::UP_TO_DATE, false);
+        }),
         case("only reconnected", Row::Reconnected, Outcome::NoSync, |a, b| {
             (a.last_session, b.last_session) = (5, 5);
             a.role = Role::Primary;
@@ -191,6 +197,10 @@ fn cases() -> Vec<Case> {
             (a.last_session, b.last_session) = (5, 5);
             a.flags |= DiskFlags::WRITING;
             b.flags |= DiskFlags::WRITING;
+        }),
+        case("survivors, of which one may have died, too", Row::Survivors, sync(1, 0, BITS), |a, b| {
+            a.flags |= DiskFlags::WRITING;
+            b.flags.set(DiskFlags::UP_TO_DATE, false);
         }),
         case("contradiction", Row::Contradiction, Outcome::SplitBrain { bitmap: false }, |a, b| {
             (a.current, b.current) = (generation(2), generation(3));
