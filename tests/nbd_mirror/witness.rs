@@ -159,7 +159,7 @@ fn the_file_of_a_witness() {
         let (good, said) = run(&sites, &[command]);
         assert!(!good && said.contains("is damaged") && said.contains("init --force data"), "{said}");
     }
-    // Made anew it votes for nobody until the primary has told it.
+    // Made anew it votes for nobody until the primary has sent its generation.
     let (good, said) = run(&sites, &["init", "--force"]);
     assert!(good && said.contains("knows nothing yet"), "{said}");
     sites.start_site(2);

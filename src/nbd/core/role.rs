@@ -100,7 +100,7 @@ impl Core {
         self.out.push(Action::Answer(result));
     }
 
-    fn refuse(&mut self, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, refusal: Refusal) {
         self.out.push(Action::Answer(Err(refusal)));
     }
 
@@ -192,7 +192,7 @@ impl Core {
         }
     }
 
-    fn tell_voters(&mut self, ballot: Ballot, phase: Phase) {
+    pub(super) fn tell_voters(&mut self, ballot: Ballot, phase: Phase) {
         let payload = Bytes::from(phase.encode(ballot));
         for i in 0..self.peers.len() {
             if self.peers.get(i).is_some_and(|peer| peer.stage == Stage::Joined) {
@@ -309,32 +309,7 @@ impl Core {
         self.begin_role(ballot, missing);
     }
 
-    /// Returns true if this site and those that are not missing are more than half of all that vote.
-    fn has_sites_for(&self, missing: Mask) -> bool {
-        let far = self.config.asynchronous;
-        let voters = |sites: Mask| (sites.0 & !far.0).count_ones();
-        let all = voters(self.store.wanted.members);
-        (all - voters(Mask(missing.0 & self.store.wanted.members.0))) * 2 > all + 1
-    }
-
-    /// The witness has voted for this site, or not.
-    pub(super) fn promotion_voted(&mut self) {
-        let Change::Witnessing { ballot, missing, former, .. } = self.role_change else { return };
-        if self.has_witness_vote() && self.follows.is_none() && self.is_local {
-            return self.begin_role(ballot, missing);
-        }
-        self.role_change = Change::None;
-        let refusal = self.no_vote();
-        self.store.wanted.demote();
-        for flag in [DiskFlags::UP_TO_DATE, DiskFlags::OUTDATED, DiskFlags::LOST_QUORUM] {
-            self.store.wanted.flags.set(flag, former.contains(flag));
-        }
-        self.tell_voters(ballot, Phase::Abort);
-        self.change(Then::Greet);
-        self.refuse(refusal);
-    }
-
-    fn begin_role(&mut self, ballot: Ballot, missing: Mask) {
+    pub(super) fn begin_role(&mut self, ballot: Ballot, missing: Mask) {
         self.role_change = Change::None;
         self.role = Role::Primary;
         self.activity.resize(self.config.active_max);

@@ -14,17 +14,19 @@ use super::event::{Action, Note, Refusal};
 use super::packet::{self, Fields};
 use super::peer::Part;
 use super::role::Change;
+use super::superblock::Then;
 use super::{Core, Peer, mutated};
 use crate::nbd::disk::format::DiskFlags;
-use crate::nbd::mirror::Generation;
+use crate::nbd::mirror::control::Phase;
 use crate::nbd::mirror::promotion::{Objection, Witness as Content};
 use crate::nbd::mirror::witness::{Answer, Ask, Swap};
+use crate::nbd::mirror::{Generation, Rotate};
 use crate::wire::{Mask, PacketType, SiteId};
 
 /// Time after which the witness is asked again, for its content or for an answer that did not come.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// What is known of the witness.
+/// The knowledge of the witness.
 #[derive(Clone, Debug, Default)]
 pub struct Witness {
     /// It is connected.
@@ -168,7 +170,7 @@ impl Core {
             }
         }
         if !content.current.has_data() && self.is_primary() && self.has_witness_vote() {
-            // Its memory was made anew, and it votes for nobody before it is told what this primary serves.
+            // Its memory was made anew, and it votes for nobody before it knows what this primary serves.
             let former = std::mem::replace(&mut self.witness.content, content);
             self.ask_witness(true);
             self.witness.content = former;
@@ -203,6 +205,31 @@ impl Core {
         if self.claim == Claim::Witnessing {
             self.claim_voted();
         }
+    }
+
+    /// Returns true if this site and those that are not missing are more than half of all that vote.
+    pub(super) fn has_sites_for(&self, missing: Mask) -> bool {
+        let far = self.config.asynchronous;
+        let voters = |sites: Mask| (sites.0 & !far.0).count_ones();
+        let all = voters(self.store.wanted.members);
+        (all - voters(Mask(missing.0 & self.store.wanted.members.0))) * 2 > all + 1
+    }
+
+    /// The witness has voted for this site, or not.
+    fn promotion_voted(&mut self) {
+        let Change::Witnessing { ballot, missing, former, .. } = self.role_change else { return };
+        if self.has_witness_vote() && self.follows.is_none() && self.is_local {
+            return self.begin_role(ballot, missing);
+        }
+        self.role_change = Change::None;
+        let refusal = self.no_vote();
+        self.store.wanted.demote();
+        for flag in [DiskFlags::UP_TO_DATE, DiskFlags::OUTDATED, DiskFlags::LOST_QUORUM] {
+            self.store.wanted.flags.set(flag, former.contains(flag));
+        }
+        self.tell_voters(ballot, Phase::Abort);
+        self.change(Then::Greet);
+        self.refuse(refusal);
     }
 
     /// Begins to wait for the witness's vote.
@@ -260,7 +287,7 @@ impl Core {
     }
 
     /// The reason for which the witness did not vote.
-    pub(super) fn no_vote(&self) -> Refusal {
+    fn no_vote(&self) -> Refusal {
         match self.witness() {
             Some(content) if content.current.has_data() && !self.descends_from(content.current) => {
                 Refusal::Objections(vec![Objection::WitnessKnowsNewer(content.holders)])
