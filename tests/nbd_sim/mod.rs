@@ -117,6 +117,13 @@ fn every_seed_keeps_the_promises_with_a_witness() {
     assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n"));
 }
 
+/// A site asked for a vote against what the witness had stored for the other one a moment before.
+#[test]
+fn a_vote_is_not_asked_for_against_a_newer_generation() {
+    let found = run_witnessed(18, 2, None);
+    assert!(found.is_ok(), "{found:?}");
+}
+
 /// Two sites whose last generations nobody had answered in, one of them half-synced, stayed apart for ever.
 #[test]
 fn a_half_synced_claim_gives_way() {

@@ -232,9 +232,12 @@ impl Core {
         self.refuse(refusal);
     }
 
-    /// Begins to wait for the witness's vote.
+    /// Begins to wait for the witness's vote. It may have stored another site's generation since this one looked.
     pub(super) fn want_vote(&mut self) {
-        self.ask_witness(true);
+        match self.may_ask_witness() {
+            true => self.ask_witness(true),
+            false => self.vote_ended(),
+        }
     }
 
     /// A site has joined: what one of the two had drawn and never answered in is given up, unless the other takes it.
