@@ -351,7 +351,7 @@ prop_compose! {
                 let nodes: Vec<_> = site.nodes.iter().map(|node| node.id).collect();
                 let bwr_disk = format!("{disk}-bwr");
                 let compress = (masks.1 % 2 == 1).then_some(Compression::Lz4);
-                RunSite { site: site.id, addr: at_site(addr, site.id.get()), protocol, compress, disk: disk.clone(), bwr_disk, mirror: Mirror::default(), run_nodes: picked(&nodes, masks.1) }
+                RunSite { site: site.id, addr: at_site(addr, site.id.get()), protocol, compress, disk: disk.clone(), bwr_disk, witness: None, mirror: Mirror::default(), run_nodes: picked(&nodes, masks.1) }
             };
             let at_sites = picked(&sites.iter().collect::<Vec<_>>(), masks.0);
             Resource { id: id(n), name, runsites: at_sites.iter().map(at).collect() }

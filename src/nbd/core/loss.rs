@@ -92,6 +92,10 @@ impl Core {
         }
         self.stability_changed();
         self.step_claim();
+        if self.config.witness.is_some() {
+            // Reads and writes wait until it has voted.
+            self.make_claim();
+        }
     }
 
     /// The primary left the role in order: all that it wrote is stable everywhere.

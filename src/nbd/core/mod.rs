@@ -44,6 +44,7 @@ mod superblock;
 mod target;
 mod tune;
 mod verify;
+mod witness;
 mod write;
 
 #[cfg(test)]
@@ -76,9 +77,10 @@ use crate::wire::{Class, Mask, PacketType, SiteId};
 pub use self::event::{Action, Command, Config, Event, Note, Refusal, Request, RequestId, Ticket};
 pub use self::far::Lag;
 pub use self::obstacle::Obstacle;
-pub use self::packet::PIECE;
+pub use self::packet::{PIECE, encode_header};
 pub use self::peer::{Part, Stage};
 pub use self::tune::Tuning;
+pub use self::witness::WitnessState;
 
 /// The content that was found on the metadata's device.
 #[derive(Clone, Debug)]
@@ -159,6 +161,7 @@ pub struct Core {
     /// The generation that a primary without a disk serves from other sites.
     elsewhere: Option<Generation>,
     role_change: role::Change,
+    witness: witness::Witness,
     reads: Slab<resync::RemoteRead>,
     verify: Option<verify::Verify>,
     growth: Option<grow::Growth>,
@@ -195,6 +198,7 @@ pub(crate) enum Mutation {
     RunAhead,
     GrowUnmarked,
     NamedEarly,
+    IgnoreWitness,
 }
 
 /// `mutated!(self, Mutation)`: true if the simulator wants that mistake; never outside tests.
@@ -253,6 +257,7 @@ impl Core {
             said_stable: 0,
             elsewhere: None,
             role_change: role::Change::None,
+            witness: witness::Witness::default(),
             reads: Slab::default(),
             verify: None,
             growth: None,
@@ -423,6 +428,7 @@ impl Core {
             }
         }
         self.tick_role();
+        self.tick_witness();
         self.tick_orders();
         self.tick_count();
         self.tick_resync();
@@ -464,6 +470,9 @@ impl Core {
         let Some((kind, own, from, fields)) = packet::decode(header, self.config.resource, size) else {
             return;
         };
+        if Some(from) == self.config.witness && kind == PacketType::SC_PRI_PRO_ACK && !self.stopped {
+            return self.witness_answers(&payload);
+        }
         let Some(i) = self.peer_of(from).filter(|_| own == class && !self.stopped) else { return };
         match kind {
             PacketType::SC_HS => return self.hello(i, &fields, &payload),

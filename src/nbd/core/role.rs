@@ -39,7 +39,9 @@ pub enum Change {
     /// A ballot is open.
     Asking { forced: bool, since: Duration },
     /// The superblock is being written; these sites are missing in it.
-    Storing { ballot: Ballot, missing: Mask },
+    Storing { ballot: Ballot, missing: Mask, forced: bool, former: DiskFlags },
+    /// The witness has to store the new generation; `former` is the state of the disk before.
+    Witnessing { ballot: Ballot, missing: Mask, forced: bool, former: DiskFlags },
     /// Requests under way are waited for.
     Leaving,
     /// This site leaves the mirror in order: it is being marked as outdated, and the others hear of it.
@@ -52,6 +54,11 @@ impl Change {
     /// Returns true if clients begin nothing new.
     pub fn is_leaving(self) -> bool {
         self == Change::Leaving
+    }
+
+    /// Returns true if the witness is being asked.
+    pub fn is_witnessing(self) -> bool {
+        matches!(self, Change::Witnessing { .. })
     }
 }
 
@@ -98,7 +105,7 @@ impl Core {
         self.out.push(Action::Answer(result));
     }
 
-    fn refuse(&mut self, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, refusal: Refusal) {
         self.out.push(Action::Answer(Err(refusal)));
     }
 
@@ -123,8 +130,8 @@ impl Core {
             can_fence: self.config.tuning.can_fence,
             quorum: self.is_by_majority(),
             asynchronous: self.config.asynchronous,
-            has_witness: false,
-            witness: None,
+            has_witness: self.config.witness.is_some(),
+            witness: self.witness_for_promotion(),
         };
         if forced {
             force(&candidacy).map_err(Refusal::Objections)?;
@@ -190,7 +197,7 @@ impl Core {
         }
     }
 
-    fn tell_voters(&mut self, ballot: Ballot, phase: Phase) {
+    pub(super) fn tell_voters(&mut self, ballot: Ballot, phase: Phase) {
         let payload = Bytes::from(phase.encode(ballot));
         for i in 0..self.peers.len() {
             if self.peers.get(i).is_some_and(|peer| peer.stage == Stage::Joined) {
@@ -280,7 +287,8 @@ impl Core {
     fn store_promotion(&mut self, ballot: Ballot, forced: bool) {
         let missing = self.missing();
         self.mark_unstable(missing);
-        self.role_change = Change::Storing { ballot, missing };
+        let before = self.store.wanted.flags;
+        self.role_change = Change::Storing { ballot, missing, forced, former: before };
         let fresh = self.draw();
         let former = self.store.wanted.current;
         let size = self.first_size();
@@ -297,7 +305,16 @@ impl Core {
     }
 
     pub(super) fn promoted(&mut self) {
-        let Change::Storing { ballot, missing } = self.role_change else { return };
+        let Change::Storing { ballot, missing, forced, former } = self.role_change else { return };
+        let has_sites = self.has_sites_for(missing);
+        if self.config.witness.is_some() && !has_sites && (!forced || self.witness().is_some()) {
+            self.role_change = Change::Witnessing { ballot, missing, forced, former };
+            return self.want_vote();
+        }
+        self.begin_role(ballot, missing);
+    }
+
+    pub(super) fn begin_role(&mut self, ballot: Ballot, missing: Mask) {
         self.role_change = Change::None;
         self.role = Role::Primary;
         self.activity.resize(self.config.active_max);

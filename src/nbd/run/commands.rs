@@ -39,16 +39,21 @@ pub fn answer(line: &str, shared: &Shared, is_privileged: bool) -> Result<Value,
     let command = word("cmd").ok_or("\"cmd\" is missing")?;
     if command == "status" {
         let mirrors: Vec<_> = match word("resource") {
+            Some(wanted) if shared.witnesses.iter().any(|witness| witness.is_called(wanted)) => Vec::new(),
             Some(wanted) => vec![find(shared, wanted)?],
             None => shared.mirrors.iter().collect(),
         };
         let server = shared.attachment.server().to_string();
+        let wanted = word("resource");
+        let witnesses =
+            shared.witnesses.iter().filter(|witness| wanted.is_none_or(|wanted| witness.is_called(wanted)));
         return Ok(json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
             "server": server,
             "attached": shared.attachment.is_attached(),
             "resources": mirrors.into_iter().map(|mirror| with_hosts(mirror, &shared.config())).collect::<Vec<_>>(),
+            "witnesses": witnesses.map(|witness| witness.status()).collect::<Vec<_>>(),
         }));
     }
     if command == "metrics" {
@@ -149,6 +154,11 @@ fn find<'a>(shared: &'a Shared, wanted: &str) -> Result<&'a Arc<Mirror>, String>
     let by_name = mirrors.iter().find(|mirror| mirror.name == wanted);
     let by_id = || mirrors.iter().find(|mirror| Some(mirror.id.get()) == wanted.parse().ok());
     by_name.or_else(by_id).ok_or_else(|| {
+        if shared.witnesses.iter().any(|witness| witness.is_called(wanted)) {
+            return format!(
+                "this site is the witness of {wanted:?}, and has no disk of it: ask at a site with a disk"
+            );
+        }
         let names: Vec<_> =
             mirrors.iter().map(|mirror| format!("{} ({})", mirror.name, mirror.id.get())).collect();
         format!("no resource {wanted:?} is served here; there are: {}", names.join(", "))
