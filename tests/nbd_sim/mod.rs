@@ -228,7 +228,7 @@ const MISTAKES: [(Mutation, u64); 8] = [
     (Mutation::PromoteHalfSynced, 2),
     (Mutation::Unordered, 3),
     (Mutation::FlushLies, 2),
-    (Mutation::AcceptGaps, 3),
+    (Mutation::AcceptGaps, 99),
     (Mutation::WrittenIsStable, 4),
     (Mutation::EvictEarly, 2),
     (Mutation::GenerationLate, 1),

@@ -256,7 +256,7 @@ pub fn site_id(n: usize) -> SiteId {
 
 impl World {
     pub fn new(seed: u64, mutation: Option<Mutation>) -> Self {
-        let mut world = World::dark(seed, mutation, None, |_| {});
+        let world = World::dark(seed, mutation, None, |_| {});
         world.begin()
     }
 

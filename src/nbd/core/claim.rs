@@ -159,6 +159,9 @@ impl Core {
         // A site was lost meanwhile.
         self.make_claim();
         self.release();
+        if std::mem::take(&mut self.is_leave_held) {
+            self.bits_of_leaver_stored();
+        }
     }
 
     /// Answers what may be answered now, and admits what waited.

@@ -156,6 +156,8 @@ pub struct Core {
     settling: Option<loss::Settling>,
     settle_asked: Option<loss::Settling>,
     is_leaving_asked: bool,
+    /// The end of the role waits until a generation is durable.
+    is_leave_held: bool,
     /// The last epoch that the stream said to be stable everywhere.
     said_stable: u64,
     /// The generation that a primary without a disk serves from other sites.
@@ -254,6 +256,7 @@ impl Core {
             settling: Some(loss::Settling::Start),
             settle_asked: None,
             is_leaving_asked: false,
+            is_leave_held: false,
             said_stable: 0,
             elsewhere: None,
             role_change: role::Change::None,

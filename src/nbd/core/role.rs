@@ -397,6 +397,16 @@ impl Core {
     }
 
     pub(super) fn bits_of_leaver_stored(&mut self) {
+        let lacks_writes = |peer: &super::Peer| peer.far.is_some() && self.owed.contains(peer.site.get());
+        if self.claim == Claim::Idle && self.peers.iter().any(lacks_writes) {
+            // Lost since the role began to end, and it may lack writes that were answered.
+            self.draw_claim();
+        }
+        self.is_leave_held = matches!(self.claim, Claim::Telling { .. } | Claim::Confirming { .. })
+            && self.peers.iter().any(|peer| peer.far.is_some());
+        if self.is_leave_held {
+            return;
+        }
         self.store.wanted.demote();
         self.change(Then::Demoted);
     }
@@ -422,7 +432,7 @@ impl Core {
         self.role = Role::Secondary;
         self.activity.resize(self.config.follow_max);
         (self.owed, self.frozen, self.fencing) = (Mask(0), Mask(0), Mask(0));
-        self.claim = Claim::Idle;
+        (self.claim, self.is_leave_held) = (Claim::Idle, false);
         self.store.wanted.flags.set(DiskFlags::LOST_QUORUM, false);
         self.fail_held_reads();
         self.out.push(Action::Serve(false));
