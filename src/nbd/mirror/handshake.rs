@@ -215,7 +215,14 @@ impl<'a> Pair<'a> {
                 && site.slot(peer.site).is_some()
                 && !site.has_noted(peer.site, SlotFlags::FULL_SYNC_DUE)
         };
-        if let Some(pair) = only(&|site, peer| unfinished(site, peer) && !is_passed(site, peer)) {
+        // A far site may have heard of that end, and of later writes, last.
+        let is_behind = |site: &Facts, peer: &Facts| {
+            site.asynchronous && !peer.asynchronous && !site.is_crashed_primary()
+        };
+        let counts = |site: &Facts, peer: &Facts| {
+            unfinished(site, peer) && !is_passed(site, peer) && !is_behind(site, peer)
+        };
+        if let Some(pair) = only(&counts) {
             return copy(pair, Row::MissedEnd);
         }
         if let Some((crashed, other)) = only(&|site, _| site.is_crashed_primary()) {

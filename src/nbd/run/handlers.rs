@@ -1,23 +1,19 @@
 //! Programs of the operator's: the fencing handler, which keeps a lost site from going on and reports by its exit status
 //! whether it did, and the helper of a split brain, which may end the role of a primary whose changes are to go.
 //!
-//! Must never wait for one without end: a primary's writes may wait for its result. Called by the mirror.
+//! Must never wait for one without end: a primary's writes may wait for its result. Called from threads of the mirror's.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use super::mirror::Mirror;
 use crate::config::mirror::{OnePrimary, TwoPrimaries};
 use crate::config::{Config, Resource, RunSite};
-use crate::nbd::core::Event;
 use crate::nbd::mirror::Generation;
-use crate::sys;
 use crate::wire::{ResourceId, SiteId};
 
 /// The result of a handler that could not be run, or did not end in time.
@@ -32,10 +28,10 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The programs of a resource at this site.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Handlers {
-    fencing: Option<Handler>,
-    helper: Option<Handler>,
+    pub fencing: Option<Handler>,
+    pub helper: Option<Handler>,
     /// The host names of the nodes that may run the resource, by site.
-    hosts: Vec<(SiteId, String)>,
+    pub hosts: Vec<(SiteId, String)>,
 }
 
 impl Handlers {
@@ -98,22 +94,23 @@ impl Task {
     }
 }
 
+/// One program, and the reason for which it is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Handler {
+pub(super) struct Handler {
     task: Task,
     program: PathBuf,
 }
 
 /// The environment of a call.
-struct Call<'a> {
-    resource: &'a str,
-    id: ResourceId,
-    own: SiteId,
-    other: SiteId,
+pub(super) struct Call<'a> {
+    pub resource: &'a str,
+    pub id: ResourceId,
+    pub own: SiteId,
+    pub other: SiteId,
     /// The other site's host names.
-    hosts: &'a str,
+    pub hosts: &'a str,
     /// That of the data here.
-    generation: Generation,
+    pub generation: Generation,
 }
 
 impl Handler {
@@ -126,7 +123,7 @@ impl Handler {
     }
 
     /// Calls the program and returns its exit status, or [`FAILED`].
-    fn call(&self, call: &Call<'_>) -> i32 {
+    pub fn call(&self, call: &Call<'_>) -> i32 {
         let (name, site, what) = (call.resource, call.other, self.task.words());
         info!("{name}: {site}: calling the {what} {}", self.program.display());
         let status = self.run(call).unwrap_or_else(|error| {
@@ -165,47 +162,6 @@ impl Handler {
             }
             std::thread::park_timeout(PAUSE);
         }
-    }
-}
-
-impl Mirror {
-    /// Has the fencing handler called by a thread of its own.
-    pub(super) fn fence(self: &Arc<Self>, site: SiteId) {
-        let handler = self.lock().handlers.fencing.clone();
-        let fenced = move |mirror: &Arc<Mirror>, status| mirror.handle(Event::Fenced(site, status));
-        if !self.call(handler, site, fenced) {
-            self.handle(Event::Fenced(site, FAILED));
-        }
-    }
-
-    /// Has the helper of a split brain called by a thread of its own.
-    pub(super) fn call_helper(self: &Arc<Self>, site: SiteId) {
-        let handler = self.lock().handlers.helper.clone();
-        self.record(Some(site), "split brain", "the helper is called: the changes here are to be given up");
-        self.call(handler, site, |_, _| {});
-    }
-
-    /// Returns false if there is no program to call, or no thread for it.
-    fn call(
-        self: &Arc<Self>,
-        handler: Option<Handler>,
-        site: SiteId,
-        then: impl FnOnce(&Arc<Mirror>, i32) + Send + 'static,
-    ) -> bool {
-        let Some(handler) = handler else { return false };
-        let state = self.lock();
-        let generation = state.core.superblock().current;
-        let hosts = state.handlers.hosts.iter().find(|(of, _)| *of == site);
-        let hosts = hosts.map_or_else(String::new, |(_, hosts)| hosts.clone());
-        drop(state);
-        let mirror = Arc::clone(self);
-        let job = move || {
-            let (resource, id, own) = (mirror.name.as_str(), mirror.id, mirror.site);
-            let call = Call { resource, id, own, other: site, hosts: &hosts, generation };
-            let status = handler.call(&call);
-            then(&mirror, status);
-        };
-        sys::spawn("handler", job).is_ok()
     }
 }
 

@@ -4,6 +4,7 @@
 //! binary.
 
 mod attach;
+mod calls;
 mod commands;
 mod control;
 mod counters;
