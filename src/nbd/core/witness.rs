@@ -228,6 +228,8 @@ impl Core {
             self.store.wanted.flags.set(flag, former.contains(flag));
         }
         self.tell_voters(ballot, Phase::Abort);
+        // A site that copies from here, or has all, is to meet the generation that was drawn for nothing.
+        (0..self.peers.len()).for_each(|i| self.lose_for(i, "a promotion here was refused", false));
         self.change(Then::Greet);
         self.refuse(refusal);
     }
