@@ -260,13 +260,15 @@ impl Run {
 
     /// Starts what is not there.
     fn restart(&mut self) {
-        for site in self.sites.all() {
-            if self.sites.daemons[site].is_none() {
-                self.sites.start_daemon(site);
-            }
-            if self.sites.mirrors[site].is_none() {
-                self.sites.start_mirror(site);
-            }
+        self.sites.all().for_each(|site| self.restart_site(site));
+    }
+
+    fn restart_site(&mut self, site: usize) {
+        if self.sites.daemons[site].is_none() {
+            self.sites.start_daemon(site);
+        }
+        if self.sites.mirrors[site].is_none() {
+            self.sites.start_mirror(site);
         }
     }
 
@@ -302,14 +304,7 @@ impl Run {
         let (dead, far) = (1 - self.far(), self.far());
         Fault::KillSite(dead).begin(&mut self.sites);
         end_all(&self.sites);
-        for is_mirror in [false, true] {
-            let missing = if is_mirror { &self.sites.mirrors } else { &self.sites.daemons }[far].is_none();
-            match (missing, is_mirror) {
-                (false, _) => {}
-                (true, false) => self.sites.start_daemon(far),
-                (true, true) => self.sites.start_mirror(far),
-            }
-        }
+        self.restart_site(far);
         if !self.is_consistent(far) {
             self.looks[3] += 1;
             return Ok(());
