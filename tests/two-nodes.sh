@@ -1,5 +1,5 @@
 #!/bin/sh
-# A guide, etc/doc/two-nodes.md or etc/doc/wan.md, typed line by line: two machines in namespaces, and every block of commands in the guide's
+# A guide, etc/doc/two-nodes.md or etc/doc/wan.md, typed line by line: three machines in namespaces, and every block of commands in the guide's
 # order, on the machine that its first line names. systemctl is played by a script that starts the programs as the units do. Needs root, qemu-io and nbdinfo.
 #
 # Usage: [GUIDE=wan] tests/two-nodes.sh DIRECTORY   (where the programs are)
@@ -26,6 +26,17 @@ DAEMON_ARGS=
 case \$verb in
     daemon-reload) [ -e /etc/systemd/system/hadmd.service.d/no-module.conf ]; exit ;;
     enable | start) ;;
+    restart)
+        for unit; do pkill -x "\$unit" || :; done
+        for unit; do
+            for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+                pgrep -x "\$unit" > /dev/null || continue 2
+                sleep 0.2
+            done
+            echo "systemctl: \$unit does not end" >&2
+            exit 1
+        done
+        ;;
     *) echo "systemctl: \$verb is not played here" >&2; exit 1 ;;
 esac
 for unit; do
@@ -52,7 +63,7 @@ chmod 755 "$dir/programs/systemctl"
 ip link add bridge type bridge
 ip link set bridge up
 number=0
-for machine in left right; do
+for machine in left right third; do
     number=$((number + 1))
     mkdir "$dir/$machine.disks"
     # Bare, but for the samples among the documentation.
@@ -98,6 +109,8 @@ for block in "$dir"/block.*; do
         "# both") type_in "$block" left right ;;
         "# left") type_in "$block" left ;;
         "# right") type_in "$block" right ;;
+        "# third") type_in "$block" third ;;
+        "# all") type_in "$block" left right third ;;
         *) fail "a block does not say where it is typed: $(head -n 1 "$block")" ;;
     esac
 done

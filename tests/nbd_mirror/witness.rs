@@ -46,6 +46,10 @@ fn with_the_witness_the_other_site_is_promoted_and_a_stale_one_is_not() {
     assert!(status.contains("at sites {0,1}; site 0 connected; site 1 connected"), "{status}");
     let refused = sites.hadmctl(2, &["primary", "data"]).unwrap_err();
     assert!(refused.contains("this site is the witness of \"data\""), "{refused}");
+    let doctor = sites.hadmctl(0, &["doctor", "data"]).unwrap();
+    assert!(doctor.contains("well  data: witness"), "{doctor}");
+    let doctor = sites.hadmctl(2, &["doctor", "data"]).unwrap();
+    assert!(doctor.contains("well  data: disk") && doctor.contains("well  data: site 1"), "{doctor}");
     let mut client = sites.client(0);
     write(&mut client, 3, 7);
     // The primary's machine dies: the other one goes on with the witness, and no person is asked.
@@ -59,6 +63,8 @@ fn with_the_witness_the_other_site_is_promoted_and_a_stale_one_is_not() {
     sites.kill_site(1);
     sites.start_site(0);
     sites.wait(0, "witness site 2 knows of later writes at sites {1}");
+    let doctor = sites.hadmctl(0, &["doctor", "data"]).unwrap_err();
+    assert!(doctor.contains("WRONG data: witness") && doctor.contains("at sites {1}"), "{doctor}");
     let refused = sites.hadmctl(0, &["primary", "data"]).unwrap_err();
     assert!(refused.contains("the witness knows of later writes at sites {1} only"), "{refused}");
     // A witness that is started anew keeps its word.

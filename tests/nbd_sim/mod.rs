@@ -17,6 +17,7 @@ mod history;
 mod model;
 mod scenarios;
 mod survivors;
+mod witnessed;
 mod world;
 
 use std::sync::Mutex;

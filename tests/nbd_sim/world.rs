@@ -167,6 +167,8 @@ impl fmt::Display for Counts {
 pub struct Witness {
     pub content: Content,
     pub is_down: bool,
+    /// It stores, and its answers are lost.
+    pub is_mute: bool,
     life: u32,
 }
 
@@ -500,7 +502,11 @@ impl World {
             witness.content = fresh;
         }
         let answer = Answer { number: ask.number, content: witness.content };
+        let is_mute = witness.is_mute;
         self.log(self.sites.len(), &format!("answers {to}: {ask:?}: {answer:?}"));
+        if is_mute {
+            return;
+        }
         if self.faults_on && self.random.u8(..20) == 0 {
             // It ends between the two.
             return self.crash_witness();

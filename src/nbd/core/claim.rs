@@ -8,6 +8,7 @@ use super::superblock::Then;
 use super::{Core, Peer};
 use crate::nbd::disk::format::{DiskFlags, SlotFlags};
 use crate::nbd::mirror::Rotate;
+use crate::wire::Mask;
 
 /// The progress of a new generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +71,7 @@ impl Core {
     }
 
     /// The other sites that count for a majority: not those whose copy may be behind.
-    fn voters(&self) -> impl Iterator<Item = &Peer> {
+    pub(super) fn voters(&self) -> impl Iterator<Item = &Peer> {
         self.peers.iter().filter(|peer| !self.config.asynchronous.contains(peer.site.get()))
     }
 
@@ -147,6 +148,10 @@ impl Core {
     /// The witness has voted, or refused.
     pub(super) fn claim_voted(&mut self) {
         self.note_quorum();
+        if !self.is_local && self.lacks_quorum() {
+            // No mark on a disk here says that it is still to be asked for.
+            self.owed = self.owed | Mask::of(self.config.site.get());
+        }
         let is_marked = self.is_local && self.store.wanted.flags.contains(DiskFlags::UNANSWERED);
         match is_marked && self.owed.is_empty() && !self.lacks_quorum() {
             true => self.confirm_claim(),

@@ -28,6 +28,9 @@ impl Core {
             let Some(peer) = self.peers.get_mut(i) else { continue };
             let linked = sites.contains(peer.site.get());
             let was_linked = std::mem::replace(&mut peer.linked, linked);
+            if !was_linked {
+                peer.apart_since = self.now;
+            }
             match (was_linked, linked) {
                 (_, true) => self.greet_if_alone(i),
                 (true, false) => {

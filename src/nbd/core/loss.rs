@@ -50,7 +50,7 @@ impl Core {
         if session == 0 {
             return;
         }
-        peer.progress = self.now;
+        (peer.progress, peer.apart_since) = (self.now, self.now);
         let is_primary = self.is_primary();
         if is_primary && takes_writes {
             if let Some(map) = self.bitmaps.get_mut(slot) {
@@ -58,8 +58,10 @@ impl Core {
             }
         }
         self.store.wanted.disconnect(site);
-        if is_primary && had_data {
+        if had_data && (is_primary || self.role_change.is_won()) {
             self.owed = self.owed | Mask::of(site.get());
+        }
+        if is_primary && had_data {
             if is_gone && !is_far {
                 self.freeze_for(site);
             }

@@ -39,9 +39,9 @@ pub enum Change {
     /// A ballot is open.
     Asking { forced: bool, since: Duration },
     /// The superblock is being written; these sites are missing in it.
-    Storing { ballot: Ballot, missing: Mask, forced: bool, former: DiskFlags },
-    /// The witness has to store the new generation; `former` is the state of the disk before.
-    Witnessing { ballot: Ballot, missing: Mask, forced: bool, former: DiskFlags },
+    Storing { ballot: Ballot, missing: Mask, forced: bool },
+    /// The witness has to store the new generation.
+    Witnessing { ballot: Ballot, missing: Mask, forced: bool },
     /// Requests under way are waited for.
     Leaving,
     /// This site leaves the mirror in order: it is being marked as outdated, and the others hear of it.
@@ -59,6 +59,11 @@ impl Change {
     /// Returns true if the witness is being asked.
     pub fn is_witnessing(self) -> bool {
         matches!(self, Change::Witnessing { .. })
+    }
+
+    /// Returns true if this site has drawn what it is about to serve: a site that is lost now had the data.
+    pub fn is_won(self) -> bool {
+        matches!(self, Change::Storing { .. } | Change::Witnessing { .. })
     }
 }
 
@@ -138,7 +143,7 @@ impl Core {
         }
         let verdict = assess(&candidacy);
         // Writes that a former primary left are being settled.
-        let is_busy = self.is_settling() || self.redo.is_busy();
+        let is_busy = self.is_settling() || self.redo.is_busy() || !forced && self.is_meeting();
         match verdict {
             _ if forced && !is_busy => self.open_ballot(true),
             Verdict::Refused(_) if mutated!(self, PromoteHalfSynced) && !is_busy => self.open_ballot(false),
@@ -287,8 +292,9 @@ impl Core {
     fn store_promotion(&mut self, ballot: Ballot, forced: bool) {
         let missing = self.missing();
         self.mark_unstable(missing);
-        let before = self.store.wanted.flags;
-        self.role_change = Change::Storing { ballot, missing, forced, former: before };
+        self.owed = Mask(0);
+        self.role_change = Change::Storing { ballot, missing, forced };
+        self.prepare_vote(missing);
         let fresh = self.draw();
         let former = self.store.wanted.current;
         let size = self.first_size();
@@ -300,15 +306,13 @@ impl Core {
         }
         self.store.wanted.begin_writes();
         self.void_log();
-        self.owed = Mask(0);
         self.change(Then::Promoted);
     }
 
     pub(super) fn promoted(&mut self) {
-        let Change::Storing { ballot, missing, forced, former } = self.role_change else { return };
-        let has_sites = self.has_sites_for(missing);
-        if self.config.witness.is_some() && !has_sites && (!forced || self.witness().is_some()) {
-            self.role_change = Change::Witnessing { ballot, missing, forced, former };
+        let Change::Storing { ballot, missing, forced } = self.role_change else { return };
+        if self.needs_vote(missing) && (!forced || self.witness().is_some()) {
+            self.role_change = Change::Witnessing { ballot, missing, forced };
             return self.want_vote();
         }
         self.begin_role(ballot, missing);

@@ -12,11 +12,11 @@ use bytes::Bytes;
 use super::claim::Claim;
 use super::event::{Action, Note, Refusal};
 use super::packet::{self, Fields};
-use super::peer::Part;
+use super::peer::{Part, Stage};
 use super::role::Change;
 use super::superblock::Then;
 use super::{Core, Peer, mutated};
-use crate::nbd::disk::format::DiskFlags;
+use crate::nbd::disk::format::{DiskFlags, Superblock};
 use crate::nbd::mirror::control::Phase;
 use crate::nbd::mirror::promotion::{Objection, Witness as Content};
 use crate::nbd::mirror::witness::{Answer, Ask, Swap};
@@ -25,6 +25,9 @@ use crate::wire::{Mask, PacketType, SiteId};
 
 /// Time after which the witness is asked again, for its content or for an answer that did not come.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// Time that a handshake with a connected site takes at most, if its program runs: a few round trips, and a sync.
+const MEETING: Duration = Duration::from_secs(2);
 
 /// The knowledge of the witness.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +44,8 @@ pub struct Witness {
     since: Duration,
     /// Generations that were never answered in, and never will be: their sites have given them up.
     void: Vec<Generation>,
+    /// The superblock before a promotion that waits for the vote.
+    before: Option<Box<Superblock>>,
 }
 
 /// The state of the witness, as this site sees it.
@@ -184,6 +189,7 @@ impl Core {
             true if self.may_ask_witness() => self.ask_witness(true),
             true => self.vote_ended(),
             false => {
+                self.note_quorum();
                 self.make_claim();
                 self.release();
             }
@@ -215,21 +221,53 @@ impl Core {
         (all - voters(Mask(missing.0 & self.store.wanted.members.0))) * 2 > all + 1
     }
 
+    /// Returns true if a site may be about to say what it has: a vote against it now could give up what was answered.
+    pub(super) fn is_meeting(&self) -> bool {
+        let meets = |peer: &Peer| {
+            let is_new = self.now.saturating_sub(peer.apart_since) < MEETING;
+            let may_replicate = peer.decision.is_none_or(|(decision, _)| decision.replicates());
+            peer.linked && peer.stage != Stage::Joined && (peer.session != 0 || is_new && may_replicate)
+        };
+        self.config.witness.is_some() && self.voters().any(meets)
+    }
+
+    /// Returns true if the witness has to vote for a promotion that these sites miss.
+    pub(super) fn needs_vote(&self, missing: Mask) -> bool {
+        self.config.witness.is_some() && !self.has_sites_for(missing)
+    }
+
+    /// A promotion that these sites miss is about to draw its generation. None of them may get that from here while it can
+    /// still be refused.
+    pub(super) fn prepare_vote(&mut self, missing: Mask) {
+        self.witness.before = None;
+        if !self.needs_vote(missing) {
+            return;
+        }
+        for i in 0..self.peers.len() {
+            if self.peers.get(i).is_some_and(|peer| !peer.is_equal()) {
+                self.lose_for(i, "a promotion here waits for the witness", false);
+            }
+        }
+        self.owed = Mask(0);
+        self.witness.before = Some(Box::new(self.store.wanted.clone()));
+    }
+
     /// The witness has voted for this site, or not.
     fn promotion_voted(&mut self) {
-        let Change::Witnessing { ballot, missing, former, .. } = self.role_change else { return };
-        if self.has_witness_vote() && self.follows.is_none() && self.is_local {
+        let Change::Witnessing { ballot, missing, .. } = self.role_change else { return };
+        let before = self.witness.before.take();
+        let has_voted = self.witness.content.current.is_same_data(self.served());
+        if has_voted && self.follows.is_none() && self.is_local {
             return self.begin_role(ballot, missing);
         }
-        self.role_change = Change::None;
         let refusal = self.no_vote();
-        self.store.wanted.demote();
-        for flag in [DiskFlags::UP_TO_DATE, DiskFlags::OUTDATED, DiskFlags::LOST_QUORUM] {
-            self.store.wanted.flags.set(flag, former.contains(flag));
+        (self.role_change, self.owed) = (Change::None, Mask(0));
+        if let Some(before) = before {
+            // Without an answer nobody knows what it stored.
+            let is_open = !self.witness.is_heard;
+            self.store.wanted.undo_promotion(&before, is_open || has_voted);
         }
         self.tell_voters(ballot, Phase::Abort);
-        // A site that copies from here, or has all, is to meet the generation that was drawn for nothing.
-        (0..self.peers.len()).for_each(|i| self.lose_for(i, "a promotion here was refused", false));
         self.change(Then::Greet);
         self.refuse(refusal);
     }
@@ -248,14 +286,14 @@ impl Core {
         else {
             return;
         };
-        let facts = match part {
-            Part::Source | Part::Equal => theirs,
-            Part::Target => own,
+        let (facts, other) = match part {
+            Part::Source | Part::Equal => (theirs, own),
+            Part::Target => (own, theirs),
             Part::Idle => return,
         };
         let current = facts.current;
-        let is_void = facts.flags.contains(DiskFlags::UNANSWERED) && !self.witness.void.contains(&current);
-        if self.config.witness.is_some() && is_void {
+        let is_void = facts.flags.contains(DiskFlags::UNANSWERED) && current != other.current;
+        if self.config.witness.is_some() && is_void && !self.witness.void.contains(&current) {
             self.witness.void.push(current);
         }
     }
@@ -282,7 +320,9 @@ impl Core {
         let has_sites = self.is_primary() && self.owed.is_empty() && !self.lacks_quorum();
         let is_settled =
             self.claim == Claim::Idle && !self.store.wanted.flags.contains(DiskFlags::UNANSWERED);
-        let may_tell = !seen.current.has_data() || self.descends_from(seen.current);
+        // Where all sites are equal, what they agree on counts.
+        let are_all_equal = self.is_local && self.voters().all(Peer::is_equal);
+        let may_tell = !seen.current.has_data() || are_all_equal || self.descends_from(seen.current);
         self.witness.is_heard
             && has_sites
             && is_settled
@@ -294,6 +334,7 @@ impl Core {
     /// The reason for which the witness did not vote.
     fn no_vote(&self) -> Refusal {
         match self.witness() {
+            _ if !self.is_local => Refusal::Objections(vec![Objection::Failed]),
             Some(content) if content.current.has_data() && !self.descends_from(content.current) => {
                 Refusal::Objections(vec![Objection::WitnessKnowsNewer(content.holders)])
             }

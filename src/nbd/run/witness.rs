@@ -98,26 +98,37 @@ impl Witness {
         self.link.flush();
     }
 
+    /// Returns what it knows, in words, and true if it can store what it is asked to.
+    pub fn knowledge(&self) -> (String, bool) {
+        let state = self.lock();
+        match state.has_failed {
+            true => ("witness; its file cannot be written: it votes for nobody".to_owned(), false),
+            false => (state.file.sentence(), true),
+        }
+    }
+
+    /// Returns the sites with disks, each with true if it is connected.
+    pub fn sites(&self) -> Vec<(SiteId, bool)> {
+        let linked = self.lock().linked;
+        self.sites.iter().map(|site| (*site, linked.contains(site.get()))).collect()
+    }
+
     /// The state for programs.
     pub fn status(&self) -> Value {
-        let state = self.lock();
-        let mut sentence = match state.has_failed {
-            true => "witness; its file cannot be written: it votes for nobody".to_owned(),
-            false => state.file.sentence(),
-        };
-        let is_linked = |site: &&SiteId| state.linked.contains(site.get());
-        for site in &self.sites {
-            let linked = if is_linked(&site) { "connected" } else { "not connected" };
+        let ((mut sentence, is_well), sites) = (self.knowledge(), self.sites());
+        for (site, is_linked) in &sites {
+            let linked = if *is_linked { "connected" } else { "not connected" };
             sentence += &format!("; {site} {linked}");
         }
+        let state = self.lock();
         json!({
             "id": self.id.get(),
             "name": self.name,
             "site": self.site.get(),
             "generation": format!("{:016x}", state.file.current.bits()),
             "holders": state.file.holders.ids().collect::<Vec<_>>(),
-            "linked": self.sites.iter().filter(is_linked).map(|site| site.get()).collect::<Vec<_>>(),
-            "failed": state.has_failed,
+            "linked": sites.iter().filter(|(_, is_linked)| *is_linked).map(|(site, _)| site.get()).collect::<Vec<_>>(),
+            "failed": !is_well,
             "sentence": sentence,
         })
     }
