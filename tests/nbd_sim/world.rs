@@ -186,6 +186,8 @@ pub struct World {
     requests: BTreeMap<u64, Asked>,
     /// Writes whose primary another one took over from.
     orphans: BTreeSet<u64>,
+    /// The primary that another one took over from, as long as that has answered nothing.
+    former: Option<Former>,
     next: u64,
     pub serving: Option<usize>,
     last_primary: usize,
@@ -217,6 +219,15 @@ pub struct World {
     pub notes: Vec<(usize, Note)>,
     /// Answers to scripted requests.
     pub replies: BTreeMap<u64, Result<Bytes, Failure>>,
+}
+
+/// A primary that another one took over from.
+struct Former {
+    site: usize,
+    /// What was asked of it, and is not answered.
+    requests: BTreeMap<u64, Asked>,
+    /// As that of the world.
+    promoted: Option<(u64, Vec<(u64, u64)>)>,
 }
 
 enum Asked {
@@ -385,6 +396,7 @@ impl World {
             model: Model::default(),
             requests: BTreeMap::new(),
             orphans: BTreeSet::new(),
+            former: None,
             next: 1,
             serving: None,
             last_primary: 0,
@@ -652,8 +664,6 @@ impl World {
                     self.move_client(i);
                     self.check_promoted(i);
                 } else if self.serving == Some(i) {
-                    self.serving = None;
-                    self.requests.clear();
                     self.primary_gone();
                 }
             }
@@ -696,11 +706,19 @@ impl World {
     fn move_client(&mut self, i: usize) {
         if self.serving.is_some_and(|old| old != i) {
             self.counts.takeovers += 1;
-            let writes = |(id, asked): (u64, Asked)| matches!(asked, Asked::Write { .. }).then_some(id);
-            self.orphans.extend(std::mem::take(&mut self.requests).into_iter().filter_map(writes));
-            self.primary_gone();
+            self.part_with_former();
+            let (requests, promoted) = (std::mem::take(&mut self.requests), self.promoted.take());
+            self.former = self.serving.map(|site| Former { site, requests, promoted });
         }
         self.serving = Some(i);
+    }
+
+    /// The new primary has answered: what was asked of the one that it took over from may not be answered as done any more.
+    fn part_with_former(&mut self) {
+        let Some(former) = self.former.take() else { return };
+        self.model.end(former.requests.keys());
+        let writes = |(id, asked): (u64, Asked)| matches!(asked, Asked::Write { .. }).then_some(id);
+        self.orphans.extend(former.requests.into_iter().filter_map(writes));
     }
 
     /// I1: only in extents that a durable record has. I4: a target of a resync is inconsistent, durably.
@@ -759,6 +777,7 @@ impl World {
     /// The primary has answered a client: what it served when it was promoted counts from now on.
     fn settle_promotion(&mut self) {
         if let Some((since, content)) = self.promoted.take() {
+            self.part_with_former();
             content.into_iter().for_each(|(block, value)| self.model.settle(block, value, since));
         }
     }
@@ -786,7 +805,11 @@ impl World {
     }
 
     fn reply(&mut self, i: usize, id: RequestId, result: Result<Bytes, Failure>) {
-        if self.orphans.remove(&id.0) && result.is_ok() {
+        let is_held = self.serving != Some(i)
+            && self.former.as_ref().is_some_and(|former| {
+                matches!(former.requests.get(&id.0), Some(Asked::Write { .. }))
+            });
+        if (self.orphans.remove(&id.0) || is_held) && result.is_ok() {
             return self.fail(format!("M4: site {i} answers a write, and another one became primary before"));
         }
         if id.0 >= SCRIPTED {
@@ -842,9 +865,25 @@ impl World {
         }
     }
 
+    /// The client's primary is gone. If that had answered nothing, and the one that it took over from is still there, the client
+    /// goes back.
     fn primary_gone(&mut self) {
-        self.model.primary_gone();
-        self.promoted = None;
+        let is_back = |former: &Former| {
+            self.promoted.is_some()
+                && self.sites[former.site].core.as_ref().is_some_and(|core| core.role() == Role::Primary)
+        };
+        match self.former.take().filter(is_back) {
+            Some(former) => {
+                self.model.end(self.requests.keys());
+                self.serving = Some(former.site);
+                (self.requests, self.promoted) = (former.requests, former.promoted);
+            }
+            None => {
+                (self.serving, self.promoted) = (None, None);
+                self.requests.clear();
+                self.model.primary_gone();
+            }
+        }
     }
 
     fn done(&mut self, i: usize, life: u32, ticket: Ticket, good: bool, key: u64) {
@@ -968,8 +1007,6 @@ impl World {
             }
         }
         if self.serving == Some(i) {
-            self.serving = None;
-            self.requests.clear();
             self.primary_gone();
         }
         self.tell_links();

@@ -104,7 +104,8 @@ impl Core {
             self.store.wanted.lose(owed, fresh);
             self.store.wanted.flags.set(DiskFlags::UNANSWERED, true);
         } else {
-            self.elsewhere = Some(fresh);
+            let former = self.elsewhere.replace(fresh);
+            self.note_passed(former);
         }
         self.change(Then::Nothing);
         let version = self.store.version;

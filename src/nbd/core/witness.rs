@@ -42,8 +42,9 @@ pub struct Witness {
     asked: Option<(u64, bool)>,
     /// When it was asked last.
     since: Duration,
-    /// Generations that were never answered in, and never will be: their sites have given them up.
-    void: Vec<Generation>,
+    /// Generations that what is served here descends from, and the history does not name; and such that were never answered in, and never will
+    /// be, as their sites have given them up.
+    passed: Vec<Generation>,
     /// The superblock before a promotion that waits for the vote.
     before: Option<Box<Superblock>>,
 }
@@ -101,7 +102,7 @@ impl Core {
         former.is_same_data(self.served())
             || former.is_same_data(block.current)
             || ancestors.any(|ancestor| former.is_same_data(ancestor))
-            || self.witness.void.contains(&former)
+            || self.witness.passed.contains(&former)
     }
 
     /// Returns true if the witness can be asked for a vote. One that knows nothing has none: it may have forgotten.
@@ -293,8 +294,14 @@ impl Core {
         };
         let current = facts.current;
         let is_void = facts.flags.contains(DiskFlags::UNANSWERED) && current != other.current;
-        if self.config.witness.is_some() && is_void && !self.witness.void.contains(&current) {
-            self.witness.void.push(current);
+        self.note_passed(Some(current).filter(|_| is_void));
+    }
+
+    /// Notes a generation that is none to be kept back for.
+    pub(super) fn note_passed(&mut self, former: Option<Generation>) {
+        let is_new = |former: &Generation| !self.witness.passed.contains(former);
+        if let Some(former) = former.filter(is_new).filter(|_| self.config.witness.is_some()) {
+            self.witness.passed.push(former);
         }
     }
 

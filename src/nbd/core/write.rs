@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 
+use super::claim::Claim;
 use super::event::{Action, Request, RequestId, Ticket};
 use super::op::{Op, Origin, TICKET_READ, Work};
 use super::packet::{self, Fields, PIECE};
@@ -306,8 +307,9 @@ impl Core {
     /// Returns true if this primary's content counts: where a majority decides, another site may have been promoted by it, and
     /// what is here may be undone.
     pub(super) fn may_read(&self) -> bool {
-        !self.is_by_majority()
-            || !self.lacks_quorum() && !self.store.wanted.flags.contains(DiskFlags::UNANSWERED)
+        let has_answered = !self.store.wanted.flags.contains(DiskFlags::UNANSWERED)
+            && !matches!(self.claim, Claim::Confirming { .. });
+        !self.is_by_majority() || !self.lacks_quorum() && has_answered
     }
 
     /// Begins the reads that waited for a majority, if there is one.
