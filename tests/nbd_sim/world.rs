@@ -806,9 +806,10 @@ impl World {
 
     fn reply(&mut self, i: usize, id: RequestId, result: Result<Bytes, Failure>) {
         let is_held = self.serving != Some(i)
-            && self.former.as_ref().is_some_and(|former| {
-                matches!(former.requests.get(&id.0), Some(Asked::Write { .. }))
-            });
+            && self
+                .former
+                .as_ref()
+                .is_some_and(|former| matches!(former.requests.get(&id.0), Some(Asked::Write { .. })));
         if (self.orphans.remove(&id.0) || is_held) && result.is_ok() {
             return self.fail(format!("M4: site {i} answers a write, and another one became primary before"));
         }

@@ -20,6 +20,7 @@ mod apply;
 mod checkpoint;
 mod claim;
 mod connect;
+mod demotion;
 mod epochs;
 mod event;
 mod far;
