@@ -327,7 +327,7 @@ impl Core {
         let has_sites = self.is_primary() && self.owed.is_empty() && !self.lacks_quorum();
         let is_settled =
             self.claim == Claim::Idle && !self.store.wanted.flags.contains(DiskFlags::UNANSWERED);
-        // What the sites agree on counts if all of them are equal.
+        // All sites are equal: their agreement counts.
         let are_all_equal = self.is_local && self.voters().all(Peer::is_equal);
         let may_tell = !seen.current.has_data() || are_all_equal || self.descends_from(seen.current);
         self.witness.is_heard

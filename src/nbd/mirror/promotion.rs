@@ -190,7 +190,7 @@ pub fn assess(candidacy: &Candidacy<'_>) -> Verdict {
         objections.push(Objection::MayBeBehind(absent));
     }
     let unknown = unknown(candidacy);
-    // What the sites agree on counts if all of them are here.
+    // All sites are here: their agreement counts.
     if let Some(witness) = candidacy.witness.filter(|_| !unknown.is_empty()) {
         if witness.current.has_data() && witness.current != own.current {
             objections.push(Objection::WitnessKnowsNewer(witness.holders));

@@ -254,7 +254,7 @@ impl Rotate for Superblock {
         let since = match () {
             () if !peer.current.has_data() => Some(self.current),
             () if is_ancestor(self, peer.current) => Some(peer.current),
-            // What it drew and never answered in is given up.
+            // The generation that it drew and never answered in is given up.
             () => peer.answered().filter(|former| is_ancestor(self, *former)),
         };
         if is_source && is_newest_of_two(self, peer.site) {
