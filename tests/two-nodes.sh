@@ -30,7 +30,8 @@ case \$verb in
         for unit; do pkill -x "\$unit" || :; done
         for unit; do
             for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-                pgrep -x "\$unit" > /dev/null || continue 2
+                # Nobody reaps here.
+                pgrep -x --runstates D,R,S "\$unit" > /dev/null || continue 2
                 sleep 0.2
             done
             echo "systemctl: \$unit does not end" >&2
