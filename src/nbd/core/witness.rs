@@ -45,8 +45,8 @@ pub struct Witness {
     /// Generations that what is served here descends from, and the history does not name; and such that were never answered in, and never will
     /// be, as their sites have given them up.
     passed: Vec<Generation>,
-    /// The superblock before a promotion that waits for the vote.
-    before: Option<Box<Superblock>>,
+    /// The superblock before a promotion that waits for the vote, and the sites that were connected then.
+    before: Option<(Box<Superblock>, Mask)>,
 }
 
 /// The state of the witness, as this site sees it.
@@ -232,6 +232,11 @@ impl Core {
         self.config.witness.is_some() && self.voters().any(meets)
     }
 
+    fn linked_voters(&self) -> Mask {
+        let linked = self.voters().filter(|peer| peer.linked);
+        linked.fold(Mask(0), |mask, peer| mask | Mask::of(peer.site.get()))
+    }
+
     /// Returns true if the witness has to vote for a promotion that these sites miss.
     pub(super) fn needs_vote(&self, missing: Mask) -> bool {
         self.config.witness.is_some() && !self.has_sites_for(missing)
@@ -250,20 +255,23 @@ impl Core {
             }
         }
         self.owed = Mask(0);
-        self.witness.before = Some(Box::new(self.store.wanted.clone()));
+        self.witness.before = Some((Box::new(self.store.wanted.clone()), self.linked_voters()));
     }
 
     /// The witness has voted for this site, or not.
     fn promotion_voted(&mut self) {
-        let Change::Witnessing { ballot, missing, .. } = self.role_change else { return };
+        let Change::Witnessing { ballot, missing, forced } = self.role_change else { return };
         let before = self.witness.before.take();
+        // A site that came while the vote was waited for may have what is not here, as in `is_meeting`.
+        let has_come =
+            !forced && before.as_ref().is_some_and(|(_, then)| self.linked_voters().0 & !then.0 != 0);
         let has_voted = self.witness.content.current.is_same_data(self.served());
-        if has_voted && self.follows.is_none() && self.is_local {
+        if has_voted && self.follows.is_none() && self.is_local && !has_come {
             return self.begin_role(ballot, missing);
         }
-        let refusal = self.no_vote();
+        let refusal = if has_voted && has_come { Refusal::Busy } else { self.no_vote() };
         (self.role_change, self.owed) = (Change::None, Mask(0));
-        if let Some(before) = before {
+        if let Some((before, _)) = before {
             // Without an answer nobody knows what it stored.
             let is_open = !self.witness.is_heard;
             self.store.wanted.undo_promotion(&before, is_open || has_voted);
