@@ -55,14 +55,17 @@ keepalived-test: ## the samples for keepalived with the real one, in network nam
 	tests/keepalived.sh $(CARGO_TARGET_DIR)/debug
 	tests/keepalived-disk.sh $(CARGO_TARGET_DIR)/debug
 
-guide-test: ## etc/doc/two-nodes.md and wan.md, line by line on machines in namespaces; needs root
+guide-test: ## the guides of etc/doc, line by line on machines in namespaces; needs root
 	cargo build --locked
 	tests/two-nodes.sh $(CARGO_TARGET_DIR)/debug
 	GUIDE=wan tests/two-nodes.sh $(CARGO_TARGET_DIR)/debug
+	GUIDE=from-drbd tests/two-nodes.sh $(CARGO_TARGET_DIR)/debug
+	GUIDE=from-module tests/two-nodes.sh $(CARGO_TARGET_DIR)/debug
 
-pacemaker-test: ## a mirrored disk in a real cluster of corosync and Pacemaker, in namespaces: nodes and daemons die; needs root
+pacemaker-test: ## a mirrored disk in real clusters of corosync and Pacemaker, two and three nodes in namespaces: nodes and daemons die; needs root
 	cargo build --locked
 	tests/pacemaker.sh $(CARGO_TARGET_DIR)/debug
+	NODES=3 tests/pacemaker.sh $(CARGO_TARGET_DIR)/debug
 
 ocf-test: ## the resource agents for Pacemaker without a cluster, with ocf-tester and crm_simulate where they are installed
 	cargo build --locked
@@ -201,7 +204,7 @@ install: ## install what `make build` built; PREFIX=/usr/local, SYSCONFDIR=/etc,
 	$(call put,644,$(PREFIX)/lib/sysusers.d,etc/systemd/hadm.sysusers,hadm.conf)
 	$(call put,644,$(PREFIX)/lib/udev/rules.d,etc/udev/90-hadmd.rules)
 	$(call put,755,$(SYSCONFDIR)/init.d,etc/init.d/hadmd etc/init.d/hadm-nbd)
-	$(call put,644,$(doc),README.md etc/doc/SECURITY.md etc/doc/CHANGELOG.md etc/doc/two-nodes.md etc/doc/wan.md LICENSE-MIT LICENSE-APACHE etc/one-site.xml etc/two-sites.xml etc/mirror.xml)
+	$(call put,644,$(doc),README.md etc/doc/SECURITY.md etc/doc/CHANGELOG.md etc/doc/two-nodes.md etc/doc/wan.md etc/doc/from-drbd.md etc/doc/from-module.md LICENSE-MIT LICENSE-APACHE etc/one-site.xml etc/two-sites.xml etc/mirror.xml)
 	$(call put,644,$(doc)/procd,etc/procd/hadmd.init etc/procd/hadm-nbd.init)
 	$(call put,644,$(doc)/openrc,etc/openrc/hadmd etc/openrc/hadm-nbd)
 	$(call put,644,$(doc)/keepalived,etc/keepalived/keepalived.conf etc/keepalived/mirror.conf)

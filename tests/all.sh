@@ -82,6 +82,8 @@ script() {
 script "system logs" tests/system-logs.sh "${CARGO_TARGET_DIR:-target}/debug"
 script "guide for two nodes" tests/two-nodes.sh "${CARGO_TARGET_DIR:-target}/debug"
 script "guide for a copy far away" env GUIDE=wan tests/two-nodes.sh "${CARGO_TARGET_DIR:-target}/debug"
+script "guide from DRBD" env GUIDE=from-drbd tests/two-nodes.sh "${CARGO_TARGET_DIR:-target}/debug"
+script "guide from the kernel module" env GUIDE=from-module tests/two-nodes.sh "${CARGO_TARGET_DIR:-target}/debug"
 script "resource agents" tests/ocf.sh "${CARGO_TARGET_DIR:-target}/debug"
 script "package scripts" tests/deb-scripts.sh
 if cargo deny --version > /dev/null 2>&1; then

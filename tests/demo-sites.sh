@@ -90,7 +90,7 @@ start() {
     within "$1" "$bin/hadmd" -c etc/two-sites.xml --hostname "$1" --no-kmod-check --log stderr \
         --control "$dir/$1.sock" 2> "$(log "$1")" &
     daemons="$daemons $!"
-    wait_for 10 ready_or_gone "$1" $! || :
+    wait_for 20 ready_or_gone "$1" $! || :
     ready "$1" || fail "$1 did not start" "$(log "$1")"
 }
 
@@ -101,7 +101,7 @@ attach() {
     shift
     within "$machine" "$bin/hadm-probe" "$@" > "$dir/$machine.out" 2> "$dir/$machine.err" &
     tools="$tools $!"
-    wait_for 10 attached_again "$machine" "$before" ||
+    wait_for 20 attached_again "$machine" "$before" ||
         fail "hadm-probe cannot attach at $machine" "$dir/$machine.err" "$(log "$machine")"
 }
 

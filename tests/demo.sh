@@ -51,7 +51,7 @@ start() {
     "$bin/hadmd" -c "$dir/hadm.xml" --hostname "node$1" --server "$net.1$1:9998" \
         --no-kmod-check --log stderr --control "$dir/node$1.sock" 2> "$(log "$1")" &
     daemons="$daemons $!"
-    wait_for 10 ready_or_gone "$1" $! || :
+    wait_for 20 ready_or_gone "$1" $! || :
     ready "$1" || fail "node $1 did not start. It needs ports 7000 and 9998 of \
 $net.1$1, an address drawn at random: if that is in use, run the demo again" "$(log "$1")"
 }
@@ -61,7 +61,7 @@ attach() {
     before=$(attached "$1")
     probe "$@" > "$dir/probe$1.out" 2> "$dir/probe$1.err" &
     tools="$tools $!"
-    wait_for 10 attached_again "$1" "$before" ||
+    wait_for 20 attached_again "$1" "$before" ||
         fail "hadm-probe cannot attach at node $1" "$dir/probe$1.err" "$(log "$1")"
 }
 

@@ -5,7 +5,7 @@
 # every state of the lost node, on a cluster's configuration in a file.
 # Where ocf-tester and xmllint are installed (Debian packages resource-agents, libxml2-utils), it has to pass that.
 # Where crm_verify and crm_simulate are installed (Debian package pacemaker-cli-utils), a cluster of two nodes is planned with the agent's
-# scores. Needs no root.
+# scores. Where pcs and crmsh are, and it is root that asks, they configure a cluster with both agents. The rest needs no root.
 #
 # Usage: tests/ocf.sh DIRECTORY   (where the programs are: the last part asks a real hadm-nbd)
 set -eu
@@ -213,15 +213,92 @@ else
     echo "ocf: SKIPPED: crm_verify and crm_simulate are not installed (Debian package pacemaker-cli-utils)"
 fi
 
-# handled IN_CCM CRMD EXPECTED STATUS: the fencing handler's exit status for that state of the lost node.
-handled() {
-    sed "s|<status>.*|<status><node_state id=\"2\" uname=\"right\" in_ccm=\"$1\" crmd=\"$2\" join=\"member\" expected=\"$3\"/></status></cib>|
-        /<cib /s|crm_feature_set=\"[^\"]*\"|crm_feature_set=\"3.0.14\"|; /^<\/cib>/d; s|<constraints>.*|<constraints>${constraint:-}</constraints>|" \
-        "$dir/cib.xml" > "$dir/fence.xml"
+# The tools that people configure a cluster with take both agents by their metadata: nothing has to be forced, and nothing is warned of.
+# installed COMMAND...: with the agents where Pacemaker looks for them, on the configuration in $dir/tools.xml.
+mkdir -p "$dir/agents/hadm"
+cp etc/ocf/* "$dir/agents/hadm"
+installed() {
     status=0
-    (unset OCF_RESOURCE_INSTANCE; CIB_file="$dir/fence.xml" HADM_RESOURCE=${5:-data} HADM_RESOURCE_ID=0 HADM_LOST_HOSTS=right HADM_FENCE_PATIENCE=2 HADM_FENCE_NOTICE=1 \
-        etc/fencing/pacemaker) > "$dir/out" 2>&1 || status=$?
-    [ "$status" = "$4" ] || fail "the fencing handler ends with $status, not $4, for in_ccm $1, crmd $2, expected $3"
+    # shellcheck disable=SC2016 # that is for the inner shell
+    (unset OCF_RESOURCE_INSTANCE; CIB_file="$dir/tools.xml" unshare --mount sh -euc '
+        mount -t overlay none -o "lowerdir=$0:/usr/lib/ocf/resource.d" /usr/lib/ocf/resource.d
+        exec timeout 60 "$@"' "$dir/agents" "$@") > "$dir/out" 2>&1 < /dev/null || status=$?
+    return $status
+}
+taken() {
+    installed "$@" || fail "$1 ends with $status: $*"
+    # That there is no cluster and no fencing is nothing against the agents.
+    ! grep -v '(unpack_config)\|(cluster_status)' "$dir/out" | grep -qi 'warning\|error\|deprecated' || fail "$1 finds fault: $*"
+}
+# described AGENT COMMAND...: with every parameter of the metadata.
+described() {
+    of=$1
+    shift
+    taken "$@" "ocf:hadm:$of"
+    for parameter in $(etc/ocf/"$of" meta-data | sed -n 's/.*<parameter name="\([^"]*\)".*/\1/p'); do
+        grep -q "$parameter" "$dir/out" || fail "$1 does not describe parameter $parameter of $of"
+    done
+}
+placed_by() {
+    crm_verify --xml-file "$dir/tools.xml" > "$dir/out" 2>&1 || fail "crm_verify finds fault with what $1 writes"
+    grep -q 'name="promotable" value="true"' "$dir/tools.xml" || fail "$1 writes no promotable clone"
+}
+if [ "$(id -u)" != 0 ] || ! unshare --mount true 2> /dev/null; then
+    echo "ocf: SKIPPED: pcs and crmsh, for want of root and the right to make namespaces"
+else
+    if command -v pcs > /dev/null; then
+        cibadmin --empty > "$dir/tools.xml"
+        for of in hadm-disk hadmd; do described $of pcs resource describe; done
+        taken pcs -f "$dir/tools.xml" property set stonith-enabled=false
+        taken pcs -f "$dir/tools.xml" resource create nbd ocf:hadm:hadmd binary=/usr/sbin/hadm-nbd control=/run/hadm/hadm-nbd.sock \
+            op monitor interval=2s timeout=20s clone interleave=true
+        taken pcs -f "$dir/tools.xml" resource create disk ocf:hadm:hadm-disk resource=data op monitor interval=2s timeout=20s role=Promoted \
+            monitor interval=5s timeout=20s role=Unpromoted promotable notify=true interleave=true
+        placed_by pcs
+        ! installed pcs -f "$dir/tools.xml" resource create other ocf:hadm:hadm-disk resourse=data || fail "pcs does not read the metadata"
+        echo "ocf: pcs $(pcs --version) takes both agents"
+    else
+        echo "ocf: SKIPPED: pcs is not installed (Debian package pcs)"
+    fi
+    if command -v crm > /dev/null; then
+        cibadmin --empty > "$dir/tools.xml"
+        for of in hadm-disk hadmd; do described $of crm ra info; done
+        cat > "$dir/commands" << LINES
+configure
+property stonith-enabled=false
+primitive nbd ocf:hadm:hadmd params binary=/usr/sbin/hadm-nbd control=/run/hadm/hadm-nbd.sock op monitor interval=2s timeout=20s
+clone nbd-clone nbd meta interleave=true
+primitive disk ocf:hadm:hadm-disk params resource=data op monitor interval=2s timeout=20s role=Promoted op monitor interval=5s timeout=20s role=Unpromoted
+clone disk-clone disk meta promotable=true notify=true interleave=true
+verify
+commit
+LINES
+        taken crm -f "$dir/commands"
+        placed_by crm
+        echo "ocf: $(crm --version) takes both agents"
+    else
+        echo "ocf: SKIPPED: crm is not installed (Debian package crmsh)"
+    fi
+fi
+
+# handled IN_CCM CRMD EXPECTED STATUS: the fencing handler's exit status for that state of the lost node; $last is the operation that its
+# disk had last, and the result; $quorum is 1 where there is a majority.
+resource=data last='' quorum=1 notice=1 patience=1
+handled() {
+    history=
+    [ -z "$last" ] || history="<lrm id=\"2\"><lrm_resources><lrm_resource id=\"disk\" type=\"hadm-disk\" class=\"ocf\" provider=\"hadm\">\
+<lrm_rsc_op id=\"disk_last_0\" operation=\"${last% *}\" rc-code=\"${last#* }\"/></lrm_resource></lrm_resources></lrm>"
+    # One that succeeds has the time for it.
+    [ "$4" = 5 ] || patience=20
+    sed "s|<status>.*|<status><node_state id=\"2\" uname=\"right\" in_ccm=\"$1\" crmd=\"$2\" join=\"member\" expected=\"$3\">$history</node_state></status></cib>|
+        /<cib /s|crm_feature_set=\"[^\"]*\"|crm_feature_set=\"3.0.14\"|; /<cib /s|have-quorum=\"1\"|have-quorum=\"$quorum\"|
+        /^<\/cib>/d; s|<constraints>.*|<constraints>${constraint:-}</constraints>|" \
+        "$dir/cib.xml" | sed 's/></>\n</g' > "$dir/fence.xml"
+    status=0
+    (unset OCF_RESOURCE_INSTANCE; CIB_file="$dir/fence.xml" HADM_RESOURCE=$resource HADM_RESOURCE_ID=0 HADM_LOST_HOSTS=right HADM_FENCE_PATIENCE=$patience \
+        HADM_FENCE_NOTICE=$notice etc/fencing/pacemaker) > "$dir/out" 2>&1 || status=$?
+    patience=1
+    [ "$status" = "$4" ] || fail "the fencing handler ends with $status, not $4, for in_ccm $1, crmd $2, expected $3, last $last, quorum $quorum"
 }
 placed() { grep -q 'rsc_location id="hadm-fence-data"' "$dir/fence.xml"; }
 if command -v cibadmin > /dev/null && [ -e "$dir/cib.xml" ]; then
@@ -229,10 +306,26 @@ if command -v cibadmin > /dev/null && [ -e "$dir/cib.xml" ]; then
     CIB_file="$dir/fence.xml" HADM_RESOURCE=data etc/fencing/pacemaker remove > "$dir/out" 2>&1 || fail "the constraint is not removed"
     ! placed || fail "the constraint is not removed"
     handled 0 0 down 7
+    # One that left in order; one that was put off earlier, has been back, and was lost; no majority.
+    last="stop 0"; handled false offline down 7
+    for last in "start 0" "promote 0" "stop 1" "monitor 0"; do handled false offline down 5; ! placed || fail "a constraint for a node that may be primary"; done
+    # The agent removes the constraint while the handler waits: it is not put there again.
+    (wait_for 20 placed; CIB_file="$dir/fence.xml" HADM_RESOURCE=data etc/fencing/pacemaker remove) > "$dir/removed" 2>&1 &
+    last='' notice=15 patience=20
+    handled true online member 5
+    notice=1
+    wait $!
+    ! placed || fail "a constraint that was removed is there again"
+    last='' quorum=0
+    handled false offline down 5
+    handled true online member 5
+    quorum=1
     handled true online member 4; placed || fail "no constraint"
     handled false offline member 5; ! placed || fail "a constraint for a node that may be primary"
     handled true offline member 5
-    handled false offline down 5 other
+    resource=other
+    handled false offline down 5
+    resource=data
     constraint='<rsc_location id="hadm-fence-data" rsc="disk-clone"><rule id="r" role="Promoted" score="-INFINITY"><expression id="e" attribute="#uname" operation="ne" value="right"/></rule></rsc_location>'
     handled false offline down 6
     handled true online member 6

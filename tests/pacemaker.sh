@@ -1,9 +1,11 @@
 #!/bin/sh
-# A mirrored disk in a real cluster of corosync and Pacemaker: two nodes in namespaces, the sample etc/pacemaker/mirror.xml with the
-# agents of etc/ocf, the fencing handler, a floating address, and a client that writes through that. The active node is killed, daemons are killed, the nodes lose each
-# other, a disk is full: the client goes on, what was answered and flushed is there, and there is one primary. Needs root, Debian's corosync, pacemaker and qemu-utils.
+# A mirrored disk in a real cluster of corosync and Pacemaker: nodes in namespaces, the sample etc/pacemaker/mirror.xml with the agents of
+# etc/ocf, a floating address, and a client that writes through that. The active node is killed, daemons are killed, a network is cut, a
+# disk is full: the client goes on, in the time that corosync's token allows; what was answered and flushed is there, and there is one primary.
+# Two nodes have the fencing handler. NODES=3 has a third disk, and a majority decides; with SITES=2 the third node has no disk, but a vote
+# in the cluster. Needs root, Debian's corosync, pacemaker and qemu-utils.
 #
-# Usage: tests/pacemaker.sh DIRECTORY   (where the programs are)
+# Usage: [NODES=3 [SITES=2]] tests/pacemaker.sh DIRECTORY   (where the programs are)
 # Exit status: 0 if every step did what it should; 77, with a line that says why, if it cannot run here.
 set -eu
 
@@ -15,8 +17,24 @@ cd "$(dirname "$0")/.."
 [ -x /usr/lib/ocf/resource.d/heartbeat/IPaddr2 ] || skip "there is no agent IPaddr2 (Debian package resource-agents)"
 go_inside "${2:-}" corosync pacemakerd cibadmin crm_mon ip bridge nsenter qemu-io
 
+case ${NODES:-2},${SITES:-${NODES:-2}} in
+    2,2) nodes="left right" sites=$nodes ;;
+    3,3) nodes="left right third" sites=$nodes ;;
+    3,2) nodes="left right third" sites="left right" ;;
+    *) echo "pacemaker: NODES is 2 or 3, and SITES is not more" >&2; exit 2 ;;
+esac
+# With two disks the cluster decides; of three disks two.
+policy="<fencing>resource-and-stonith</fencing><fencepeer>/usr/lib/hadm/fencing/pacemaker</fencepeer>"
+[ "${sites##* }" != third ] || policy="<quorum>majority</quorum>"
 make_dir
-trap 'umount -l "$dir"/*.disks 2> /dev/null; rm -rf "$dir"' EXIT
+# The nodes end first: they write their logs there.
+clean() {
+    for at in $client $(cat "$dir"/*.pid); do kill -9 "$at"; done
+    umount -l "$dir"/*.disks
+    wait_for 10 rm -rf "$dir"
+}
+client=
+trap 'clean 2> /dev/null' EXIT
 chmod 755 "$dir"
 # Laid over each node's /usr and /etc, as if installed.
 mkdir -p "$dir/logs" "$dir/sbin" "$dir/bin" "$dir/lib/ocf/resource.d/hadm" "$dir/lib/hadm/fencing" "$dir/etc/hadm"
@@ -25,7 +43,7 @@ chmod 777 "$dir/logs"
 fail() {
     echo "pacemaker: $1" >&2
     for file in "$dir"/logs/*; do echo "--- ${file##*/}"; tail -n "${LINES_OF_LOGS:-12}" "$file"; done >&2
-    for node in left right; do echo "--- status of $node"; in_node $node crm_mon --one-shot --inactive; done >&2
+    for node in $nodes; do echo "--- status of $node"; { in_node "$node" crm_mon --one-shot --inactive; in_node "$node" cibadmin --query --scope constraints; } || :; done >&2
     exit 1
 }
 now() { awk '{ print int($1 * 1000) }' /proc/uptime; }
@@ -33,7 +51,8 @@ in_node() { at=$(cat "$dir/$1.pid"); shift; timeout 20 nsenter -t "$at" -m -n -u
 disk() { at_node=$1; shift; in_node "$at_node" hadmctl --control /run/hadm/hadm-nbd.sock disk "$@"; }
 has() { disk "$1" --json status data 2> /dev/null | grep -q "$2"; }
 primary() { has "$1" '"role": *"primary"'; }
-in_sync() { has "$1" '"in_sync": *true'; }
+# With all other sites, as the primary sees it.
+in_sync() { has "$1" '"in_sync": *true' && ! has "$1" '"in_sync": *false'; }
 
 cp etc/ocf/* "$dir/lib/ocf/resource.d/hadm"
 cp etc/fencing/* "$dir/lib/hadm/fencing"
@@ -79,19 +98,38 @@ power_off() {
 # One at a time: the switch has one hand.
 (exec 8<> "$dir/power"; while read -r node confirm <&8; do power_off "$node"; : > "${confirm:-$dir/done}"; done) &
 
-for node in left right; do
+for node in $nodes; do
     mkdir "$dir/$node.disks"
     mount -t tmpfs -o size=24m none "$dir/$node.disks"
 done
+# add_third FILE: the same for a third node as for right, in a configuration of hadmd or of the cluster.
+add_third() {
+    awk '
+        function third(text) {
+            gsub(/right/, "third", text); gsub(/192\.0\.2\.2</, "192.0.2.3<", text)
+            sub(/<id>1</, "<id>2<", text); sub(/<node id="2"/, "<node id=\"3\"", text)
+            return text
+        }
+        /<(site|runsite)>|<primitive / { block = ""; inside = 1 }
+        { print }
+        inside { block = block $0 "\n" }
+        !inside && /right"/ { print third($0) }
+        /<\/(site|runsite|primitive)>/ { if (block ~ /right|192\.0\.2\.2</) printf "%s", third(block); inside = 0 }
+    ' "$1" > "$dir/three" && mv "$dir/three" "$1"
+}
 sed "s|<pingtimeout>1<|<pingtimeout>0.2<|; s|<maxpingcount>5<|<maxpingcount>3<|
-    s|<onloss>.*|<nbd>0.0.0.0:10809</nbd><fencing>resource-and-stonith</fencing><fencepeer>/usr/lib/hadm/fencing/pacemaker</fencepeer>|
+    s|<onloss>.*|<nbd>0.0.0.0:10809</nbd>$policy|
     s|/var/lib/hadm|/run/place|" etc/mirror.xml > "$dir/etc/hadm/hadm.xml"
-for node in left right; do
+[ "${sites##* }" != third ] || add_third "$dir/etc/hadm/hadm.xml"
+for node in $sites; do
     truncate -s 16M "$dir/$node.disks/data.disk"
     sed "s|/run/place|$dir/$node.disks|" "$dir/etc/hadm/hadm.xml" > "$dir/init.xml"
-    "$bin/hadm-nbd" -c "$dir/init.xml" --hostname $node init --clean data > "$dir/logs/init" 2>&1 || fail "no metadata"
+    "$bin/hadm-nbd" -c "$dir/init.xml" --hostname "$node" init --clean data > "$dir/logs/init" 2>&1 || fail "no metadata"
 done
-cat > "$dir/corosync.conf" << LINES
+# number NODE: its place in the cluster, and in the network.
+number() { echo "$nodes" | tr ' ' '\n' | grep -nx "$1" | cut -d: -f1; }
+{
+    cat << LINES
 totem {
     version: 2
     cluster_name: mirror
@@ -99,21 +137,20 @@ totem {
     crypto_cipher: none
     crypto_hash: none
 }
-nodelist {
-    node {
-        ring0_addr: 192.0.2.1
-        name: left
-        nodeid: 1
-    }
-    node {
-        ring0_addr: 192.0.2.2
-        name: right
-        nodeid: 2
-    }
-}
-quorum {
-    provider: corosync_votequorum
-    two_node: 1
+LINES
+    echo "nodelist {"
+    for node in $nodes; do
+        echo "    node {"
+        echo "        ring0_addr: 192.0.2.$(number "$node")"
+        echo "        name: $node"
+        echo "        nodeid: $(number "$node")"
+        echo "    }"
+    done
+    echo "}"
+    echo "quorum {"
+    echo "    provider: corosync_votequorum"
+    [ "$nodes" != "left right" ] || echo "    two_node: 1"
+    cat << LINES
 }
 system {
     sched_rr: no
@@ -123,8 +160,15 @@ logging {
     to_stderr: yes
 }
 LINES
+} > "$dir/corosync.conf"
 # The sample, but for the power switch.
 sed 's|type="fence_ipmilan"|type="fence_power"|' etc/pacemaker/mirror.xml > "$dir/cluster.xml"
+[ "$nodes" = "left right" ] || add_third "$dir/cluster.xml"
+if [ "$nodes" != "$sites" ]; then
+    for clone in hadmd nbd disk; do
+        sed -i "s|</constraints>|<rsc_location id=\"no-$clone\" rsc=\"$clone-clone\" node=\"third\" score=\"-INFINITY\"/>&|" "$dir/cluster.xml"
+    done
+fi
 
 mount -t tmpfs -o mode=755 none /run
 mkdir -p /run/netns
@@ -156,12 +200,10 @@ power_on() {
     ip link del "$1" 2> /dev/null || :
     ip link add "$1" type veth peer name eth0 netns "$(cat "$dir/$1.pid")"
     ip link set "$1" master bridge up
-    number=1
-    [ "$1" = left ] || number=2
     in_node "$1" ip -batch - << LINES
 link set lo up
 link set eth0 up
-addr add 192.0.2.$number/24 dev eth0
+addr add 192.0.2.$(number "$1")/24 dev eth0
 LINES
     start "$1" corosync corosync -f -c "$dir/corosync.conf"
     wait_for 20 in_node "$1" corosync-cfgtool -s > "$dir/logs/$1.cfgtool" 2>&1 || fail "corosync does not start at $1"
@@ -179,7 +221,7 @@ cat > "$dir/client" << LINES
 #!/bin/sh
 block=0
 while [ \$block -lt 4000 ]; do
-    if timeout 3 qemu-io -f raw -c "write -P \$((block % 255 + 1)) \$((block * 4096)) 4096" -c flush $export > "$dir/io" 2>&1 && ! grep -qi 'fail\|error' "$dir/io"; then
+    if timeout 2 qemu-io -f raw -c "write -P \$((block % 255 + 1)) \$((block * 4096)) 4096" -c flush $export > "$dir/io" 2>&1 && ! grep -qi 'fail\|error' "$dir/io"; then
         echo "\$block \$(awk '{ print int(\$1 * 1000) }' /proc/uptime)" >> "$dir/answered"
         block=\$((block + 1))
     fi
@@ -190,13 +232,14 @@ chmod 755 "$dir/client"
 : > "$dir/answered"
 answered() { wc -l < "$dir/answered"; }
 goes_on() { [ "$(answered)" -ge $((before + 3)) ]; }
-# served WHAT SECONDS: the client goes on, and reads all that was answered.
+# served WHAT SECONDS [LIMIT]: the client goes on, within LIMIT milliseconds, and reads all that was answered.
 event() { began=$(now) before=$(answered); }
 served() {
     # One that was answered before it began is no proof.
     wait_for "$2" goes_on || fail "$1: the client does not go on"
     first=$(awk -v began="$began" '$2 > began { if (last == "") last = began; if ($2 - last > gap) { gap = $2 - last; end = $2 } last = $2 } END { print end - began }' "$dir/answered")
-    echo "  $1: served again after $first ms"
+    echo "  $1: served again after $first ms${3:+, of $3}"
+    [ "$first" -le "${3:-$first}" ] || fail "$1: that is longer than corosync takes, and what follows it"
     check "$1"
 }
 check() {
@@ -204,60 +247,98 @@ check() {
     timeout 30 qemu-io -r -f raw $export < "$dir/reads" > "$dir/logs/check" 2>&1 || fail "$1: the disk cannot be read"
     ! grep -i 'fail\|error' "$dir/logs/check" || fail "$1: an answered write is gone"
     count=0
-    for node in left right; do if primary $node; then count=$((count + 1)); fi; done
+    for node in $sites; do if primary "$node"; then count=$((count + 1)); fi; done
     [ $count -le 1 ] || fail "$1: two primaries"
     wait_for 30 active || fail "$1: nobody is primary"
 }
-# whole: both nodes are there, in sync, and the handler's constraint is gone.
+# whole: all nodes are there, in sync, and the handler's constraint is gone.
 whole() {
-    for node in left right; do [ ! -e "$dir/$node.off" ] || power_on $node; done
-    in_sync left && in_sync right && active && ! in_node "$active" cibadmin --query --xpath "//rsc_location[@id='hadm-fence-data']" > "$dir/logs/constraint" 2>&1
+    for node in $nodes; do [ ! -e "$dir/$node.off" ] || power_on "$node"; done
+    online && active && in_sync "$active" && ! in_node "$active" cibadmin --query --xpath "//rsc_location[@id='hadm-fence-data']" > "$dir/logs/constraint" 2>&1
 }
-active() { active=left; primary left && return; active=right; primary right; }
+active() {
+    for active in $sites; do if primary "$active"; then return 0; fi; done
+    return 1
+}
 restored() {
-    wait_for 90 whole || fail "$1: the sites are not in sync again, or the constraint stays"
+    wait_for 120 whole || fail "$1: the sites are not in sync again, or the constraint stays"
     check "$1"
 }
 
 event
-power_on left
-power_on right
-online() { [ "$(in_node left crm_mon --one-shot --output-as=xml 2> /dev/null | grep -c '<node name.* online="true"')" = 2 ]; }
+for node in $nodes; do power_on "$node"; done
+online() { [ "$(in_node left crm_mon --one-shot --output-as=xml 2> /dev/null | grep -c '<node name.* online="true"')" = "$(echo "$nodes" | wc -w)" ]; }
 wait_for 60 online || fail "the nodes do not meet"
 in_node left cibadmin --replace --scope configuration --xml-file "$dir/cluster.xml" > "$dir/logs/cluster" 2>&1 || fail "the cluster's configuration is refused"
 in_node left crm_verify --live-check -VV > "$dir/logs/cluster" 2>&1 || fail "crm_verify finds fault"
 token=$(in_node left corosync-cmapctl -g runtime.config.totem.token | sed 's/.*= //')
 consensus=$(in_node left corosync-cmapctl -g runtime.config.totem.consensus | sed 's/.*= //')
-echo "pacemaker: token $token ms, consensus $consensus ms as they are at run time; pings 0.2 s x 3"
+echo "pacemaker: $nodes; disks at $sites; token $token ms, consensus $consensus ms as they are at run time; pings 0.2 s x 3"
+# Until the cluster has noticed that a node is gone; then the power switch and its delay of 2 s, the promotion, the address, and the client.
+limit=$((token + consensus + 10000))
 wait_for 90 active || fail "nobody is primary"
 "$dir/client" &
+client=$!
 served "start" 60
 restored "start"
 
 was=$active
 event
 echo "$was" > "$dir/power"
-served "the active node $was is killed" 90
+served "the active node $was is killed" 90 $limit
 [ "$active" != "$was" ] || fail "nobody took over"
 restored "the active node $was is killed"
 
 # Processes of a node, killed as by a fault of their own.
-for program in hadmd hadm-nbd pacemaker-controld; do
+for program in hadmd hadm-nbd pacemaker-controld corosync; do
     event
     was=$active
     # shellcheck disable=SC2046 # one word each
     in_node "$was" kill -9 $(in_node "$was" pgrep -x "$(echo "$program" | cut -c 1-15)") || fail "there is no $program"
-    served "$program is killed at $was" 90
+    if [ $program = corosync ]; then
+        # Such a node goes on until the others have it put off, and take over.
+        wait_for 60 test -e "$dir/$was.off" || fail "nobody put $was off"
+        before=$(answered)
+        served "$program is killed at $was" 90 $limit
+    else
+        served "$program is killed at $was" 90
+    fi
     restored "$program is killed at $was"
 done
 
-# The nodes reach the client and the power switch, and not each other: one of them has the other put off.
-event
-for node in left right; do bridge link set dev $node isolated on; done
-served "the nodes lose each other" 90
-for node in left right; do bridge link set dev $node isolated off; done
-[ "$(find "$dir" -name '*.off' | wc -l)" = 1 ] || fail "not one node was put off"
-restored "the nodes lose each other"
+if [ "$nodes" = "left right" ]; then
+    # The nodes reach the client and the power switch, and not each other: one of them has the other put off.
+    event
+    for node in $nodes; do bridge link set dev "$node" isolated on; done
+    served "the nodes lose each other" 90
+    for node in $nodes; do bridge link set dev "$node" isolated off; done
+    [ "$(find "$dir" -name '*.off' | wc -l)" = 1 ] || fail "not one node was put off"
+    restored "the nodes lose each other"
+else
+    # The active node's cable is pulled: the others are the majority, and have it put off.
+    event
+    was=$active
+    ip link set "$was" down
+    served "the network of $was is cut" 90 $limit
+    [ -e "$dir/$was.off" ] || fail "$was was not put off"
+    restored "the network of $was is cut"
+fi
+
+if [ "${sites##* }" = third ]; then
+    # Without a power switch, too: a node without a majority stops what it runs, and the others, who are one, go on.
+    in_node left crm_attribute --type crm_config --name stonith-enabled --update false
+    event
+    was=$active
+    ip link set "$was" down
+    served "the network of $was is cut, no power switch" 90 $limit
+    [ "$active" != "$was" ] || fail "nobody took over"
+    stopped() { ! in_node "$was" pgrep -x hadm-nbd > /dev/null; }
+    wait_for 90 stopped || fail "$was has no majority, and does not stop"
+    [ ! -e "$dir/$was.off" ] || fail "$was was put off"
+    ip link set "$was" up
+    restored "the network of $was is cut, no power switch"
+    in_node left crm_attribute --type crm_config --name stonith-enabled --update true
+fi
 
 # The disk of the active node is full: a write that has no room there is refused, the others go on, and both sites stay equal.
 event

@@ -18,6 +18,7 @@ struct State {
     bytes: Vec<u8>,
     held: Vec<Held>,
     log: Vec<Request>,
+    batches: Vec<usize>,
 }
 
 /// The disk. Writes are held if `holds` says so; a write takes effect when it is let go.
@@ -88,6 +89,11 @@ impl HeldVolume {
     pub fn log(&self) -> Vec<Request> {
         self.state.lock().unwrap().log.clone()
     }
+
+    /// How many came together each time.
+    pub fn batches(&self) -> Vec<usize> {
+        self.state.lock().unwrap().batches.clone()
+    }
 }
 
 impl Volume for HeldVolume {
@@ -104,5 +110,12 @@ impl Volume for HeldVolume {
         } else {
             self.carry_out(held);
         }
+    }
+
+    fn submit_all(&self, requests: &mut Vec<(Request, Reply)>) {
+        if !requests.is_empty() {
+            self.state.lock().unwrap().batches.push(requests.len());
+        }
+        requests.drain(..).for_each(|(request, reply)| self.submit(request, reply));
     }
 }

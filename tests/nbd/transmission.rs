@@ -188,6 +188,26 @@ fn half_a_request_changes_nothing() {
 }
 
 #[test]
+fn requests_that_came_together_reach_the_disk_together_and_none_waits_for_a_later_one() {
+    let disk = HeldVolume::new(8192, |_| false);
+    let served = Served::volume(disk.clone(), Limits::default());
+    let mut client = served.simple();
+    let write = [&Client::request_bytes(WRITE, 0, 1, 0, 4)[..], b"data"].concat();
+    let several = write.repeat(5);
+    // The end of the last one comes after the answers to the others.
+    client.send(&several[..several.len() - 1]);
+    (0..4).for_each(|_| client.simple_reply(1, 0));
+    client.send(&several[several.len() - 1..]);
+    client.simple_reply(1, 0);
+    assert_eq!(disk.batches(), [4, 1]);
+    // Nor are they lost with what is no request behind them.
+    client.send(&[&write[..], &[0; 28]].concat());
+    client.simple_reply(1, 0);
+    client.expect_end();
+    assert_eq!(disk.log().len(), 6);
+}
+
+#[test]
 fn disconnecting_answers_what_is_in_flight() {
     let disk = HeldVolume::new(8192, |request| matches!(request, Request::Write { .. }));
     let served = Served::volume(disk.clone(), Limits::default());

@@ -15,6 +15,7 @@ use super::model::Model;
 use crate::nbd::core::loss::Settling;
 use crate::nbd::core::op::Work as Written;
 use crate::nbd::core::peer::{Part, Stage};
+use crate::nbd::core::role::Change;
 use crate::nbd::core::{
     Action, Command, Config, Core, Event, Mutation, Note, Refusal, Request, RequestId, Ticket, Tuning,
 };
@@ -78,6 +79,8 @@ pub struct Site {
     life: u32,
     running: BTreeMap<(Ticket, u64), Work>,
     /// Sites that were equal to this one when it was primary last.
+    equals: u32,
+    /// Of these the ones that writes wait for.
     pub heirs: u32,
     pub fail_sync: bool,
     /// Its syncs do not end.
@@ -378,6 +381,7 @@ impl World {
                 meta: Meta::new(layout, tag_of(&device), &superblock),
                 life: 0,
                 running: BTreeMap::new(),
+                equals: 0,
                 heirs: 0,
                 fail_sync: false,
                 is_stuck: false,
@@ -582,14 +586,12 @@ impl World {
     fn note_heirs(&mut self, i: usize) {
         let Some(core) = &self.sites[i].core else { return };
         if core.role() == Role::Primary {
-            let equal = |j: &usize| {
-                core.peer_state(site_id(*j))
-                    .is_some_and(|(stage, part)| stage == Stage::Joined && part == Part::Equal)
-            };
-            let is_far = |j: &usize| self.asynchronous >> i & 1 == 1 || self.asynchronous >> j & 1 == 1;
-            let all = (0..self.sites.len()).filter(|j| *j != i && equal(j) && !is_far(j));
-            let heirs = all.fold(0, |heirs, j| heirs | 1 << j);
-            self.sites[i].heirs = heirs;
+            let equal = |j: &usize| core.peer_state(site_id(*j)) == Some((Stage::Joined, Part::Equal));
+            let equals =
+                (0..self.sites.len()).filter(|j| *j != i).filter(equal).fold(0, |mask, j| mask | 1 << j);
+            let is_far = self.asynchronous >> i & 1 == 1;
+            self.sites[i].equals = equals;
+            self.sites[i].heirs = if is_far { 0 } else { equals & !self.asynchronous };
             if self.serving == Some(i) {
                 self.last_primary = i;
             }
@@ -849,7 +851,8 @@ impl World {
 
     /// I3: a write is answered only when it is durable that the sites without it lack it.
     fn check_answer(&mut self, i: usize) {
-        let heirs = self.sites[i].heirs;
+        // As they were before this event: a far site whose queue is full is lost behind the answer.
+        let equals = self.sites[i].equals;
         let core = self.sites[i].core.as_ref().unwrap();
         if !core.reads_locally() {
             return;
@@ -859,7 +862,7 @@ impl World {
             let site = slot.site.unwrap().get();
             let is_told = slot.generation.is_some() || slot.flags.contains(SlotFlags::FULL_SYNC_DUE);
             let is_equal = core.peer_state(site_id(site.into())).is_some_and(|(_, part)| part == Part::Equal);
-            if heirs >> site & 1 == 0 && !is_told && !is_equal {
+            if equals >> site & 1 == 0 && !is_told && !is_equal {
                 return self
                     .fail(format!("I3: site {i} answers a write, and site {site} counts as having it"));
             }
@@ -995,12 +998,14 @@ impl World {
             self.model.doubt(i);
         }
         if power && self.serving == Some(i) {
-            // Its content counts, and not that of a site that it went on without; perhaps also against one that went before it,
-            // and cannot know that nothing was answered since.
+            // Its content counts, and not that of a site that it went on without, or that was leaving in order: M1 keeps only
+            // flushed writes when both sites go. Perhaps also against one that went before it, and cannot know that nothing was
+            // answered since.
             let block = self.sites[i].meta.superblock().cloned().unwrap_or_default();
             for slot in &block.slots {
                 let Some(j) = slot.site.map(|site| usize::from(site.get())) else { continue };
-                match slot.generation.is_some() || slot.flags.contains(SlotFlags::FULL_SYNC_DUE) {
+                let is_behind = slot.generation.is_some() || slot.flags.contains(SlotFlags::FULL_SYNC_DUE);
+                match is_behind || self.is_leaving(j) {
                     true => self.model.cut(j),
                     false if self.sites[j].core.is_none() => self.model.doubt(j),
                     false => {}
@@ -1099,6 +1104,13 @@ impl World {
             self.cut(i, j);
             self.later(delay, Task::Heal(i, j));
         }
+    }
+
+    /// Returns true if a site leaves in order, or has left: its disk says that newer content is elsewhere, or is about to.
+    fn is_leaving(&self, i: usize) -> bool {
+        let change = self.sites[i].core.as_ref().map(|core| core.role_change);
+        matches!(change, Some(Change::Departing { .. } | Change::Left))
+            || self.flags(i).contains(DiskFlags::OUTDATED)
     }
 
     fn fault(&mut self) {

@@ -263,6 +263,8 @@ fn uninstall_leaves_the_configuration_and_nothing_else() {
         "/usr/local/share/doc/hadmd/pacemaker/mirror.xml",
         "/usr/local/share/doc/hadmd/two-nodes.md",
         "/usr/local/share/doc/hadmd/wan.md",
+        "/usr/local/share/doc/hadmd/from-drbd.md",
+        "/usr/local/share/doc/hadmd/from-module.md",
         "/usr/local/share/doc/hadmd/openrc/hadmd",
         "/usr/local/share/doc/hadmd/keepalived/hadm-disk",
         "/usr/local/share/doc/hadmd/keepalived/mirror.conf",

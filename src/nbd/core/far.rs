@@ -127,8 +127,9 @@ impl Core {
         since: Duration,
     ) {
         let bytes = payload.len() + HEAD;
-        if kind == PacketType::SD_DATA {
-            // The epoch that is stable by now, and not when it was queued.
+        if kind == PacketType::SD_DATA && fields.missing == self.missing() {
+            // The epoch that is stable by now, and not when it was queued; but a packet from before the loss of a site must not
+            // say that everything is stable there.
             fields.value = self.stable_everywhere();
         }
         let seq = self.transmit(i, kind, fields, payload);

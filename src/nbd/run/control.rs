@@ -138,6 +138,8 @@ fn attend(client: &UnixStream, shared: &Shared) -> io::Result<()> {
             );
         }
         let answer = answer(&line, shared, is_privileged).map_or_else(|why| bad(&why), good);
-        writeln!(&*client, "{answer}")?;
+        // In one write: each part of the text would be one.
+        let mut client = client;
+        client.write_all(format!("{answer}\n").as_bytes())?;
     }
 }

@@ -13,19 +13,20 @@ use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use log::info;
 
-use super::counters::{Access, Counters, Kind};
+use super::counters::{Access, Counters};
 use super::handlers::Handlers;
 use super::journal::Journal;
 use super::link::Link;
 use super::progress::Progress;
 use super::replies::Replies;
+use super::served::Served;
 use super::stopwatch::Stopwatch;
-use crate::nbd::core::{Action, Command, Core, Event, Part, Refusal, Request as Wanted, Stage, Ticket};
+use crate::nbd::core::{Action, Command, Core, Event, Part, Refusal, Stage, Ticket};
 use crate::nbd::disk::data::DataDisk;
 use crate::nbd::disk::format::Label;
 use crate::nbd::disk::pool::IoPool;
 use crate::nbd::disk::store::Store;
-use crate::nbd::server::{Answer, Buffer, Export, Extent, Failure, Reply, Request, Together, Volume};
+use crate::nbd::server::{Answer, Buffer, Export, Failure, Reply, Together};
 use crate::wire::{Header, Mask, ResourceId, SiteId};
 
 /// Threads for reads and writes that wait for the disk.
@@ -33,7 +34,7 @@ const THREADS: usize = 8;
 
 /// Longest read or write in bytes that is tried on the thread that has it: copying more would hold up its next event
 /// for longer than a hand-over costs.
-const INLINE_MAX: usize = 128 << 10;
+pub(super) const INLINE_MAX: usize = 128 << 10;
 
 /// Seconds before the queue for a site is full at which people hear of it.
 const SOON: u64 = 60;
@@ -44,7 +45,7 @@ pub type CommandResult = Result<(), Refusal>;
 /// The state behind the lock of a mirror.
 pub(super) struct State {
     pub core: Core,
-    replies: Replies,
+    pub replies: Replies,
     actions: Vec<Action>,
     /// The origin of the command that is under way.
     commander: Option<Sender<CommandResult>>,
@@ -83,7 +84,7 @@ pub struct Mirror {
     pub(super) store: Store,
     /// The label as it is on disk, which grows with the disk. Held while that is looked at, and no other lock waits for it.
     pub(super) label: Mutex<Label>,
-    pool: IoPool,
+    pub(super) pool: IoPool,
     /// Syncs of the data disk, one at a time.
     syncs: IoPool,
     /// Writes of metadata: the superblock's, the activity log's and the ordered log's, each one at a time.
@@ -92,9 +93,9 @@ pub struct Mirror {
     pub(super) export: Arc<Export>,
     begun: Instant,
     /// Reads may be answered from the local disk: as the core said last.
-    reads_locally: AtomicBool,
+    pub(super) reads_locally: AtomicBool,
     /// Bytes that clients see.
-    size: AtomicU64,
+    pub(super) size: AtomicU64,
     pub(super) counters: Counters,
 }
 
@@ -186,7 +187,7 @@ impl Mirror {
         }
     }
 
-    fn handle_with(self: &Arc<Self>, tell: impl FnOnce(&mut State, Duration)) {
+    pub(super) fn handle_with(self: &Arc<Self>, tell: impl FnOnce(&mut State, Duration)) {
         let _together = Together::new();
         let mut jobs = Vec::new();
         let mut done = Vec::new();
@@ -423,66 +424,6 @@ impl Mirror {
             let seen = Mask(state.linked.0 & !state.held.0);
             state.core.handle(now, Event::Connected(seen));
         });
-    }
-}
-
-/// The mirror as the NBD server sees it.
-struct Served(Arc<Mirror>);
-
-impl Volume for Served {
-    fn size(&self) -> u64 {
-        self.0.size.load(Ordering::Acquire)
-    }
-
-    fn submit(&self, request: Request, reply: Reply) {
-        let mirror = &self.0;
-        let since = Instant::now();
-        let (kind, wanted) = match request {
-            Request::Read { offset, len } => {
-                mirror.counters.count(Kind::Read, len as usize);
-                if len as usize <= INLINE_MAX && mirror.reads_locally.load(Ordering::Acquire) {
-                    let mut buf = Buffer::new(len as usize);
-                    if let Ok(true) = mirror.disk.read_at_once(&mut buf, offset) {
-                        mirror.counters.answered(Kind::Read, since.elapsed());
-                        return reply.complete(Ok(buf.freeze()));
-                    }
-                }
-                (Kind::Read, Wanted::Read { offset, len })
-            }
-            Request::Write { offset, data, fua } => {
-                mirror.counters.count(Kind::Write, data.len());
-                (Kind::Write, Wanted::Write { offset, data, fua })
-            }
-            Request::Flush => (Kind::Flush, Wanted::Flush),
-            Request::Trim { offset, len, fua } => {
-                (Kind::Zero, Wanted::Zeroes { offset, len, fua, trim: true })
-            }
-            // The other sites are not sent any zeroes, so that it is faster there in any case.
-            Request::WriteZeroes { fast: true, no_hole, .. } if !mirror.disk.zeroes_fast(no_hole) => {
-                return reply.complete(Err(Failure::NotSupported));
-            }
-            Request::WriteZeroes { offset, len, fua, no_hole, .. } => {
-                (Kind::Zero, Wanted::Zeroes { offset, len, fua, trim: !no_hole })
-            }
-            Request::Cache { offset, len } => {
-                let served = Arc::clone(mirror);
-                return mirror.pool.run(move || {
-                    served.disk.will_need(offset, len.into());
-                    reply.complete(Ok(Bytes::new()));
-                });
-            }
-        };
-        mirror.handle_with(|state, now| {
-            let id = state.replies.put((kind, since, reply));
-            state.core.handle(now, Event::Request(id, wanted));
-        });
-    }
-
-    fn status(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Extent>, Failure> {
-        if self.0.reads_locally.load(Ordering::Acquire) {
-            return self.0.disk.status(offset, len, most).map_err(|error| Failure::from(&error));
-        }
-        Ok(vec![Extent { len, hole: false, zero: false }])
     }
 }
 

@@ -20,6 +20,7 @@ mod progress;
 mod protect;
 mod reload;
 mod replies;
+mod served;
 mod shared;
 mod status;
 mod stopwatch;

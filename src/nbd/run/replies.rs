@@ -9,7 +9,7 @@ use crate::nbd::core::RequestId;
 use crate::nbd::server::Reply;
 
 /// A request's kind, when it came, and the way back.
-type Entry = (Kind, Instant, Reply);
+pub(super) type Entry = (Kind, Instant, Reply);
 
 /// The ways back. A number has the entry's place in its low half, and counts the entries in the other.
 #[derive(Default)]

@@ -15,7 +15,7 @@ use super::export::Export;
 use super::negotiation::{ALLOCATION_ID, Choice};
 use super::request::{Agreed, Command, FUA, Form, Header, REQUEST_LEN, judge};
 use super::together::Together;
-use super::volume::{Extent, Failure, Request, Volume};
+use super::volume::{Extent, Failure, Reply, Request, Volume};
 use super::wire::Input;
 
 /// Extents of one BLOCK_STATUS reply: 8 KiB on the wire, and no long search of a fragmented disk.
@@ -23,6 +23,11 @@ const EXTENTS_MAX: usize = 1024;
 
 /// Bytes of the largest BLOCK_STATUS reply.
 const STATUS_MAX: u32 = 4 + 8 * EXTENTS_MAX as u32;
+
+/// Requests that are handed over together, and the bytes of their payloads: the disk sends them on in as few packets of the network
+/// as it can, and the first one should not wait long.
+const BATCH_MAX: usize = 32;
+const BATCH_BYTES: usize = 128 * 1024;
 
 const HOLE: u32 = 1;
 const ZERO: u32 = 2;
@@ -36,6 +41,9 @@ pub(super) struct Transmission<'a> {
     pub agreed: Agreed,
     /// Ends connections that hold up the pool of bytes.
     pub look: &'a dyn Fn(),
+    /// Requests that were read and are not handed over, and the bytes of their payloads.
+    batch: Vec<(Request, Reply)>,
+    batched: usize,
 }
 
 impl<'a> Transmission<'a> {
@@ -47,7 +55,16 @@ impl<'a> Transmission<'a> {
         look: &'a dyn Fn(),
     ) -> Self {
         let (export, volume) = (&*choice.export, &*choice.volume);
-        Transmission { input, connection, export, volume, agreed: choice.agreed, look }
+        Transmission {
+            input,
+            connection,
+            export,
+            volume,
+            agreed: choice.agreed,
+            look,
+            batch: Vec::new(),
+            batched: 0,
+        }
     }
 
     /// Serves requests until the client ends.
@@ -55,6 +72,25 @@ impl<'a> Transmission<'a> {
     /// # Errors
     /// The connection broke, or the client sent bytes that are no request.
     pub fn run(mut self) -> io::Result<()> {
+        let outcome = self.serve_all();
+        // What came before the end is carried out.
+        let _together = Together::new();
+        self.hand_over();
+        outcome
+    }
+
+    fn hand_over(&mut self) {
+        self.batched = 0;
+        self.volume.submit_all(&mut self.batch);
+    }
+
+    /// Hands over what was read, and lets replies leave: to be done before any wait.
+    fn let_go(&mut self, together: &mut Option<Together>) {
+        self.hand_over();
+        together.take();
+    }
+
+    fn serve_all(&mut self) -> io::Result<()> {
         // The first request, or a change that came after the reader waited.
         let mut is_first = true;
         let mut has_waited = false;
@@ -63,7 +99,7 @@ impl<'a> Transmission<'a> {
         let mut together = Some(Together::new());
         loop {
             if !self.input.has(REQUEST_LEN) {
-                together.take();
+                self.let_go(&mut together);
                 // The client has its error, and might go on for ever.
                 if has_refused && self.connection.is_done() {
                     return Ok(());
@@ -80,7 +116,7 @@ impl<'a> Transmission<'a> {
             let changes = matches!(command, Ok(Command::Write | Command::Trim | Command::WriteZeroes { .. }));
             let looks = is_first || (has_waited && changes);
             if looks && self.export.has_gone(self.connection) || self.export.is_unsettled() {
-                together.take();
+                self.let_go(&mut together);
                 self.export.wait_settled(self.connection);
                 together = Some(Together::new());
             }
@@ -97,7 +133,7 @@ impl<'a> Transmission<'a> {
             let permit = match self.connection.share.try_take(payload) {
                 Some(permit) => permit,
                 None => {
-                    together.take();
+                    self.let_go(&mut together);
                     let permit = self.connection.share.take(payload, self.look);
                     together = Some(Together::new());
                     permit.ok_or(io::ErrorKind::ConnectionAborted)?
@@ -105,7 +141,7 @@ impl<'a> Transmission<'a> {
             };
             let waits = !self.input.has(header.payload() as usize);
             if waits {
-                together.take();
+                self.let_go(&mut together);
                 self.connection.note_sending(true);
             }
             let data = match command {
@@ -121,7 +157,7 @@ impl<'a> Transmission<'a> {
         }
     }
 
-    fn serve(&self, header: &Header, command: Result<Command, Failure>, data: Bytes, permit: Permit) {
+    fn serve(&mut self, header: &Header, command: Result<Command, Failure>, data: Bytes, permit: Permit) {
         let &Header { flags, cookie, offset, len, .. } = header;
         let form = match header.command {
             0 if self.agreed.structured => Form::Data(offset),
@@ -133,7 +169,7 @@ impl<'a> Transmission<'a> {
             Ok(_) => return self.connection.answer(form, cookie, Err(Failure::Shutdown), permit),
             Err(failure) => return self.connection.answer(form, cookie, Err(failure), permit),
         };
-        let fua = flags & FUA != 0;
+        let (fua, payload) = (flags & FUA != 0, data.len());
         let request = match command {
             Command::Flush => Request::Flush,
             _ if len == 0 => return self.connection.answer(form, cookie, Ok(Bytes::new()), permit),
@@ -152,7 +188,13 @@ impl<'a> Transmission<'a> {
         };
         let answered = if command == Command::Read { len } else { 0 };
         match self.connection.begin(form, cookie, answered, permit) {
-            Ok(reply) => self.volume.submit(request, reply),
+            Ok(reply) => {
+                self.batched = self.batched.saturating_add(payload);
+                self.batch.push((request, reply));
+                if self.batch.len() >= BATCH_MAX || self.batched >= BATCH_BYTES {
+                    self.hand_over();
+                }
+            }
             Err(permit) => self.connection.answer(form, cookie, Err(Failure::Shutdown), permit),
         }
     }

@@ -17,6 +17,11 @@ pub trait Volume: Send + Sync {
     /// reading thread: the client's next request waits for it, so it must not wait for another process.
     fn submit(&self, request: Request, reply: Reply);
 
+    /// Does so with requests that came one behind another, in their order, and takes them out of the list.
+    fn submit_all(&self, requests: &mut Vec<(Request, Reply)>) {
+        requests.drain(..).for_each(|(request, reply)| self.submit(request, reply));
+    }
+
     /// Returns the content of `len` bytes from `offset` on, in order from `offset`, in at most `most` extents (at least 1).
     /// The list may end before the range does, or reach past it.
     ///

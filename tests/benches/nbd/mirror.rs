@@ -1,6 +1,8 @@
 //! Two sites of a mirrored disk on this machine: a daemon and a `hadm-nbd` each, of any build, over loopback.
 
 use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -192,9 +194,14 @@ impl Mirror {
 
     fn wait_at(&self, site: usize, is_so: impl Fn(&Value) -> bool) {
         let end = Instant::now() + PATIENCE;
+        // A program started for each look would take the time that is measured.
+        let client = UnixStream::connect(self.path("control", site)).unwrap();
+        let mut answers = BufReader::new(&client).lines();
         loop {
-            let text = self.disk_command(site, &["status", "data", "--json"]);
-            let status = serde_json::from_str::<Value>(&text).unwrap()["resources"][0].take();
+            writeln!(&client, "{{\"v\": 1, \"cmd\": \"status\"}}").unwrap();
+            let answer = answers.next().unwrap().unwrap();
+            let status = serde_json::from_str::<Value>(&answer).unwrap()["data"]["resources"][0].take();
+            assert!(status.is_object(), "{answer}");
             if is_so(&status) {
                 return;
             }
