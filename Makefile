@@ -55,7 +55,7 @@ keepalived-test: ## the samples for keepalived with the real one, in network nam
 	tests/keepalived.sh $(CARGO_TARGET_DIR)/debug
 	tests/keepalived-disk.sh $(CARGO_TARGET_DIR)/debug
 
-guide-test: ## the guides of etc/doc, line by line on two machines in namespaces; needs root
+guide-test: ## the guides of etc/doc, line by line on machines in namespaces; needs root
 	cargo build --locked
 	tests/two-nodes.sh $(CARGO_TARGET_DIR)/debug
 	GUIDE=wan tests/two-nodes.sh $(CARGO_TARGET_DIR)/debug

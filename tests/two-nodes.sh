@@ -1,5 +1,5 @@
 #!/bin/sh
-# A guide, etc/doc/two-nodes.md or another one, typed line by line: two machines in namespaces, and every block of commands in the guide's
+# A guide, etc/doc/two-nodes.md or another one, typed line by line: three machines in namespaces, and every block of commands in the guide's
 # order, on the machine that its first line names. systemctl is played by a script that starts the programs as the units do. For from-drbd and
 # from-module there are disks of DRBD and of the kernel module, with an ext4 on them. Needs root, qemu-io and nbdinfo.
 #
@@ -29,6 +29,7 @@ DAEMON_ARGS=
 case \$verb in
     daemon-reload) [ -e /etc/systemd/system/hadmd.service.d/no-module.conf ]; exit ;;
     enable | start) ;;
+    restart) "\$0" stop "\$@" || exit ;;
     stop)
         for unit; do
             pkill -x "\$unit"
@@ -64,7 +65,7 @@ chmod 755 "$dir/programs/systemctl"
 ip link add bridge type bridge
 ip link set bridge up
 number=0
-for machine in left right; do
+for machine in left right third; do
     number=$((number + 1))
     mkdir "$dir/$machine.disks"
     # Bare, but for the samples among the documentation.
@@ -154,6 +155,8 @@ for block in "$dir"/block.*; do
         "# both") type_in "$block" left right ;;
         "# left") type_in "$block" left ;;
         "# right") type_in "$block" right ;;
+        "# third") type_in "$block" third ;;
+        "# all") type_in "$block" left right third ;;
         *) fail "a block does not say where it is typed: $(head -n 1 "$block")" ;;
     esac
 done

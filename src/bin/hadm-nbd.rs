@@ -13,6 +13,7 @@ use hadmd::logging::Target;
 use hadmd::nbd::args::{Command, Options, Parsed, RunOptions, parse, resources};
 use hadmd::nbd::disk::device::Access;
 use hadmd::nbd::disk::store::Store;
+use hadmd::nbd::disk::witness::WitnessFile;
 use hadmd::nbd::disk::{check, dump, init};
 use hadmd::nbd::run::{self, Setup};
 use hadmd::sys::exit;
@@ -144,7 +145,11 @@ fn carry_out(command: &Command, found: &[&Resource], site: SiteId) -> Done {
 
 /// Shows the metadata; those of another resource or site, too, with a remark.
 fn dumped(resource: &Resource, site: SiteId) -> Done {
-    let path = Path::new(&init::runsite(resource, site)?.bwr_disk);
+    let at = init::runsite(resource, site)?;
+    if let Some(path) = &at.witness {
+        return say(&format!("{}\n", WitnessFile::look(path, resource, site)?.sentence()));
+    }
+    let path = Path::new(&at.bwr_disk);
     let store = Store::open(path, Access::Look)?;
     say(&dump::dump(&store)?)?;
     store.check_owner(resource.id, site).map(|()| true)

@@ -10,7 +10,7 @@ use super::listeners::{Listener, What};
 use super::mirror::{self, Mirror};
 use super::model::{Mode, Node, Protocol, Resource, RunSite, Site};
 use super::problem::NO_NODE;
-use super::value::{Resolver, address, choice, id, port, text};
+use super::value::{Resolver, absolute, address, choice, id, port, text};
 use super::{add_new, in_order};
 use crate::wire::{Compression, MAX_IDS, NodeId, ResourceId, SiteId};
 
@@ -182,6 +182,14 @@ impl<'r, 'a> Cluster<'r, 'a> {
         let runsites =
             elements.filter_map(|runsite| self.runsite(runsite, (resource, id, outer.as_ref()), &mut sites));
         let runsites = in_order(runsites, |runsite| runsite.site);
+        let witnesses = runsites.iter().filter(|at| at.witness.is_some()).count();
+        let voters =
+            runsites.iter().filter(|at| at.witness.is_none() && at.protocol == Protocol::Sync).count();
+        if witnesses > 1 || witnesses == 1 && (voters < 2 || voters % 2 == 1) {
+            resource.error(format!(
+                "{witnesses} runsites of this resource have <witness>, and {voters} have disks and <protocol>sync</protocol>: one                  witness decides between two such sites, or four; add or remove a runsite"
+            ));
+        }
         let mut listeners = runsites.iter().filter_map(|at| Some((at.site, at.mirror.nbd?)));
         if let Some((site, addr)) = listeners.find(|export| !add_new(exports, *export)) {
             resource.error(format!(
@@ -197,7 +205,7 @@ impl<'r, 'a> Cluster<'r, 'a> {
         (resource, resource_id, outer): (Element<'a>, Option<ResourceId>, Option<&Mirror>),
         sites: &mut Vec<SiteId>,
     ) -> Option<RunSite> {
-        let known = ["id", "ip", "port", "protocol", "compress", "disk", "bwr_disk", "runnodes"];
+        let known = ["id", "ip", "port", "protocol", "compress", "disk", "bwr_disk", "witness", "runnodes"];
         runsite.holds_only(&[&known, &mirror::NAMES[..]].concat());
         let site = runsite.required("id").and_then(|el| {
             let site = el.read_unique(id(SiteId::LAST), sites, "another runsite of this resource")?;
@@ -214,8 +222,18 @@ impl<'r, 'a> Cluster<'r, 'a> {
         let protocol = runsite.get("protocol", choice(words, "async or sync"));
         let words = [(Compression::Lz4.name(), Some(Compression::Lz4))];
         let compress = runsite.get_or("compress", None, choice(words, "lz4, or left out for no compression"));
-        let disk = runsite.get("disk", text);
-        let bwr_disk = runsite.get("bwr_disk", text);
+        let witness = runsite.get_or("witness", None, |value| absolute(value).map(Some));
+        let disk_of = |name| match runsite.find(name) {
+            None if runsite.find("witness").is_some() => Some(String::new()),
+            Some(el) if runsite.find("witness").is_some() => {
+                el.refuse(&format!(
+                    "a site with <witness> has no disk: leave out <{name}>, or <witness>, where the site has a copy"
+                ));
+                None
+            }
+            _ => runsite.get(name, text),
+        };
+        let (disk, bwr_disk) = (disk_of("disk"), disk_of("bwr_disk"));
         let mirror = mirror::read(runsite, outer.unwrap_or(&Mirror::default()));
         let nbd = mirror.as_ref().and_then(|mirror| mirror.nbd);
         let of = if runsite.find("nbd").is_some() { runsite } else { resource };
@@ -228,6 +246,7 @@ impl<'r, 'a> Cluster<'r, 'a> {
             compress: compress?,
             disk: disk?,
             bwr_disk: bwr_disk?,
+            witness: witness?,
             mirror: mirror?,
             run_nodes: run_nodes?,
         })

@@ -71,6 +71,9 @@ fn write_resource(resource: &Resource, out: &mut Hash) -> fmt::Result {
             Protocol::Sync => "sync",
         };
         writeln!(out, "run at {} {} {protocol} {} {}", at.site, at.addr, at.disk, at.bwr_disk)?;
+        if let Some(witness) = &at.witness {
+            writeln!(out, "witness {}", witness.display())?;
+        }
         // Files without the element keep the digest that older versions give them.
         if let Some(compress) = at.compress {
             writeln!(out, "compress {}", compress.name())?;

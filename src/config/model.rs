@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::keys::Keys;
@@ -126,6 +127,8 @@ pub struct RunSite {
     pub disk: String,
     /// The disk of the write-record buffer.
     pub bwr_disk: String,
+    /// The file of a site without disks that votes as witness (`witness`); its `disk` and `bwr_disk` are empty.
+    pub witness: Option<PathBuf>,
     /// The settings of `hadm-nbd` there.
     pub mirror: Mirror,
     /// Nodes of that site that may run the resource.
@@ -203,5 +206,16 @@ impl Resource {
     /// Returns the resource's runsite at this site.
     pub fn runsite(&self, site: SiteId) -> Option<&RunSite> {
         self.runsites.iter().find(|runsite| runsite.site == site)
+    }
+
+    /// Returns the site that has no disk and votes as witness.
+    pub fn witness(&self) -> Option<SiteId> {
+        self.runsites.iter().find(|at| at.witness.is_some()).map(|at| at.site)
+    }
+
+    /// Returns the sites with a disk, but for this one.
+    pub fn others(&self, site: SiteId) -> impl Iterator<Item = SiteId> {
+        let with_disk = self.runsites.iter().filter(move |at| at.witness.is_none() && at.site != site);
+        with_disk.map(|at| at.site)
     }
 }

@@ -295,6 +295,9 @@ fn show(status: &Value, bars: bool) -> String {
             shown.extend(bar(peer));
         }
     }
+    for witness in list(status, "witnesses") {
+        shown += &format!("{}: {}\n", text(witness, "name"), text(witness, "sentence"));
+    }
     shown
 }
 

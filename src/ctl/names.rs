@@ -90,10 +90,18 @@ pub(super) fn unknown(text: &str, status: &Status) -> Failure {
 
 /// The resource of a name or, where no name fits, of an id.
 pub(super) fn resource<'a>(status: &'a Value, wanted: &str) -> Result<&'a Value, Failure> {
-    let by_name = list(status, "resources").find(|resource| text(resource, "name") == wanted);
     let has_id =
         |resource: &&Value| wanted.parse().ok().is_some_and(|id: u64| resource.get("id") == Some(&id.into()));
-    by_name.or_else(|| list(status, "resources").find(has_id)).ok_or_else(|| {
+    let find = |kind: &str| {
+        let by_name = list(status, kind).find(|resource| text(resource, "name") == wanted);
+        by_name.or_else(|| list(status, kind).find(has_id))
+    };
+    find("resources").ok_or_else(|| {
+        if find("witnesses").is_some() {
+            return Failure::Refused(format!(
+                "this site is the witness of {wanted:?}, and has no disk of it: ask at a site with a disk"
+            ));
+        }
         let name = |resource: &Value| {
             format!("{} ({})", text(resource, "name"), resource.get("id").unwrap_or(&Value::Null))
         };

@@ -32,3 +32,4 @@ mod protocol;
 mod refusals;
 mod scripts;
 mod sqlite;
+mod witness;

@@ -35,6 +35,8 @@ pub struct Sites {
     pub is_unix: bool,
     /// Variables for each site's mirror; may be empty.
     pub environment: Vec<Vec<(&'static str, PathBuf)>>,
+    /// The last site is a witness, without disks.
+    pub has_witness: bool,
 }
 
 /// The machine of a site.
@@ -80,8 +82,9 @@ impl Sites {
         let net = Network::new()?;
         let none = || std::iter::repeat_with(|| None).take(n).collect();
         let (global, far, environment) = (String::new(), Vec::new(), Vec::new());
-        let sites =
-            Sites { daemons: none(), mirrors: none(), net, dir, global, far, is_unix: false, environment };
+        let (daemons, mirrors) = (none(), none());
+        let (is_unix, has_witness) = (false, false);
+        let sites = Sites { daemons, mirrors, net, dir, global, far, is_unix, environment, has_witness };
         sites.configure(more);
         for site in sites.all() {
             fs::File::create(sites.disk(site)).unwrap().set_len(SIZE).unwrap();
@@ -109,12 +112,15 @@ impl Sites {
         };
         let runsite = |id: usize| {
             let protocol = if self.far.contains(&id) { "async" } else { "sync" };
+            let (disk, meta) = (self.disk(id), self.path("meta", id));
+            let disks = match self.has_witness && id + 1 == self.all().len() {
+                true => format!("<witness>{}</witness>", self.path("witness", id).display()),
+                false => format!("<disk>{}</disk><bwr_disk>{}</bwr_disk>", disk.display(), meta.display()),
+            };
             format!(
-                "<runsite><id>{id}</id><ip>{}</ip><port>7100</port><protocol>{protocol}</protocol><disk>{}</disk>\
-                 <bwr_disk>{}</bwr_disk><runnodes><id>0</id></runnodes></runsite>",
+                "<runsite><id>{id}</id><ip>{}</ip><port>7100</port><protocol>{protocol}</protocol>{disks}\
+                 <runnodes><id>0</id></runnodes></runsite>",
                 own_ip(MACHINES[id]),
-                self.disk(id).display(),
-                self.path("meta", id).display()
             )
         };
         let xml = format!(

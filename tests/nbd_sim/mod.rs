@@ -18,6 +18,7 @@ mod history;
 mod model;
 mod scenarios;
 mod survivors;
+mod witnessed;
 mod world;
 
 use std::sync::Mutex;
@@ -40,6 +41,12 @@ fn run_far(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result<Counts,
 /// The same with disks that become larger.
 fn run_growing(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result<Counts, String> {
     run_in(World::growing(seed, mutation), seed, rounds)
+}
+
+/// The same of two sites with disks and a witness.
+fn run_witnessed(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result<Counts, String> {
+    // It takes longer until there is something that the witness has to decide.
+    run_in(World::witnessed(seed, mutation), seed, 2 * rounds)
 }
 
 fn run_in(mut world: World, seed: u64, rounds: u32) -> Result<Counts, String> {
@@ -127,6 +134,29 @@ fn growth_without_marks_is_found() {
     assert!(found.is_some());
 }
 
+/// The same of two sites with disks and a witness.
+#[test]
+fn every_seed_keeps_the_promises_with_a_witness() {
+    let (first, runs) = (number("SEED", 1), number("RUNS", 300));
+    let (counts, failures) = run_all(first, runs, run_witnessed);
+    println!("{runs} seeds from {first}: {counts}");
+    assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// A site asked for a vote against what the witness had stored for the other one a moment before.
+#[test]
+fn a_vote_is_not_asked_for_against_a_newer_generation() {
+    let found = run_witnessed(18, 2, None);
+    assert!(found.is_ok(), "{found:?}");
+}
+
+/// Two sites whose last generations nobody had answered in, one of them half-synced, stayed apart for ever.
+#[test]
+fn a_half_synced_claim_gives_way() {
+    let found = run_witnessed(3, 2, None);
+    assert!(found.is_ok(), "{found:?}");
+}
+
 /// A flush at a primary without a disk, whose last site was lost, was answered as if it were stable somewhere.
 #[test]
 fn a_flush_without_any_disk_left_fails() {
@@ -191,6 +221,14 @@ fn every_mistake_of_far_sites_is_found() {
         println!("{mistake:?}: {found:?}");
         assert!(found.is_some(), "no seed finds {mistake:?}");
     }
+}
+
+/// The same of a site that does not go by what the witness knows.
+#[test]
+fn the_mistake_with_a_witness_is_found() {
+    let found = (1..60).find_map(|seed| run_witnessed(seed, 2, Some(Mutation::IgnoreWitness)).err());
+    println!("{found:?}");
+    assert!(found.is_some(), "no seed finds it");
 }
 
 /// Looks for the seeds of [`MISTAKES`] anew: `make nbd-sim` after the core has changed.

@@ -135,6 +135,18 @@ impl Model {
         }
     }
 
+    /// These requests will not be answered: what they were to write was written by now, or never will be.
+    pub fn end<'a>(&mut self, requests: impl Iterator<Item = &'a u64>) {
+        self.time += 1;
+        let gone: Vec<_> = requests.filter_map(|request| self.requests.remove(request)).collect();
+        for (blocks, issued) in gone {
+            for block in blocks {
+                let writes = self.blocks.get_mut(&block).into_iter().flatten();
+                writes.filter(|write| write.issued == issued).for_each(|write| write.ended = Some(self.time));
+            }
+        }
+    }
+
     /// The primary is gone: what it did not answer was written by now, or never will be.
     pub fn primary_gone(&mut self) {
         self.time += 1;

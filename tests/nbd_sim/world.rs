@@ -24,6 +24,8 @@ use crate::nbd::disk::format::{
     Slot, SlotFlags, Superblock, tag_of,
 };
 use crate::nbd::mirror::choices::Policies;
+use crate::nbd::mirror::promotion::Witness as Content;
+use crate::nbd::mirror::witness::{Answer, Ask};
 use crate::nbd::mirror::{Generation, Role};
 use crate::nbd::server::Failure;
 use crate::wire::{Class, HEADER_LEN, Header, Mask, ResourceId, SiteId};
@@ -48,7 +50,14 @@ pub enum Work {
 
 enum Task {
     Done(usize, u32, Ticket, bool),
-    Deliver { from: usize, to: usize, class: Class, link: u32, header: Box<[u8; HEADER_LEN]>, payload: Bytes },
+    Deliver {
+        from: usize,
+        to: usize,
+        class: Class,
+        link: u32,
+        header: Box<[u8; HEADER_LEN]>,
+        payload: Bytes,
+    },
     Tick(usize, u32),
     Client,
     Fault,
@@ -59,6 +68,9 @@ enum Task {
     Cut(usize, u32, bool),
     Off(usize, u32),
     Looked(usize, u32),
+    /// The witness has stored what a site asked for, and answers.
+    Witnessed(usize, u32, Ask),
+    WitnessStarts,
 }
 
 pub struct Site {
@@ -168,6 +180,16 @@ impl fmt::Display for Counts {
     }
 }
 
+/// A site without a disk, behind the others in the numbers of sites.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Witness {
+    pub content: Content,
+    pub is_down: bool,
+    /// It stores, and its answers are lost.
+    pub is_mute: bool,
+    life: u32,
+}
+
 pub struct World {
     pub random: fastrand::Rng,
     now: u64,
@@ -182,6 +204,8 @@ pub struct World {
     requests: BTreeMap<u64, Asked>,
     /// Writes whose primary another one took over from.
     orphans: BTreeSet<u64>,
+    /// The primary that another one took over from, as long as that has answered nothing.
+    former: Option<Former>,
     next: u64,
     pub serving: Option<usize>,
     last_primary: usize,
@@ -195,6 +219,7 @@ pub struct World {
     pub counts: Counts,
     trace: bool,
     has_quorum: bool,
+    pub witness: Option<Witness>,
     /// Sites have different numbers of active extents as primary.
     is_uneven: bool,
     /// No way leads on without force.
@@ -212,6 +237,15 @@ pub struct World {
     pub notes: Vec<(usize, Note)>,
     /// Answers to scripted requests.
     pub replies: BTreeMap<u64, Result<Bytes, Failure>>,
+}
+
+/// A primary that another one took over from.
+struct Former {
+    site: usize,
+    /// What was asked of it, and is not answered.
+    requests: BTreeMap<u64, Asked>,
+    /// As that of the world.
+    promoted: Option<(u64, Vec<(u64, u64)>)>,
 }
 
 enum Asked {
@@ -253,12 +287,8 @@ pub fn site_id(n: usize) -> SiteId {
 
 impl World {
     pub fn new(seed: u64, mutation: Option<Mutation>) -> Self {
-        let mut world = World::dark(seed, mutation, None, |_| {});
-        world.light();
-        world.later(1_000_000, Task::Operator);
-        world.later(1_500_000, Task::Client);
-        world.later(2_000_000, Task::Fault);
-        world
+        let world = World::dark(seed, mutation, None, |_| {});
+        world.begin()
     }
 
     /// The same, with sites whose copy may be behind.
@@ -266,22 +296,30 @@ impl World {
         let mut world = World::dark(seed, mutation, None, |_| {});
         let masks: &[u32] = if world.sites.len() == 2 { &[2, 2, 1] } else { &[4, 6, 2, 1, 4] };
         world.set_asynchronous(masks[seed as usize % masks.len()], LOG_BLOCKS[seed as usize / 7 % 3]);
-        world.light();
-        world.later(1_000_000, Task::Operator);
-        world.later(1_500_000, Task::Client);
-        world.later(2_000_000, Task::Fault);
-        world
+        world.begin()
     }
 
     /// The same with disks that become larger, and have content of their own there.
     pub fn growing(seed: u64, mutation: Option<Mutation>) -> Self {
         let mut world = World::dark(seed, mutation, None, |_| {});
         world.shrink();
-        world.light();
-        world.later(1_000_000, Task::Operator);
-        world.later(1_500_000, Task::Client);
-        world.later(2_000_000, Task::Fault);
-        world
+        world.begin()
+    }
+
+    /// The same, of two sites with disks and a witness.
+    pub fn witnessed(seed: u64, mutation: Option<Mutation>) -> Self {
+        let mut world = World::dark(seed, mutation, Some(2), |_| {});
+        world.witness = Some(Witness::default());
+        world.begin()
+    }
+
+    /// Starts all sites, and what happens to them.
+    fn begin(mut self) -> Self {
+        self.light();
+        self.later(1_000_000, Task::Operator);
+        self.later(1_500_000, Task::Client);
+        self.later(2_000_000, Task::Fault);
+        self
     }
 
     /// [`World::scripted`] with disks that became larger.
@@ -311,6 +349,14 @@ impl World {
             self.sites[i].meta.layout.data_size = SIZE;
         }
         self.event(i, Event::Looked(self.sites[i].meta.layout.data_size));
+    }
+
+    /// A scripted one, of two sites with disks and a witness.
+    pub fn scripted_witnessed(mutation: Option<Mutation>) -> Self {
+        let mut world = World::dark(1, mutation, Some(2), |_| {});
+        world.witness = Some(Witness::default());
+        world.light();
+        world
     }
 
     fn set_asynchronous(&mut self, mask: u32, log_blocks: u64) {
@@ -377,6 +423,7 @@ impl World {
             model: Model::default(),
             requests: BTreeMap::new(),
             orphans: BTreeSet::new(),
+            former: None,
             next: 1,
             serving: None,
             last_primary: 0,
@@ -390,6 +437,7 @@ impl World {
             trace: std::env::var_os("TRACE").is_some(),
             is_over: false,
             has_quorum: seed % 2 == 0,
+            witness: None,
             is_uneven: seed % 5 == 4,
             tweak,
             asynchronous: 0,
@@ -437,6 +485,7 @@ impl World {
             active_max: if self.is_uneven { [4, 5, 6][i % 3] } else { 4 },
             follow_max: if self.is_uneven { 6 } else { 4 },
             quorum: n == 3 && self.has_quorum,
+            witness: self.witness.as_ref().map(|_| site_id(n)),
             tuning: Tuning {
                 slow: Duration::from_secs(3),
                 freeze: false,
@@ -467,12 +516,70 @@ impl World {
     }
 
     fn linked(&self, a: usize, b: usize) -> bool {
-        self.link(a, b) % 2 == 0 && self.sites[a].core.is_some() && self.sites[b].core.is_some()
+        self.link(a, b) % 2 == 0 && self.is_up(a) && self.is_up(b)
+    }
+
+    fn is_up(&self, i: usize) -> bool {
+        match self.sites.get(i) {
+            Some(site) => site.core.is_some(),
+            None => self.witness.is_some_and(|witness| !witness.is_down),
+        }
+    }
+
+    /// The witness got a packet: it stores what it has to, and answers.
+    fn ask_witness(&mut self, from: usize, payload: &[u8]) {
+        let Some((ask, life)) = Ask::decode(payload).zip(self.witness.map(|witness| witness.life)) else {
+            return;
+        };
+        let delay = self.random.u64(20..3000);
+        self.later(delay, Task::Witnessed(from, life, ask));
+    }
+
+    fn witnessed_by(&mut self, to: usize, life: u32, ask: Ask) {
+        let Some(witness) = self.witness.as_mut().filter(|witness| witness.life == life) else { return };
+        if let Some(fresh) = ask.change(witness.content) {
+            witness.content = fresh;
+        }
+        let answer = Answer { number: ask.number, content: witness.content };
+        let is_mute = witness.is_mute;
+        self.log(self.sites.len(), &format!("answers {to}: {ask:?}: {answer:?}"));
+        if is_mute {
+            return;
+        }
+        if self.faults_on && self.random.u8(..20) == 0 {
+            // It ends between the two.
+            return self.crash_witness();
+        }
+        let fields = crate::nbd::core::packet::Fields::default();
+        let payload = Bytes::from(answer.encode());
+        let kind = crate::wire::PacketType::SC_PRI_PRO_ACK;
+        let (own, resource) = (site_id(self.sites.len()), ResourceId::try_from(0).unwrap());
+        let header =
+            crate::nbd::core::packet::encode(kind, resource, own, site_id(to), &fields, payload.len());
+        self.send(self.sites.len(), to, header, payload);
+    }
+
+    pub fn crash_witness(&mut self) {
+        if let Some(witness) = self.witness.as_mut().filter(|witness| !witness.is_down) {
+            (witness.is_down, witness.life) = (true, witness.life + 1);
+            self.log(self.sites.len(), "the witness ends");
+            let delay = self.random.u64(10_000..3_000_000);
+            self.later(delay, Task::WitnessStarts);
+            self.tell_links();
+        }
+    }
+
+    pub fn start_witness(&mut self) {
+        if let Some(witness) = self.witness.as_mut().filter(|witness| witness.is_down) {
+            witness.is_down = false;
+            self.log(self.sites.len(), "the witness starts");
+            self.tell_links();
+        }
     }
 
     fn tell_links(&mut self) {
         for i in 0..self.sites.len() {
-            let linked = (0..self.sites.len()).filter(|j| *j != i && self.linked(i, *j));
+            let linked = (0..=self.sites.len()).filter(|j| *j != i && self.linked(i, *j));
             let mask = linked.fold(Mask(0), |mask, j| mask | Mask::of(j as u8));
             self.event(i, Event::Connected(mask));
         }
@@ -588,8 +695,6 @@ impl World {
                     self.move_client(i);
                     self.check_promoted(i);
                 } else if self.serving == Some(i) {
-                    self.serving = None;
-                    self.requests.clear();
                     self.primary_gone();
                 }
             }
@@ -644,11 +749,19 @@ impl World {
     fn move_client(&mut self, i: usize) {
         if self.serving.is_some_and(|old| old != i) {
             self.counts.takeovers += 1;
-            let writes = |(id, asked): (u64, Asked)| matches!(asked, Asked::Write { .. }).then_some(id);
-            self.orphans.extend(std::mem::take(&mut self.requests).into_iter().filter_map(writes));
-            self.primary_gone();
+            self.part_with_former();
+            let (requests, promoted) = (std::mem::take(&mut self.requests), self.promoted.take());
+            self.former = self.serving.map(|site| Former { site, requests, promoted });
         }
         self.serving = Some(i);
+    }
+
+    /// The new primary has answered: what was asked of the one that it took over from may not be answered as done any more.
+    fn part_with_former(&mut self) {
+        let Some(former) = self.former.take() else { return };
+        self.model.end(former.requests.keys());
+        let writes = |(id, asked): (u64, Asked)| matches!(asked, Asked::Write { .. }).then_some(id);
+        self.orphans.extend(former.requests.into_iter().filter_map(writes));
     }
 
     /// I1: only in extents that a durable record has. I4: a target of a resync is inconsistent, durably, or its ordered log has
@@ -718,6 +831,7 @@ impl World {
     /// The primary has answered a client: what it served when it was promoted counts from now on.
     fn settle_promotion(&mut self) {
         if let Some((since, content)) = self.promoted.take() {
+            self.part_with_former();
             content.into_iter().for_each(|(block, value)| self.model.settle(block, value, since));
         }
     }
@@ -745,7 +859,12 @@ impl World {
     }
 
     fn reply(&mut self, i: usize, id: RequestId, result: Result<Bytes, Failure>) {
-        if self.orphans.remove(&id.0) && result.is_ok() {
+        let is_held = self.serving != Some(i)
+            && self
+                .former
+                .as_ref()
+                .is_some_and(|former| matches!(former.requests.get(&id.0), Some(Asked::Write { .. })));
+        if (self.orphans.remove(&id.0) || is_held) && result.is_ok() {
             return self.fail(format!("M4: site {i} answers a write, and another one became primary before"));
         }
         if id.0 >= SCRIPTED {
@@ -802,9 +921,25 @@ impl World {
         }
     }
 
+    /// The client's primary is gone. If that had answered nothing, and the one that it took over from is still there, the client
+    /// goes back.
     fn primary_gone(&mut self) {
-        self.model.primary_gone();
-        self.promoted = None;
+        let is_back = |former: &Former| {
+            self.promoted.is_some()
+                && self.sites[former.site].core.as_ref().is_some_and(|core| core.role() == Role::Primary)
+        };
+        match self.former.take().filter(is_back) {
+            Some(former) => {
+                self.model.end(self.requests.keys());
+                self.serving = Some(former.site);
+                (self.requests, self.promoted) = (former.requests, former.promoted);
+            }
+            None => {
+                (self.serving, self.promoted) = (None, None);
+                self.requests.clear();
+                self.model.primary_gone();
+            }
+        }
     }
 
     fn done(&mut self, i: usize, life: u32, ticket: Ticket, good: bool, key: u64) {
@@ -933,8 +1068,6 @@ impl World {
             }
         }
         if self.serving == Some(i) {
-            self.serving = None;
-            self.requests.clear();
             self.primary_gone();
         }
         self.tell_links();
@@ -1005,6 +1138,31 @@ impl World {
         is_heir && is_gone && self.flags(i).contains(DiskFlags::UP_TO_DATE | DiskFlags::WRITING)
     }
 
+    /// The witness ends, or a site is cut off from it, alone or together with the other site.
+    fn fault_of_witness(&mut self, i: usize) {
+        let witness = self.sites.len();
+        let delay = self.random.u64(1000..4_000_000);
+        match self.random.u8(..4) {
+            0 => self.crash_witness(),
+            1 => self.cut_for(i, witness, delay),
+            2 => (0..witness).for_each(|j| self.cut_for(j, witness, delay)),
+            _ => {
+                // The whole machine's network.
+                let i = self.serving.unwrap_or(i);
+                self.cut_for(i, witness, delay);
+                self.cut_for(i, (i + 1) % witness, delay);
+            }
+        }
+    }
+
+    fn cut_for(&mut self, i: usize, j: usize, delay: u64) {
+        if self.link(i, j) % 2 == 0 {
+            self.log(i, &format!("is cut off from {j}"));
+            self.cut(i, j);
+            self.later(delay, Task::Heal(i, j));
+        }
+    }
+
     /// Returns true if a site leaves in order, or has left: its disk says that newer content is elsewhere, or is about to.
     fn is_leaving(&self, i: usize) -> bool {
         let change = self.sites[i].core.as_ref().map(|core| core.role_change);
@@ -1015,6 +1173,9 @@ impl World {
     fn fault(&mut self) {
         let n = self.sites.len();
         let i = self.random.usize(..n);
+        if self.witness.is_some() && self.random.u8(..3) == 0 {
+            return self.fault_of_witness(i);
+        }
         match self.random.u8(..12) {
             0..=3 => {
                 let power = self.random.u8(..3) != 0;
@@ -1075,7 +1236,9 @@ impl World {
             }
             // A manager with a majority of its own does not wait for a primary that is cut off from it.
             let is_alone = (0..n).all(|j| j == primary || !self.linked(primary, j));
-            if n < 3 || !self.has_quorum || !is_alone || self.random.u8(..4) != 0 {
+            let is_by_majority = self.witness.is_some() || n > 2 && self.has_quorum;
+            let is_patient = self.witness.is_none() && self.random.u8(..4) != 0;
+            if !is_by_majority || !is_alone || is_patient {
                 return;
             }
             let i = (primary + 1 + self.random.usize(..n - 1)) % n;
@@ -1100,7 +1263,7 @@ impl World {
             return;
         }
         let mut fenced = Mask(0);
-        if i != last && heirs >> i & 1 == 1 && self.sites[last].core.is_none() {
+        if self.witness.is_none() && i != last && heirs >> i & 1 == 1 && self.sites[last].core.is_none() {
             fenced = Mask::of(last as u8);
             self.hold_down = Some(last);
         }
@@ -1165,7 +1328,9 @@ impl World {
             Task::Deliver { from, to, class, link, header, payload } => {
                 // Sometimes the daemon delivers what it queued in an earlier session.
                 let is_present = self.link(from, to) == link || self.random.u8(..8) == 0;
-                if is_present && self.linked(from, to) {
+                if is_present && self.linked(from, to) && to == self.sites.len() {
+                    self.ask_witness(from, &payload);
+                } else if is_present && self.linked(from, to) {
                     self.event(to, Event::Packet { class, header, payload });
                 }
             }
@@ -1237,6 +1402,8 @@ impl World {
                     self.look(i);
                 }
             }
+            Task::Witnessed(to, life, ask) => self.witnessed_by(to, life, ask),
+            Task::WitnessStarts => self.start_witness(),
             Task::Heal(i, j) => {
                 let count = self.links.entry((i.min(j), i.max(j))).or_default();
                 if *count % 2 == 1 {
@@ -1357,6 +1524,7 @@ impl World {
                 self.start(i);
             }
         }
+        self.start_witness();
         self.tell_links();
         for n in 0..600 {
             self.run_for(100_000);

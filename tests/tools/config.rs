@@ -53,6 +53,31 @@ fn refusal(name: &str, content: &[u8]) -> String {
     message.replace(path.to_str().unwrap(), "FILE")
 }
 
+/// The guide has its reader open the comments with the witness.
+#[test]
+fn the_sample_of_a_mirror_loads_with_its_witness() {
+    let text = fs::read_to_string(place("etc/mirror.xml")).unwrap();
+    let mut opened = String::new();
+    let mut is_open = false;
+    for line in text.lines() {
+        is_open |= line.contains("<!-- witness:");
+        let is_end = is_open && line.contains("-->");
+        if !(is_open && (line.contains("<!--") || is_end)) {
+            opened += line;
+            opened += "\n";
+        }
+        is_open &= !is_end;
+    }
+    let path = scratch("witness", opened.as_bytes());
+    for hostname in ["left", "right", "third"] {
+        let loaded = Config::read(&path, hostname).unwrap();
+        assert_eq!(lines(&loaded.warnings), [""; 0]);
+        let witness = loaded.config.resources[0].witness().map(|site| site.get());
+        assert_eq!(witness, Some(2));
+    }
+    fs::remove_file(&path).unwrap();
+}
+
 #[test]
 fn every_sample_loads_without_a_warning_for_every_node_in_it() {
     let mut seen = 0;
@@ -62,6 +87,7 @@ fn every_sample_loads_without_a_warning_for_every_node_in_it() {
             continue;
         }
         let text = fs::read_to_string(&path).unwrap();
+        let text: String = text.split("<!--").map(|part| part.rsplit("-->").next().unwrap()).collect();
         for hostname in text.split("<hostname>").skip(1).filter_map(|rest| rest.split('<').next()) {
             let loaded = Config::read(&path, hostname).unwrap();
             assert_eq!(lines(&loaded.warnings), [""; 0], "{}", path.display());
@@ -351,7 +377,7 @@ prop_compose! {
                 let nodes: Vec<_> = site.nodes.iter().map(|node| node.id).collect();
                 let bwr_disk = format!("{disk}-bwr");
                 let compress = (masks.1 % 2 == 1).then_some(Compression::Lz4);
-                RunSite { site: site.id, addr: at_site(addr, site.id.get()), protocol, compress, disk: disk.clone(), bwr_disk, mirror: Mirror::default(), run_nodes: picked(&nodes, masks.1) }
+                RunSite { site: site.id, addr: at_site(addr, site.id.get()), protocol, compress, disk: disk.clone(), bwr_disk, witness: None, mirror: Mirror::default(), run_nodes: picked(&nodes, masks.1) }
             };
             let at_sites = picked(&sites.iter().collect::<Vec<_>>(), masks.0);
             Resource { id: id(n), name, runsites: at_sites.iter().map(at).collect() }

@@ -8,6 +8,7 @@ use super::superblock::Then;
 use super::{Core, Peer};
 use crate::nbd::disk::format::{DiskFlags, SlotFlags};
 use crate::nbd::mirror::Rotate;
+use crate::wire::Mask;
 
 /// The progress of a new generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub enum Claim {
     Idle,
     /// It has to be durable here, in this version, and at each site in sync, with this epoch.
     Telling { version: u64, epoch: u64 },
+    /// The witness has to store it, as the sites alone have no majority.
+    Witnessing,
     /// The mark that nothing was answered in it is being taken off, in this version.
     Confirming { version: u64 },
 }
@@ -44,7 +47,8 @@ impl Core {
 
     /// Returns true if a majority of the sites decides, as there are enough of them.
     pub(super) fn is_by_majority(&self) -> bool {
-        self.config.quorum && self.voters().count() + usize::from(self.has_vote()) > 2
+        let sites = self.voters().count() + usize::from(self.has_vote());
+        self.config.witness.is_some() || self.config.quorum && sites > 2
     }
 
     /// Returns true if it takes a majority, and there is none.
@@ -58,7 +62,8 @@ impl Core {
         let has_vote = self.has_vote();
         let equal =
             self.voters().filter(|peer| peer.is_equal()).count() + usize::from(self.is_local && has_vote);
-        let all = self.voters().count() + usize::from(has_vote);
+        let all = self.voters().count() + usize::from(has_vote) + usize::from(self.config.witness.is_some());
+        let equal = equal + usize::from(equal > 0 && self.has_witness_vote());
         if equal * 2 > all {
             return true;
         }
@@ -71,7 +76,7 @@ impl Core {
     }
 
     /// The other sites that count for a majority: not those whose copy may be behind.
-    fn voters(&self) -> impl Iterator<Item = &Peer> {
+    pub(super) fn voters(&self) -> impl Iterator<Item = &Peer> {
         self.peers.iter().filter(|peer| !self.config.asynchronous.contains(peer.site.get()))
     }
 
@@ -81,9 +86,17 @@ impl Core {
 
     /// Draws a generation if one is owed and writes may go on.
     pub(super) fn make_claim(&mut self) {
-        if self.is_primary() && self.claim == Claim::Idle && self.needs_claim() && !self.is_silenced() {
+        let can_claim = !self.is_silenced() || self.lacks_only_witness();
+        if self.is_primary() && self.claim == Claim::Idle && self.needs_claim() && can_claim {
             self.draw_claim();
         }
+    }
+
+    /// Returns true if nothing but the witness's vote is waited for, and it can be asked.
+    fn lacks_only_witness(&self) -> bool {
+        let waits = !self.frozen.is_empty() || !self.fencing.is_empty() || self.is_joining();
+        let has_disk = self.is_local || self.peers.iter().any(Peer::has_all);
+        !waits && has_disk && self.has_witness() && self.role_change == super::role::Change::None
     }
 
     /// Draws a generation, or takes the mark of one off that was never answered in.
@@ -96,7 +109,8 @@ impl Core {
             self.store.wanted.lose(owed, fresh);
             self.store.wanted.flags.set(DiskFlags::UNANSWERED, true);
         } else {
-            self.elsewhere = Some(fresh);
+            let former = self.elsewhere.replace(fresh);
+            self.note_passed(former);
         }
         self.change(Then::Nothing);
         let version = self.store.version;
@@ -120,6 +134,10 @@ impl Core {
                 if self.store.durable < version || !self.peers.iter().all(knows) {
                     return;
                 }
+                if self.lacks_quorum() && self.lacks_only_witness() {
+                    self.claim = Claim::Witnessing;
+                    return self.want_vote();
+                }
                 let is_marked = self.is_local && self.store.wanted.flags.contains(DiskFlags::UNANSWERED);
                 // A primary that leaves the role while it waits, for a majority or the fencing of a lost site, has answered
                 // nothing since the loss: its claim gives way to that of the sites that go on.
@@ -128,8 +146,23 @@ impl Core {
                     false => self.end_claim(),
                 }
             }
+            Claim::Witnessing => {}
             Claim::Confirming { version } if self.store.durable >= version => self.end_claim(),
             Claim::Confirming { .. } => {}
+        }
+    }
+
+    /// The witness has voted, or refused.
+    pub(super) fn claim_voted(&mut self) {
+        self.note_quorum();
+        if !self.is_local && self.lacks_quorum() {
+            // No mark on a disk here says that it is still to be asked for.
+            self.owed = self.owed | Mask::of(self.config.site.get());
+        }
+        let is_marked = self.is_local && self.store.wanted.flags.contains(DiskFlags::UNANSWERED);
+        match is_marked && self.owed.is_empty() && !self.lacks_quorum() {
+            true => self.confirm_claim(),
+            false => self.end_claim(),
         }
     }
 

@@ -23,10 +23,14 @@ use crate::wire::{Mask, PacketType};
 
 impl Core {
     pub(super) fn connected(&mut self, sites: Mask) {
+        self.witness_connected(sites);
         for i in 0..self.peers.len() {
             let Some(peer) = self.peers.get_mut(i) else { continue };
             let linked = sites.contains(peer.site.get());
             let was_linked = std::mem::replace(&mut peer.linked, linked);
+            if !was_linked {
+                peer.apart_since = self.now;
+            }
             match (was_linked, linked) {
                 (_, true) => self.greet_if_alone(i),
                 (true, false) => {
@@ -120,7 +124,7 @@ impl Core {
     }
 
     fn greet(&mut self, i: usize) {
-        let is_leaving = self.role_change == super::role::Change::Left;
+        let is_leaving = self.role_change == super::role::Change::Left || self.role_change.is_witnessing();
         if self.settling.is_some()
             || !self.is_local
             || self.stopped
@@ -407,6 +411,7 @@ impl Core {
         (peer.stage, peer.stable, peer.progress) = (Stage::Joined, before, now);
         peer.last_session = peer.session;
         let (part, site) = (peer.part, peer.site);
+        self.note_void(i);
         if self.is_primary() {
             self.note(Note::Joined(site));
             // It tells at once who has the data.

@@ -249,8 +249,10 @@ pub struct Config {
     /// comes with no barrier; at most [`crate::nbd::disk::format::ACTIVE_MAX`].
     pub follow_max: usize,
     /// Of three sites and more, a majority with equal disks decides: without it a primary's writes wait, and with it a site
-    /// may become primary though others are missing. A witness counts as a site.
+    /// may become primary though others are missing. So with a witness, which counts as a site.
     pub quorum: bool,
+    /// The site that has no disk, and votes.
+    pub witness: Option<SiteId>,
     /// The choices that may change while the core runs.
     pub tuning: Tuning,
     /// Name and version, for the peers' people.

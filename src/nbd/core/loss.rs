@@ -52,7 +52,7 @@ impl Core {
         if session == 0 {
             return;
         }
-        peer.progress = self.now;
+        (peer.progress, peer.apart_since) = (self.now, self.now);
         let is_primary = self.is_primary();
         if is_primary && takes_writes {
             if let Some(map) = self.bitmaps.get_mut(slot) {
@@ -60,8 +60,10 @@ impl Core {
             }
         }
         self.store.wanted.disconnect(site);
-        if is_primary && had_data {
+        if had_data && (is_primary || self.role_change.is_won()) {
             self.owed = self.owed | Mask::of(site.get());
+        }
+        if is_primary && had_data {
             if is_gone && !is_far {
                 self.freeze_for(site);
             }
@@ -94,6 +96,10 @@ impl Core {
         }
         self.stability_changed();
         self.step_claim();
+        if self.config.witness.is_some() {
+            // Reads and writes wait until it has voted.
+            self.make_claim();
+        }
     }
 
     /// The primary left the role in order: all that it wrote is stable everywhere.

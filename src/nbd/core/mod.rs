@@ -21,6 +21,7 @@ mod catch_up;
 mod checkpoint;
 mod claim;
 mod connect;
+mod demotion;
 mod epochs;
 mod event;
 mod far;
@@ -45,6 +46,7 @@ mod superblock;
 mod target;
 mod tune;
 mod verify;
+mod witness;
 mod write;
 
 #[cfg(test)]
@@ -77,9 +79,10 @@ use crate::wire::{Class, Mask, PacketType, SiteId};
 pub use self::event::{Action, Command, Config, Event, Note, Refusal, Request, RequestId, Ticket};
 pub use self::far::Lag;
 pub use self::obstacle::Obstacle;
-pub use self::packet::PIECE;
+pub use self::packet::{PIECE, encode_header};
 pub use self::peer::{Part, Stage};
 pub use self::tune::Tuning;
+pub use self::witness::WitnessState;
 
 /// The content that was found on the metadata's device.
 #[derive(Clone, Debug)]
@@ -162,6 +165,7 @@ pub struct Core {
     /// The generation that a primary without a disk serves from other sites.
     elsewhere: Option<Generation>,
     role_change: role::Change,
+    witness: witness::Witness,
     reads: Slab<resync::RemoteRead>,
     verify: Option<verify::Verify>,
     growth: Option<grow::Growth>,
@@ -200,6 +204,7 @@ pub(crate) enum Mutation {
     NamedEarly,
     CatchUpUnlogged,
     CatchUpUnmarked,
+    IgnoreWitness,
 }
 
 /// `mutated!(self, Mutation)`: true if the simulator wants that mistake; never outside tests.
@@ -259,6 +264,7 @@ impl Core {
             said_stable: 0,
             elsewhere: None,
             role_change: role::Change::None,
+            witness: witness::Witness::default(),
             reads: Slab::default(),
             verify: None,
             growth: None,
@@ -429,6 +435,7 @@ impl Core {
             }
         }
         self.tick_role();
+        self.tick_witness();
         self.tick_orders();
         self.tick_count();
         self.tick_resync();
@@ -470,6 +477,9 @@ impl Core {
         let Some((kind, own, from, fields)) = packet::decode(header, self.config.resource, size) else {
             return;
         };
+        if Some(from) == self.config.witness && kind == PacketType::SC_PRI_PRO_ACK && !self.stopped {
+            return self.witness_answers(&payload);
+        }
         let Some(i) = self.peer_of(from).filter(|_| own == class && !self.stopped) else { return };
         match kind {
             PacketType::SC_HS => return self.hello(i, &fields, &payload),

@@ -90,6 +90,16 @@ pub fn encode(
     bytes
 }
 
+/// A header without fields, of a site that has no core.
+pub fn encode_header(
+    kind: PacketType,
+    resource: ResourceId,
+    (from, to): (SiteId, SiteId),
+    payload: usize,
+) -> Box<[u8; HEADER_LEN]> {
+    encode(kind, resource, from, to, &Fields::default(), payload)
+}
+
 /// The type, sender and fields of a packet about `resource`, whose range lies inside `size` bytes; `None` for any other.
 pub fn decode(
     bytes: &[u8; HEADER_LEN],

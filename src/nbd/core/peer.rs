@@ -56,6 +56,8 @@ pub struct Peer {
     pub helped: Option<Generation>,
     /// The consequence of both records.
     pub decision: Option<(Decision, Statement)>,
+    /// When it was connected, or the last session ended.
+    pub apart_since: Duration,
     /// No handshake before this time.
     pub not_before: Duration,
     /// The last session, as long as the program runs.
@@ -117,6 +119,7 @@ impl Peer {
             known: None,
             helped: None,
             decision: None,
+            apart_since: Duration::ZERO,
             not_before: Duration::ZERO,
             last_session: 0,
             session: 0,
@@ -150,6 +153,7 @@ impl Peer {
         far.iter_mut().for_each(|far| far.end());
         *self = Peer {
             linked: self.linked,
+            apart_since: self.apart_since,
             not_before: self.not_before,
             last_session: self.last_session,
             known: self.known.take(),

@@ -1,4 +1,4 @@
-//! The role: becoming primary by a ballot, so that two sites cannot both succeed, and leaving it.
+//! The role: becoming primary by a ballot, so that two sites cannot both succeed.
 //!
 //! The conditions are those of [`promotion`](crate::nbd::mirror::promotion). Must never promote a disk that is half-synced,
 //! outdated or of unknown history without force, nor one at all that a site within reach objects to. Called by the core.
@@ -7,27 +7,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::claim::Claim;
-use super::event::{Action, Command, Refusal, RequestId};
+use super::event::{Action, Command, Refusal};
 use super::packet::Fields;
 use super::peer::{Part, Stage};
 use super::superblock::Then;
-use super::{Core, Peer, Pending, mutated};
+use super::{Core, Peer, mutated};
 use crate::nbd::disk::format::DiskFlags;
 use crate::nbd::mirror::ballot::{Ballot, Step};
 use crate::nbd::mirror::control::{Phase, Vote};
 use crate::nbd::mirror::promotion::{Candidacy, Objection, Reachable, Verdict, assess, force};
 use crate::nbd::mirror::{Decision, Facts, Outcome, Reach, Role, Rotate};
-use crate::nbd::server::Failure;
 use crate::wire::{Mask, PacketType, SiteId};
-
-/// Stands for the end of the role among the requests.
-const LEAVE: RequestId = RequestId(u64::MAX);
-
-/// Returns true if it stands for the end of the role.
-pub fn is_leave(id: RequestId) -> bool {
-    id == LEAVE
-}
 
 /// A change of the role that is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +29,9 @@ pub enum Change {
     /// A ballot is open.
     Asking { forced: bool, since: Duration },
     /// The superblock is being written; these sites are missing in it.
-    Storing { ballot: Ballot, missing: Mask },
+    Storing { ballot: Ballot, missing: Mask, forced: bool },
+    /// The witness has to store the new generation.
+    Witnessing { ballot: Ballot, missing: Mask, forced: bool },
     /// Requests under way are waited for.
     Leaving,
     /// This site leaves the mirror in order: it is being marked as outdated, and the others hear of it.
@@ -52,6 +44,16 @@ impl Change {
     /// Returns true if clients begin nothing new.
     pub fn is_leaving(self) -> bool {
         self == Change::Leaving
+    }
+
+    /// Returns true if the witness is being asked.
+    pub fn is_witnessing(self) -> bool {
+        matches!(self, Change::Witnessing { .. })
+    }
+
+    /// Returns true if this site has drawn what it is about to serve: a site that is lost now had the data.
+    pub fn is_won(self) -> bool {
+        matches!(self, Change::Storing { .. } | Change::Witnessing { .. })
     }
 }
 
@@ -98,7 +100,7 @@ impl Core {
         self.out.push(Action::Answer(result));
     }
 
-    fn refuse(&mut self, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, refusal: Refusal) {
         self.out.push(Action::Answer(Err(refusal)));
     }
 
@@ -123,15 +125,15 @@ impl Core {
             can_fence: self.config.tuning.can_fence,
             quorum: self.is_by_majority(),
             asynchronous: self.config.asynchronous,
-            has_witness: false,
-            witness: None,
+            has_witness: self.config.witness.is_some(),
+            witness: self.witness_for_promotion(),
         };
         if forced {
             force(&candidacy).map_err(Refusal::Objections)?;
         }
         let verdict = assess(&candidacy);
         // Writes that a former primary left are being settled.
-        let is_busy = self.is_settling() || self.redo.is_busy();
+        let is_busy = self.is_settling() || self.redo.is_busy() || !forced && self.is_meeting();
         match verdict {
             _ if forced && !is_busy => self.open_ballot(true),
             Verdict::Refused(_) if mutated!(self, PromoteHalfSynced) && !is_busy => self.open_ballot(false),
@@ -190,7 +192,7 @@ impl Core {
         }
     }
 
-    fn tell_voters(&mut self, ballot: Ballot, phase: Phase) {
+    pub(super) fn tell_voters(&mut self, ballot: Ballot, phase: Phase) {
         let payload = Bytes::from(phase.encode(ballot));
         for i in 0..self.peers.len() {
             if self.peers.get(i).is_some_and(|peer| peer.stage == Stage::Joined) {
@@ -280,7 +282,9 @@ impl Core {
     fn store_promotion(&mut self, ballot: Ballot, forced: bool) {
         let missing = self.missing();
         self.mark_unstable(missing);
-        self.role_change = Change::Storing { ballot, missing };
+        self.owed = Mask(0);
+        self.role_change = Change::Storing { ballot, missing, forced };
+        self.prepare_vote(missing);
         let fresh = self.draw();
         let former = self.store.wanted.current;
         let size = self.first_size();
@@ -292,12 +296,19 @@ impl Core {
         }
         self.store.wanted.begin_writes();
         self.void_log();
-        self.owed = Mask(0);
         self.change(Then::Promoted);
     }
 
     pub(super) fn promoted(&mut self) {
-        let Change::Storing { ballot, missing } = self.role_change else { return };
+        let Change::Storing { ballot, missing, forced } = self.role_change else { return };
+        if self.needs_vote(missing) && (!forced || self.witness().is_some()) {
+            self.role_change = Change::Witnessing { ballot, missing, forced };
+            return self.want_vote();
+        }
+        self.begin_role(ballot, missing);
+    }
+
+    pub(super) fn begin_role(&mut self, ballot: Ballot, missing: Mask) {
         self.role_change = Change::None;
         self.role = Role::Primary;
         self.activity.resize(self.config.active_max);
@@ -333,134 +344,5 @@ impl Core {
     pub(super) fn promotion_lost(&mut self, site: SiteId) {
         let (step, _) = self.ballots.lose(site);
         self.step_ballot(step, Some(Refusal::Missing(Mask::of(site.get()))));
-    }
-
-    fn demote(&mut self) {
-        self.role_change = Change::Leaving;
-        if !self.owed.is_empty() && self.claim == Claim::Idle {
-            // Writes that were answered before the loss are here, and nowhere else for sure.
-            self.draw_claim();
-        }
-        self.release();
-        self.leave_if_drained();
-    }
-
-    /// Returns true if nothing but the end of the role is still to be flushed.
-    pub(super) fn is_leaving_flushed(&self) -> bool {
-        self.is_leaving_asked && self.peers.iter().any(|peer| peer.far.is_some())
-    }
-
-    /// Leaves the role once no request is under way.
-    pub(super) fn leave_if_drained(&mut self) {
-        if self.role_change != Change::Leaving || self.is_leaving_asked {
-            return;
-        }
-        self.fail_held_reads();
-        for id in std::mem::take(&mut self.held) {
-            let Some(super::Origin::Client(pending)) = self.ops.remove(id).map(|op| op.origin) else {
-                continue;
-            };
-            let Some(request) = self.pending.get_mut(pending) else { continue };
-            (request.failed, request.left) = (Some(Failure::Shutdown), request.left.saturating_sub(1));
-            if request.left == 0 {
-                self.answer(pending);
-            }
-        }
-        if self.pending.is_empty() && !self.is_leaving_asked {
-            self.is_leaving_asked = true;
-            let pending = self.pending.insert(Pending { id: LEAVE, left: 0, fua: false, failed: None });
-            self.flush_for(pending);
-        }
-    }
-
-    /// The end of the role is asked for, and everything is stable.
-    pub(super) fn leave_flushed(&mut self) {
-        // The marks of missing sites have to be durable, as the activity log will not count.
-        self.flush_bits_for(usize::MAX, 0);
-    }
-
-    pub(super) fn bits_of_leaver_stored(&mut self) {
-        let lacks_writes = |peer: &super::Peer| peer.far.is_some() && self.owed.contains(peer.site.get());
-        if self.claim == Claim::Idle && self.peers.iter().any(lacks_writes) {
-            // Lost since the role began to end, and it may lack writes that were answered.
-            self.draw_claim();
-        }
-        self.is_leave_held = matches!(self.claim, Claim::Telling { .. } | Claim::Confirming { .. })
-            && self.peers.iter().any(|peer| peer.far.is_some());
-        if self.is_leave_held {
-            return;
-        }
-        self.store.wanted.demote();
-        self.change(Then::Demoted);
-    }
-
-    pub(super) fn demoted(&mut self) {
-        self.is_leaving_asked = false;
-        self.role_change = Change::None;
-        self.become_secondary();
-        self.flushes.told = self.epochs.current() - 1;
-        for i in 0..self.peers.len() {
-            if self.peers.get(i).is_some_and(Peer::is_only_marked) {
-                self.lose_for(i, "the role ended before it had caught up", false);
-            }
-        }
-        for i in 0..self.peers.len() {
-            self.send_state(i);
-        }
-        if !self.is_local {
-            // Its data is at the other sites alone: they count it as old, and may go on without it.
-            self.tell_leave();
-            (0..self.peers.len()).for_each(|i| self.lose(i, "the disk here failed"));
-        }
-        self.out.push(Action::Answer(Ok(())));
-        self.change(Then::Greet);
-    }
-
-    fn become_secondary(&mut self) {
-        self.role = Role::Secondary;
-        self.activity.resize(self.config.follow_max);
-        (self.owed, self.frozen, self.fencing) = (Mask(0), Mask(0), Mask(0));
-        (self.claim, self.is_leave_held) = (Claim::Idle, false);
-        self.store.wanted.flags.set(DiskFlags::LOST_QUORUM, false);
-        self.fail_held_reads();
-        self.out.push(Action::Serve(false));
-    }
-
-    /// Leaves the role at once: another site's data counts, or the disk here is gone.
-    pub(super) fn step_down(&mut self) {
-        for i in 0..self.peers.len() {
-            let Some(peer) = self.peers.get(i).filter(|peer| peer.takes_writes()) else { continue };
-            if let Some(map) = self.bitmaps.get_mut(peer.slot) {
-                self.epochs.unstable(peer.stable).for_each(|chunks| _ = map.set(chunks));
-            }
-        }
-        self.become_secondary();
-        for i in 0..self.peers.len() {
-            self.lose(i, "this site left the role at once");
-        }
-        let under_way: Vec<_> = self.ops.iter().map(|(id, _)| id).collect();
-        for id in under_way {
-            if let Some(op) = self.ops.get_mut(id).filter(|op| matches!(op.origin, super::Origin::Client(_)))
-            {
-                op.origin = super::Origin::Client(u32::MAX);
-            }
-        }
-        self.flushes.forget_requests();
-        let numbers: Vec<_> = self.pending.iter().map(|(number, _)| number).collect();
-        for number in numbers {
-            if let Some(request) = self.pending.remove(number) {
-                match is_leave(request.id) {
-                    true => self.out.push(Action::Answer(Ok(()))),
-                    false => self.out.push(Action::Reply(request.id, Err(Failure::Shutdown))),
-                }
-            }
-        }
-        self.gated.clear();
-        self.is_leaving_asked = false;
-        self.role_change = Change::None;
-        for id in std::mem::take(&mut self.held) {
-            self.ops.remove(id);
-        }
-        self.change(Then::Greet);
     }
 }

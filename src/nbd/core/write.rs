@@ -5,11 +5,12 @@
 
 use bytes::Bytes;
 
+use super::claim::Claim;
 use super::event::{Action, Request, RequestId, Ticket};
 use super::op::{Op, Origin, TICKET_READ, Work};
 use super::packet::{self, Fields, PIECE};
 use super::resync::RemoteRead;
-use super::{Core, Pending, activity, mutated, role};
+use super::{Core, Pending, activity, demotion, mutated};
 use crate::nbd::disk::format::{DiskFlags, EXTENT_SHIFT};
 use crate::nbd::server::Failure;
 use crate::wire::{Mask, PacketType};
@@ -265,7 +266,8 @@ impl Core {
     pub(super) fn answer(&mut self, pending: u32) {
         if !self.may_answer() && !mutated!(self, GenerationLate) {
             let is_ending = self.role_change.is_leaving() && self.is_silenced();
-            let is_promise = |pending: &&mut Pending| pending.failed.is_none() && !role::is_leave(pending.id);
+            let is_promise =
+                |pending: &&mut Pending| pending.failed.is_none() && !demotion::is_leave(pending.id);
             match self.pending.get_mut(pending).filter(is_promise) {
                 Some(request) if is_ending => request.failed = Some(Failure::Shutdown),
                 Some(_) => {
@@ -276,7 +278,7 @@ impl Core {
             }
         }
         if let Some(Pending { id, failed, .. }) = self.pending.remove(pending) {
-            if role::is_leave(id) {
+            if demotion::is_leave(id) {
                 return self.leave_flushed();
             }
             self.out.push(Action::Reply(id, failed.map_or(Ok(Bytes::new()), Err)));
@@ -307,8 +309,9 @@ impl Core {
     /// Returns true if this primary's content counts: where a majority decides, another site may have been promoted by it, and
     /// what is here may be undone.
     pub(super) fn may_read(&self) -> bool {
-        !self.is_by_majority()
-            || !self.lacks_quorum() && !self.store.wanted.flags.contains(DiskFlags::UNANSWERED)
+        let has_answered = !self.store.wanted.flags.contains(DiskFlags::UNANSWERED)
+            && !matches!(self.claim, Claim::Confirming { .. });
+        !self.is_by_majority() || !self.lacks_quorum() && has_answered
     }
 
     /// Begins the reads that waited for a majority, if there is one.

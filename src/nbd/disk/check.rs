@@ -10,6 +10,7 @@ use super::device::Access;
 use super::format::{ACTIVITY_BLOCKS, ACTIVITY_START, DiskFlags, LABEL_BLOCKS, SUPERBLOCK_BLOCKS};
 use super::init::{open_store, runsite};
 use super::store::{Damage, Loaded, Store};
+use super::witness::WitnessFile;
 use super::words;
 use crate::config::Resource;
 use crate::wire::SiteId;
@@ -29,6 +30,11 @@ pub struct Report {
 /// One of them cannot be used at all: a sentence with the remedy.
 pub fn check(resource: &Resource, site: SiteId) -> Result<Report, String> {
     let at = runsite(resource, site)?;
+    if let Some(path) = &at.witness {
+        let file = WitnessFile::look(path, resource, site)?;
+        let summary = format!("{} ({}) at {site}: {}", resource.id, resource.name, file.sentence());
+        return Ok(Report { summary, problems: Vec::new() });
+    }
     let store = open_store(resource, site, Access::Look)?;
     let layout = store.layout();
     let data = DataDisk::open(Path::new(&at.disk), Access::Look, Some(layout.data_size))?;

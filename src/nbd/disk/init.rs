@@ -22,7 +22,7 @@ use super::format::{
     Superblock, tag_of,
 };
 use super::store::Store;
-use super::words;
+use super::{witness, words};
 use crate::config::{Resource, RunSite};
 use crate::wire::{Mask, SiteId};
 
@@ -74,6 +74,9 @@ impl Default for Options {
 /// The reason for which nothing was done: a sentence that names the disk, and the remedy.
 pub fn init(resource: &Resource, site: SiteId, options: &Options) -> Result<String, String> {
     let at = runsite(resource, site)?;
+    if let Some(path) = &at.witness {
+        return witness::init(path, resource, site, options.force);
+    }
     let (disk, bwr_disk) = (Path::new(&at.disk), Path::new(&at.bwr_disk));
     let access = if options.force { Access::Seize } else { Access::Own };
     let device = Device::open(disk, Part::Data, access)?;
@@ -104,7 +107,7 @@ pub fn init(resource: &Resource, site: SiteId, options: &Options) -> Result<Stri
         ));
     }
     let mirrored = plan.as_ref().map(|plan| plan.superblock.disk_size).filter(|size| *size > 0);
-    let layout = layout(resource, &data, mirrored, options)?;
+    let layout = layout(resource, site, &data, mirrored, options)?;
     if let Some(rest) = data.device().size.checked_sub(layout.data_size).filter(|rest| *rest > 0) {
         told.push(format!("The last {} of {} are not offered.", words::bytes(rest), disk.display()));
     }
@@ -165,11 +168,12 @@ pub fn runsite(resource: &Resource, site: SiteId) -> Result<&RunSite, String> {
 
 fn layout(
     resource: &Resource,
+    site: SiteId,
     data: &DataDisk,
     mirrored: Option<u64>,
     options: &Options,
 ) -> Result<Layout, String> {
-    let others = resource.runsites.len().saturating_sub(1);
+    let others = resource.others(site).count();
     let slots = match options.slots {
         Some(slots) if usize::from(slots) < others => {
             return Err(format!("--slots {slots} is too few: {} has {others} other sites", resource.id));
@@ -319,13 +323,12 @@ fn superblock(resource: &Resource, site: SiteId, options: &Options, plan: Option
         None => Generation::JUST_CREATED,
     };
     let mut superblock = Superblock { sequence: 1, flags, current, ..Superblock::default() };
-    let others = resource.runsites.iter().map(|at| at.site).filter(|other| *other != site);
-    for (slot, other) in superblock.slots.iter_mut().zip(others) {
+    for (slot, other) in superblock.slots.iter_mut().zip(resource.others(site)) {
         let mut flags = SlotFlags::default();
         flags.set(SlotFlags::FULL_SYNC_DUE, !options.clean);
         *slot = Slot { site: Some(other), flags, ..Slot::default() };
     }
-    let sites = resource.runsites.iter().map(|at| Mask::of(at.site.get()));
+    let sites = resource.others(site).map(|other| Mask::of(other.get()));
     superblock.members = sites.fold(Mask::of(site.get()), |all, site| all | site);
     superblock
 }

@@ -16,6 +16,7 @@ pub mod pool;
 pub mod store;
 mod users;
 pub mod volume;
+pub mod witness;
 pub mod words;
 
 #[cfg(test)]

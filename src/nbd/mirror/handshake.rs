@@ -276,8 +276,10 @@ impl<'a> Pair<'a> {
     fn parted(self) -> Decision {
         let Pair { a, b } = self;
         match (trace_answered(a, b), trace_answered(b, a)) {
-            // Nothing was answered in either: the primary's goes on.
-            (Some(_), Some(found)) if a.is_primary() => self.take_newer(a, b, &found),
+            // Nothing was answered in either: the primary's goes on, or that of the disk that is not half-synced.
+            (Some(_), Some(found)) if a.is_primary() || a.is_usable() && !b.is_usable() => {
+                self.take_newer(a, b, &found)
+            }
             (Some(found), _) => self.take_newer(b, a, &found),
             (None, Some(found)) => self.take_newer(a, b, &found),
             (None, None) if self.common_slots() => self.split_brain(Row::SplitBrainBitmap, true),

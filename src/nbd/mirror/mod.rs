@@ -15,6 +15,7 @@ pub mod policy;
 pub mod promotion;
 pub mod record;
 pub mod rotation;
+pub mod witness;
 
 pub use crate::nbd::disk::format::Generation;
 pub use agreement::{ACK_ERRCODE, Disagreement, Statement, session};

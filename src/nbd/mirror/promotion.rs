@@ -182,12 +182,6 @@ pub fn assess(candidacy: &Candidacy<'_>) -> Verdict {
     }
     objections.extend(by_disk(own, candidacy.reachable));
     objections.dedup();
-    if let Some(witness) = candidacy.witness {
-        let is_holder = witness.holders.contains(own.site.get());
-        if witness.current.has_data() && witness.current != own.current && !is_holder {
-            objections.push(Objection::WitnessKnowsNewer(witness.holders));
-        }
-    }
     let absent = absent(candidacy);
     if candidacy.asynchronous.contains(own.site.get())
         && !absent.is_empty()
@@ -196,6 +190,12 @@ pub fn assess(candidacy: &Candidacy<'_>) -> Verdict {
         objections.push(Objection::MayBeBehind(absent));
     }
     let unknown = unknown(candidacy);
+    // All sites are here: their agreement counts.
+    if let Some(witness) = candidacy.witness.filter(|_| !unknown.is_empty()) {
+        if witness.current.has_data() && witness.current != own.current {
+            objections.push(Objection::WitnessKnowsNewer(witness.holders));
+        }
+    }
     if !unknown.is_empty() {
         // Absent sites that are known to be out of the race are not counted.
         let needed = voters(candidacy).checked_div(2).unwrap_or_default().saturating_add(1);

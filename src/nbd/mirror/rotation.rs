@@ -35,6 +35,10 @@ pub trait Rotate {
     /// before the first read or write is served.
     fn promote(&mut self, missing: Mask, forced: bool, size: u64, fresh: Generation);
 
+    /// The promotion before which the superblock was this is refused, and nothing was served. If the generation that it drew `may_count`
+    /// for the witness, it becomes a former one. To be durable before this site meets others.
+    fn undo_promotion(&mut self, before: &Superblock, may_count: bool);
+
     /// This site leaves the role in order: no write is in flight, all are stable here and at each connected site, and
     /// bits for those that are missing are durable.
     fn demote(&mut self);
@@ -191,6 +195,25 @@ impl Rotate for Superblock {
         }
     }
 
+    fn undo_promotion(&mut self, before: &Superblock, may_count: bool) {
+        let (drawn, has_failed) = (self.current, self.flags.contains(DiskFlags::FAILED));
+        (self.current, self.history) = (before.current, before.history);
+        (self.flags, self.agreed_size) = (before.flags.without(DiskFlags::WRITING), before.agreed_size);
+        if has_failed {
+            self.fail();
+        }
+        for former in &before.slots {
+            let Some(slot) = former.site.and_then(|site| slot(self, site)) else { continue };
+            slot.generation = former.generation;
+            for flag in [SlotFlags::FULL_SYNC_DUE, SlotFlags::SYNC_TARGET] {
+                slot.flags.set(flag, former.flags.contains(flag));
+            }
+        }
+        if may_count {
+            remember(self, drawn);
+        }
+    }
+
     fn demote(&mut self) {
         self.flags = self.flags.without(DiskFlags::PRIMARY | DiskFlags::WRITING);
     }
@@ -231,7 +254,8 @@ impl Rotate for Superblock {
         let since = match () {
             () if !peer.current.has_data() => Some(self.current),
             () if is_ancestor(self, peer.current) => Some(peer.current),
-            () => None,
+            // The generation that it drew and never answered in is given up.
+            () => peer.answered().filter(|former| is_ancestor(self, *former)),
         };
         if is_source && is_newest_of_two(self, peer.site) {
             self.flags |= DiskFlags::UP_TO_DATE;

@@ -13,6 +13,7 @@ use log::{debug, info, warn};
 
 use super::link::Link;
 use super::mirror::Mirror;
+use super::witness::Witness;
 use crate::attach::{Links, PacketReader, Server};
 use crate::nbd::core::Event;
 use crate::nbd::server::Buffer;
@@ -46,6 +47,7 @@ pub struct Attachment {
     server: Server,
     link: Arc<Link>,
     mirrors: Vec<Arc<Mirror>>,
+    witnesses: Vec<Arc<Witness>>,
     is_attached: AtomicBool,
 }
 
@@ -54,8 +56,14 @@ impl Attachment {
     ///
     /// # Errors
     /// The system has no room for the thread.
-    pub fn start(server: Server, link: Arc<Link>, mirrors: Vec<Arc<Mirror>>) -> std::io::Result<Arc<Self>> {
-        let attachment = Arc::new(Attachment { server, link, mirrors, is_attached: AtomicBool::new(false) });
+    pub fn start(
+        server: Server,
+        link: Arc<Link>,
+        mirrors: Vec<Arc<Mirror>>,
+        witnesses: Vec<Arc<Witness>>,
+    ) -> std::io::Result<Arc<Self>> {
+        let is_attached = AtomicBool::new(false);
+        let attachment = Arc::new(Attachment { server, link, mirrors, witnesses, is_attached });
         let own = Arc::clone(&attachment);
         sys::spawn("attach", move || own.keep())?;
         Ok(attachment)
@@ -118,6 +126,7 @@ impl Attachment {
         let _ = ended.recv();
         self.link.close();
         self.mirrors.iter().for_each(|mirror| mirror.set_linked(Mask(0)));
+        self.witnesses.iter().for_each(|witness| witness.set_linked(Mask(0)));
         Err(error)
     }
 
@@ -150,7 +159,14 @@ impl Attachment {
             let resource = header.device.resource();
             let at = self.mirrors.iter().position(|mirror| Some(mirror.id) == resource);
             let found = at.and_then(|at| Some((self.mirrors.get(at)?, batches.get_mut(at)?)));
+            let witness = self.witnesses.iter().find(|witness| Some(witness.id) == resource);
             match found {
+                None if header.kind == PacketType::SC_CONN_STATE && class == Class::Meta => {
+                    witness.iter().for_each(|witness| witness.set_linked(header.node_to));
+                }
+                None if class == Class::Meta => {
+                    witness.iter().for_each(|witness| witness.handle(&head, &payload));
+                }
                 // Of a resource that is not served here.
                 None => {}
                 Some((mirror, batch)) if header.kind == PacketType::SC_CONN_STATE && class == Class::Meta => {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::mirror::Mirror;
 use super::shared::Shared;
+use super::witness::Witness;
 use super::{doctor, metrics, status};
 use crate::config::Config;
 use crate::control::object;
@@ -38,10 +39,7 @@ pub fn answer(line: &str, shared: &Shared, is_privileged: bool) -> Result<Value,
     let word = |name: &str| value.get(name).and_then(Value::as_str);
     let command = word("cmd").ok_or("\"cmd\" is missing")?;
     if command == "status" {
-        let mirrors: Vec<_> = match word("resource") {
-            Some(wanted) => vec![find(shared, wanted)?],
-            None => shared.mirrors.iter().collect(),
-        };
+        let (mirrors, witnesses) = chosen(shared, word("resource"))?;
         let server = shared.attachment.server().to_string();
         return Ok(json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -49,17 +47,15 @@ pub fn answer(line: &str, shared: &Shared, is_privileged: bool) -> Result<Value,
             "server": server,
             "attached": shared.attachment.is_attached(),
             "resources": mirrors.into_iter().map(|mirror| with_hosts(mirror, &shared.config())).collect::<Vec<_>>(),
+            "witnesses": witnesses.iter().map(|witness| witness.status()).collect::<Vec<_>>(),
         }));
     }
     if command == "metrics" {
         return Ok(metrics::metrics(&shared.mirrors, shared.attachment.is_attached()).into());
     }
     if command == "doctor" {
-        let mirrors: Vec<&Mirror> = match word("resource") {
-            Some(wanted) => vec![find(shared, wanted)?],
-            None => shared.mirrors.iter().map(Arc::as_ref).collect(),
-        };
-        return Ok(doctor::examine(shared, &mirrors));
+        let (mirrors, witnesses) = chosen(shared, word("resource"))?;
+        return Ok(doctor::examine(shared, &mirrors, &witnesses));
     }
     if command == "why" {
         let mirror = find(shared, word("resource").ok_or("\"resource\" is missing")?)?;
@@ -144,11 +140,31 @@ fn with_hosts(mirror: &Mirror, config: &Config) -> Value {
 }
 
 /// The mirror of a name or, where no name fits, of an id.
+/// A mirror or a witness of this site, or all of them.
+type Chosen<'a> = (Vec<&'a Arc<Mirror>>, Vec<&'a Arc<Witness>>);
+
+/// Returns what the wanted resource is here, or all that there is.
+fn chosen<'a>(shared: &'a Shared, wanted: Option<&str>) -> Result<Chosen<'a>, String> {
+    let is_wanted = |witness: &&Arc<Witness>| wanted.is_none_or(|wanted| witness.is_called(wanted));
+    let witnesses: Vec<_> = shared.witnesses.iter().filter(is_wanted).collect();
+    let mirrors = match wanted {
+        Some(_) if !witnesses.is_empty() => Vec::new(),
+        Some(wanted) => vec![find(shared, wanted)?],
+        None => shared.mirrors.iter().collect(),
+    };
+    Ok((mirrors, witnesses))
+}
+
 fn find<'a>(shared: &'a Shared, wanted: &str) -> Result<&'a Arc<Mirror>, String> {
     let mirrors = &shared.mirrors;
     let by_name = mirrors.iter().find(|mirror| mirror.name == wanted);
     let by_id = || mirrors.iter().find(|mirror| Some(mirror.id.get()) == wanted.parse().ok());
     by_name.or_else(by_id).ok_or_else(|| {
+        if shared.witnesses.iter().any(|witness| witness.is_called(wanted)) {
+            return format!(
+                "this site is the witness of {wanted:?}, and has no disk of it: ask at a site with a disk"
+            );
+        }
         let names: Vec<_> =
             mirrors.iter().map(|mirror| format!("{} ({})", mirror.name, mirror.id.get())).collect();
         format!("no resource {wanted:?} is served here; there are: {}", names.join(", "))

@@ -4,18 +4,21 @@
 //! from doing its duty counts as wrong. Called by the control socket.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::statvfs;
 use serde_json::{Value, json};
 
 use super::mirror::Mirror;
 use super::shared::Shared;
-use super::status::{PeerView, View, view};
+use super::status::{PeerView, View, view, witness_word};
+use super::witness::Witness;
 use crate::config::Resource;
-use crate::nbd::core::{Part, Stage};
+use crate::nbd::core::{Part, Stage, WitnessState};
 use crate::nbd::disk::check::check;
 use crate::nbd::disk::format::DiskFlags;
 use crate::nbd::mirror::outcome::Bytes;
+use crate::wire::{ResourceId, SiteId};
 
 /// Something that was looked at.
 struct Finding {
@@ -40,8 +43,8 @@ impl Finding {
     }
 }
 
-/// Examines these mirrors.
-pub fn examine(shared: &Shared, mirrors: &[&Mirror]) -> Value {
+/// Examines these mirrors, and these resources of which this site is the witness.
+pub fn examine(shared: &Shared, mirrors: &[&Arc<Mirror>], witnesses: &[&Arc<Witness>]) -> Value {
     let server = shared.attachment.server();
     let mut found = vec![match shared.attachment.is_attached() {
         true => Finding::well("daemon", format!("attached to hadmd at {server}")),
@@ -68,7 +71,9 @@ pub fn examine(shared: &Shared, mirrors: &[&Mirror]) -> Value {
             found.extend(of_space(mirror, resource));
         }
         found.extend(view.peers.iter().map(|peer| of_peer(mirror, peer)));
+        found.extend(view.witness.map(|(site, state)| of_vote(mirror, site, state)));
     }
+    witnesses.iter().for_each(|witness| found.extend(of_witness(witness)));
     let is_well = found.iter().all(|finding| finding.is_well);
     let finding = |found: &Finding| json!({ "well": found.is_well, "what": found.what, "says": found.says, "advice": found.advice });
     json!({ "well": is_well, "found": found.iter().map(finding).collect::<Vec<_>>() })
@@ -183,10 +188,50 @@ fn of_peer(mirror: &Mirror, peer: &PeerView) -> Finding {
             says,
             "see that hadm-nbd runs there; if it says why it does not replicate, do as it says",
         ),
-        (Stage::Apart, _) => Finding::wrong(
+        (Stage::Apart, _) => Finding::wrong(what, says, way(mirror.id, peer.site)),
+    }
+}
+
+/// The remedy where a site cannot be reached.
+fn way(resource: ResourceId, site: SiteId) -> String {
+    format!("hadmctl doctor {}:{} examines the way there", resource.get(), site.get())
+}
+
+/// What the witness says of the data here.
+fn of_vote(mirror: &Mirror, site: SiteId, state: WitnessState) -> Finding {
+    let what = format!("{}: witness", mirror.name);
+    let says = format!("{site} {}", witness_word(state));
+    match state {
+        WitnessState::Agrees => Finding::well(what, says),
+        WitnessState::Blank => {
+            Finding::note(what, says, "it votes once a primary and the other site have been in sync")
+        }
+        WitnessState::Newer(sites) => {
+            Finding::wrong(what, format!("{says} at sites {sites}"), "start hadm-nbd at one of these sites")
+        }
+        WitnessState::Away => Finding::wrong(
             what,
-            says,
-            format!("hadmctl doctor {}:{} examines the way there", mirror.id.get(), peer.site.get()),
+            format!("{says}: of two sites that lose each other none goes on"),
+            format!("see that hadm-nbd runs there; {}", way(mirror.id, site)),
         ),
     }
+}
+
+/// A resource of which this site is the witness.
+fn of_witness(witness: &Witness) -> Vec<Finding> {
+    let what = format!("{}: disk", witness.name);
+    let mut found = vec![match witness.knowledge() {
+        (says, true) => Finding::well(what, says),
+        (says, false) => {
+            Finding::wrong(what, says, "see to the file system of <witness>, and start hadm-nbd anew")
+        }
+    }];
+    found.extend(witness.sites().into_iter().map(|(site, is_linked)| {
+        let what = format!("{}: {site}", witness.name);
+        match is_linked {
+            true => Finding::well(what, format!("{site} connected")),
+            false => Finding::wrong(what, format!("{site} not connected"), way(witness.id, site)),
+        }
+    }));
+    found
 }

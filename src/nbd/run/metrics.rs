@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::counters::{BOUNDS, Times};
 use super::mirror::Mirror;
 use super::status::{PeerView, View, view};
-use crate::nbd::core::{Part, Stage};
+use crate::nbd::core::{Part, Stage, WitnessState};
 use crate::nbd::disk::format::DiskFlags;
 use crate::nbd::mirror::Role;
 
@@ -41,6 +41,9 @@ pub fn metrics(mirrors: &[Arc<Mirror>], is_attached: bool) -> String {
     of_all("hadm_nbd_frozen", "Whether writes wait for a lost site.", &|_, view| view.is_frozen.into());
     of_all("hadm_nbd_split_brain", "Whether two histories were met.", &|_, view| {
         view.flags.contains(DiskFlags::SPLIT_BRAIN).into()
+    });
+    of_all("hadm_nbd_witness", "Whether a witness is connected, and knows no later writes.", &|_, view| {
+        view.witness.is_some_and(|(_, state)| state == WitnessState::Agrees).into()
     });
     of_all("hadm_nbd_clients", "Connections of NBD clients.", &|mirror, _| {
         mirror.export.connections() as u64

@@ -25,6 +25,7 @@ mod shared;
 mod status;
 mod stopwatch;
 mod warnings;
+mod witness;
 
 pub use control::SOCKET;
 
@@ -40,6 +41,7 @@ use self::attach::Attachment;
 use self::link::Link;
 use self::mirror::{CommandResult, Mirror};
 use self::shared::Shared;
+use self::witness::Witness;
 use crate::config::{Config, Resource};
 use crate::logging;
 use crate::nbd::core::{Command, Event};
@@ -90,7 +92,20 @@ pub fn run(setup: Setup<'_>) -> Result<(), String> {
     let link = Link::new(config.slow_timeout).map_err(fail)?;
     let mut mirrors = Vec::new();
     let mut listeners = Vec::new();
+    let mut witnesses = Vec::new();
     for resource in &setup.resources {
+        match Witness::open(resource, config.site, &link) {
+            Ok(None) => {}
+            Ok(Some(witness)) => {
+                witnesses.push(witness);
+                continue;
+            }
+            Err(why) if setup.resources.len() > 1 => {
+                error!("{why}");
+                continue;
+            }
+            Err(why) => return Err(why),
+        }
         let opened = open::open(config, resource, &link).and_then(|mirror| {
             listeners.extend(listen(config, resource, &mirror, &setup.sockets)?);
             Ok(mirror)
@@ -102,12 +117,14 @@ pub fn run(setup: Setup<'_>) -> Result<(), String> {
             Err(why) => return Err(why),
         }
     }
-    if mirrors.is_empty() {
+    if mirrors.is_empty() && witnesses.is_empty() {
         return Err("none of the resources can be served".into());
     }
-    let attachment = Attachment::start(setup.server, Arc::clone(&link), mirrors.clone()).map_err(fail)?;
+    let attachment = Attachment::start(setup.server, Arc::clone(&link), mirrors.clone(), witnesses.clone())
+        .map_err(fail)?;
     let shared = Arc::new(Shared {
         mirrors: mirrors.clone(),
+        witnesses: witnesses.clone(),
         attachment,
         config: Mutex::new(Arc::new(config.clone())),
         unprotected,
@@ -118,7 +135,8 @@ pub fn run(setup: Setup<'_>) -> Result<(), String> {
             .inspect_err(|why| warn!("running without a control socket: {why}"))
             .ok(),
     };
-    let names: Vec<_> = mirrors.iter().map(|mirror| mirror.name.as_str()).collect();
+    let witnessed = witnesses.iter().map(|witness| witness.name.as_str());
+    let names: Vec<_> = mirrors.iter().map(|mirror| mirror.name.as_str()).chain(witnessed).collect();
     info!("ready: {}", names.join(", "));
     notifier.tell(News::Ready);
     let watchdog = service::watchdog();

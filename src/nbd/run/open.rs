@@ -58,8 +58,7 @@ pub fn open(config: &Config, resource: &Resource, link: &Arc<Link>) -> Result<Ar
         warn!("resource {name:?}: block {} of the metadata is not believed: {}", damage.number, damage.error);
     }
     doubt_zeroes(name, &disk, &mut loaded)?;
-    let peers: Vec<SiteId> =
-        resource.runsites.iter().map(|other| other.site).filter(|other| *other != site).collect();
+    let peers: Vec<SiteId> = resource.others(site).collect();
     if peers.len() > usize::from(layout.slots) {
         return Err(format!(
             "resource {name:?} has {} other sites, and its metadata has room for {}: make it anew with `hadm-nbd init \
@@ -79,6 +78,7 @@ pub fn open(config: &Config, resource: &Resource, link: &Arc<Link>) -> Result<Ar
         active_max: here.mirror.active_extents as usize,
         follow_max: ACTIVE_MAX,
         quorum: here.mirror.quorum == Quorum::Majority,
+        witness: resource.witness(),
         tuning,
         software: format!("hadm-nbd {}", env!("CARGO_PKG_VERSION")),
         seed: fastrand::u64(..),
@@ -96,7 +96,8 @@ pub fn open(config: &Config, resource: &Resource, link: &Arc<Link>) -> Result<Ar
 
 /// Returns the sites whose copy may be behind.
 fn asynchronous(resource: &Resource) -> Mask {
-    let far = resource.runsites.iter().filter(|runsite| runsite.protocol == Protocol::Async);
+    let with_disk = resource.runsites.iter().filter(|runsite| runsite.witness.is_none());
+    let far = with_disk.filter(|runsite| runsite.protocol == Protocol::Async);
     far.fold(Mask(0), |mask, runsite| mask | Mask::of(runsite.site.get()))
 }
 

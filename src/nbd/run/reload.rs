@@ -57,6 +57,7 @@ fn take(mirror: &Arc<Mirror>, old: &Config, fresh: &Config) -> bool {
         ("<protocol>", protocols(&was) != protocols(&is)),
         ("<disk>", was_here.disk != here.disk),
         ("<bwr_disk>", was_here.bwr_disk != here.bwr_disk),
+        ("<witness>", was.witness() != is.witness()),
         ("<quorum>", then.quorum != now.quorum),
         ("<activeextents>", then.active_extents != now.active_extents),
         ("<nbd>", then.nbd != now.nbd),

@@ -6,12 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::attach::Attachment;
 use super::mirror::Mirror;
+use super::witness::Witness;
 use crate::config::Config;
 
 /// The parts that the threads of the control socket share.
 pub struct Shared {
     /// The mirrors that are served.
     pub mirrors: Vec<Arc<Mirror>>,
+    /// The witnesses, of resources without a disk here.
+    pub witnesses: Vec<Arc<Witness>>,
     /// The attachment to the daemon.
     pub attachment: Arc<Attachment>,
     /// The configuration in force. No other lock is taken under it.

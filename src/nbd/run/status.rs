@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::mirror::Mirror;
-use crate::nbd::core::{Lag, Part, Stage};
+use crate::nbd::core::{Lag, Part, Stage, WitnessState};
 use crate::nbd::disk::format::DiskFlags;
 use crate::nbd::mirror::Role;
 use crate::nbd::mirror::facts::disk_word;
@@ -54,6 +54,8 @@ pub(super) struct View {
     pub verified: Option<String>,
     pub checkpoint: Option<String>,
     pub peers: Vec<PeerView>,
+    /// The site that votes and has no disk.
+    pub witness: Option<(SiteId, WitnessState)>,
 }
 
 /// Looks at a mirror.
@@ -98,6 +100,7 @@ pub(super) fn view(mirror: &Mirror) -> View {
         verified: state.journal.verified.clone(),
         checkpoint: superblock.checkpoint.map(|name| name.to_string()),
         peers: peers.collect(),
+        witness: state.core.witness_state(),
     }
 }
 
@@ -184,6 +187,16 @@ fn duration(seconds: u64) -> String {
     }
 }
 
+/// The state of the witness in words.
+pub(super) fn witness_word(state: WitnessState) -> &'static str {
+    match state {
+        WitnessState::Away => "not connected",
+        WitnessState::Blank => "knows nothing yet",
+        WitnessState::Agrees => "agrees",
+        WitnessState::Newer(_) => "knows of later writes",
+    }
+}
+
 impl View {
     fn sentence(&self) -> String {
         let mut text = match (self.role, self.follows) {
@@ -201,6 +214,12 @@ impl View {
         for peer in &self.peers {
             text += "; ";
             text += &peer.sentence();
+        }
+        if let Some((site, state)) = self.witness {
+            _ = write!(text, "; witness {site} {}", witness_word(state));
+            if let WitnessState::Newer(sites) = state {
+                _ = write!(text, " at sites {sites}");
+            }
         }
         text
     }
@@ -257,6 +276,11 @@ pub fn status(mirror: &Mirror) -> Value {
         "checkpoint": view.checkpoint,
         "clients": mirror.export.connections(),
         "peers": peers.collect::<Vec<_>>(),
+        "witness": view.witness.map(|(site, state)| json!({
+            "site": site.get(),
+            "state": witness_word(state),
+            "linked": state != WitnessState::Away,
+        })),
         "requests": requests,
         "bytes": { "read": read, "written": written },
         "sentence": view.sentence(),

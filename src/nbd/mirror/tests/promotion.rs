@@ -8,6 +8,7 @@ use super::super::promotion::{
     Candidacy, Fencing, Objection, Reachable, Verdict, Witness, assess, force, may_go_on,
 };
 use super::*;
+use crate::nbd::disk::format::Superblock;
 
 fn alone(own: &Facts) -> Candidacy<'_> {
     Candidacy {
@@ -284,5 +285,28 @@ fn payloads_come_in_as_they_went_out_and_no_cut_does() {
         }
         let longer = [bytes.as_slice(), &[1, 2, 3]].concat();
         assert!(!longer.starts_with(b"HADMDST1") || StateNote::decode(&longer).is_some());
+    }
+}
+
+/// A promotion that is refused leaves nothing but the generation that it drew, where that may have been stored elsewhere.
+#[test]
+fn a_refused_promotion_is_undone() {
+    let mut before = Superblock { current: generation(1), ..Superblock::default() };
+    before.flags |= DiskFlags::CONSISTENT | DiskFlags::PRIMARY;
+    assert!(before.admit(site(1)));
+    before.join(&facts(1, 2), &decide(&facts(0, 2), &facts(1, 2)));
+    for may_count in [false, true] {
+        let mut block = before.clone();
+        block.promote(Mask::of(1), false, 1 << 20, generation(2));
+        block.begin_writes();
+        block.disconnect(site(1));
+        block.undo_promotion(&before, may_count);
+        assert_eq!(block.history.contains(&generation(2)), may_count);
+        assert_eq!((block.current, block.flags), (before.current, before.flags));
+        assert_eq!((block.slots[0].generation, block.agreed_size), (Generation::NONE, before.agreed_size));
+        assert!(!block.slots[0].flags.contains(SlotFlags::CONNECTED) && block.write_counter > 0);
+        block.fail();
+        block.undo_promotion(&before, may_count);
+        assert!(block.flags.contains(DiskFlags::FAILED));
     }
 }
