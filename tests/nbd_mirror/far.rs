@@ -366,7 +366,7 @@ fn a_copy_is_whole_while_it_catches_up_at_once() {
     pair.kill_site(1);
 }
 
-/// Where the log is too small for it, that is said before the site is back.
+/// A log that is too small for it is announced before the site is back.
 #[test]
 fn a_catch_up_that_is_too_large_is_announced() {
     let Some(mut pair) = start_with(2, &[1], "4M", "") else { return };
@@ -431,7 +431,7 @@ fn a_far_copy_is_compared_under_load() {
         assert_eq!(equal, "site 1: 512 chunks compared, 0 differ");
         assert_eq!(different, "site 1: 512 chunks compared, 1 differ");
     });
-    // What is marked is copied, and no more.
+    // The marked chunks are copied, and no more.
     pair.hadmctl(0, &["resync", "data"]).unwrap();
     wait_caught_up(&pair, 0, 1);
     pair.assert_equal();

@@ -248,7 +248,7 @@ const MISTAKES: [(Mutation, u64); 8] = [
     (Mutation::Unordered, 3),
     (Mutation::FlushLies, 2),
     (Mutation::AcceptGaps, 99),
-    (Mutation::WrittenIsStable, 4),
+    (Mutation::WrittenIsStable, 48),
     (Mutation::EvictEarly, 2),
     (Mutation::GenerationLate, 1),
     (Mutation::BelieveStale, 20),

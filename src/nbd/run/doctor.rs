@@ -197,7 +197,7 @@ fn way(resource: ResourceId, site: SiteId) -> String {
     format!("hadmctl doctor {}:{} examines the way there", resource.get(), site.get())
 }
 
-/// What the witness says of the data here.
+/// The verdict of the witness about the data here.
 fn of_vote(mirror: &Mirror, site: SiteId, state: WitnessState) -> Finding {
     let what = format!("{}: witness", mirror.name);
     let says = format!("{site} {}", witness_word(state));

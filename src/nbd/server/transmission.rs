@@ -15,7 +15,7 @@ use super::export::Export;
 use super::negotiation::{ALLOCATION_ID, Choice};
 use super::request::{Agreed, Command, FUA, Form, Header, REQUEST_LEN, judge};
 use super::together::Together;
-use super::volume::{Extent, Failure, Reply, Request, Volume};
+use super::volume::{Answer, Extent, Failure, Reply, Request, Volume};
 use super::wire::Input;
 
 /// Extents of one BLOCK_STATUS reply: 8 KiB on the wire, and no long search of a fragmented disk.
@@ -82,6 +82,12 @@ impl<'a> Transmission<'a> {
     fn hand_over(&mut self) {
         self.batched = 0;
         self.volume.submit_all(&mut self.batch);
+    }
+
+    /// Answers a request that the disk does not get, behind those that came before it.
+    fn answer(&mut self, form: Form, cookie: u64, answer: Answer, permit: Permit) {
+        self.hand_over();
+        self.connection.answer(form, cookie, answer, permit);
     }
 
     /// Hands over the requests that were read, and lets replies leave: to be done before any wait.
@@ -166,16 +172,17 @@ impl<'a> Transmission<'a> {
         };
         let command = match command {
             Ok(command) if !self.connection.is_closing() => command,
-            Ok(_) => return self.connection.answer(form, cookie, Err(Failure::Shutdown), permit),
-            Err(failure) => return self.connection.answer(form, cookie, Err(failure), permit),
+            Ok(_) => return self.answer(form, cookie, Err(Failure::Shutdown), permit),
+            Err(failure) => return self.answer(form, cookie, Err(failure), permit),
         };
         let (fua, payload) = (flags & FUA != 0, data.len());
         let request = match command {
             Command::Flush => Request::Flush,
-            _ if len == 0 => return self.connection.answer(form, cookie, Ok(Bytes::new()), permit),
+            _ if len == 0 => return self.answer(form, cookie, Ok(Bytes::new()), permit),
             Command::BlockStatus { one } => {
+                self.hand_over();
                 let answer = self.status(offset, len, one);
-                return self.connection.answer(form, cookie, answer, permit);
+                return self.answer(form, cookie, answer, permit);
             }
             Command::Read => Request::Read { offset, len },
             Command::Write => Request::Write { offset, data, fua },
@@ -195,7 +202,7 @@ impl<'a> Transmission<'a> {
                     self.hand_over();
                 }
             }
-            Err(permit) => self.connection.answer(form, cookie, Err(Failure::Shutdown), permit),
+            Err(permit) => self.answer(form, cookie, Err(Failure::Shutdown), permit),
         }
     }
 
