@@ -242,7 +242,7 @@ pub struct World {
 /// A primary that another one took over from.
 struct Former {
     site: usize,
-    /// What was asked of it, and is not answered.
+    /// Its requests that are not answered.
     requests: BTreeMap<u64, Asked>,
     /// As that of the world.
     promoted: Option<(u64, Vec<(u64, u64)>)>,
