@@ -310,7 +310,8 @@ if command -v cibadmin > /dev/null && [ -e "$dir/cib.xml" ]; then
     last="stop 0"; handled false offline down 7
     for last in "start 0" "promote 0" "stop 1" "monitor 0"; do handled false offline down 5; ! placed || fail "a constraint for a node that may be primary"; done
     # The agent removes the constraint while the handler waits: it is not put there again.
-    (wait_for 20 placed; CIB_file="$dir/fence.xml" HADM_RESOURCE=data etc/fencing/pacemaker remove) > "$dir/removed" 2>&1 &
+    # It may meet the file while that is being written, and then has no answer.
+    (wait_for 20 placed; wait_for 10 env CIB_file="$dir/fence.xml" HADM_RESOURCE=data etc/fencing/pacemaker remove) > "$dir/removed" 2>&1 &
     last='' notice=15 patience=20
     handled true online member 5
     notice=1
