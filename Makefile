@@ -97,12 +97,12 @@ far-chaos: ## a far site of a mirrored disk under kills, cuts and promotions, HI
 screenshots: ## pictures of hadmctl web, light and dark, 1280 and 380 wide, in target/screenshots; two minutes; needs chromium
 	SCREENSHOTS='$(abspath $(CARGO_TARGET_DIR))/screenshots' cargo test --locked --test watching -- --ignored --exact web::screenshots
 
-bench: ## side by side with HAProxy, socat and direct TCP, six minutes; QUICK=1 shorter, BASE=path ratios to another build
+bench: ## side by side with HAProxy, socat and direct TCP, a quarter of an hour; QUICK=1 shorter, BASE=path ratios to another build
 	@[ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || { command -v haproxy && command -v socat; } > /dev/null || \
 		apt-get install -qy haproxy socat > /dev/null || { apt-get update -q && apt-get install -qy haproxy socat; } > /dev/null || true
 	cargo bench --locked --bench side_by_side
 
-bench-nbd: ## the mirrored disk side by side with qemu's quorum, GlusterFS, nbdkit; ten minutes; QUICK=1, BASE=directory
+bench-nbd: ## the mirrored disk side by side with qemu's quorum, GlusterFS, nbdkit; six minutes; QUICK=1, BASE=directory
 	@[ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
 		{ command -v fio && command -v qemu-storage-daemon && command -v nbdkit && command -v nbdcopy && command -v glusterd; } > /dev/null || \
 		apt-get install -qy fio qemu-utils nbdkit libnbd-bin glusterfs-server > /dev/null || true

@@ -39,7 +39,7 @@ use super::resync::Staged;
 use super::{Core, mutated};
 use crate::nbd::disk::format::{Batch, DiskFlags, tag_of};
 use crate::nbd::mirror::facts::KNOWS_CATCH_UP;
-use crate::nbd::mirror::{Facts, Outcome, Reach, Row};
+use crate::nbd::mirror::{Facts, Outcome, Reach};
 use crate::nbd::server::Failure;
 use crate::wire::{PacketType, SiteId};
 
@@ -107,21 +107,19 @@ impl Core {
         else {
             return;
         };
-        let is_given_up = matches!(
-            decision.row,
-            Row::SplitBrainBitmap
-                | Row::SplitBrainHistory
-                | Row::Contradiction
-                | Row::DualPrimary
-                | Row::Discard
-        );
         let is_marked = matches!(decision.outcome, Outcome::Sync { reach: Reach::Bitmap { .. }, .. });
         let is_good = flags.contains(DiskFlags::CONSISTENT)
             && flags.without(DiskFlags::FAILED | DiskFlags::PRIMARY | DiskFlags::DISCARD) == flags
             && mine.current.has_data();
         let is_far = self.config.asynchronous.contains(own.get());
         let knows = |theirs: &Facts| theirs.abilities & KNOWS_CATCH_UP != 0;
-        if !is_far || !is_good || !is_marked || is_given_up || room == 0 || self.grown_from != u64::MAX {
+        if !is_far
+            || !is_good
+            || !is_marked
+            || decision.row.is_given_up()
+            || room == 0
+            || self.grown_from != u64::MAX
+        {
             return;
         }
         // After a catch-up that did not end both mark the same.

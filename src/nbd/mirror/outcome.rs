@@ -128,6 +128,18 @@ pub enum Row {
 }
 
 impl Row {
+    /// Returns true if what the target of a resync has of its own is given up.
+    pub const fn is_given_up(self) -> bool {
+        matches!(
+            self,
+            Row::SplitBrainBitmap
+                | Row::SplitBrainHistory
+                | Row::Contradiction
+                | Row::DualPrimary
+                | Row::Discard
+        )
+    }
+
     /// All rows.
     pub const ALL: [Self; 24] = [
         Row::Obstacle,

@@ -6,7 +6,7 @@
 
 use super::Generation;
 use super::facts::Facts;
-use super::outcome::{Decision, Outcome, Reach, Row};
+use super::outcome::{Decision, Outcome, Reach};
 use crate::nbd::disk::format::{DiskFlags, Slot, SlotFlags, Superblock};
 use crate::wire::{Mask, SiteId};
 
@@ -263,15 +263,7 @@ impl Rotate for Superblock {
         if !is_source {
             self.flags =
                 self.flags.without(DiskFlags::CONSISTENT | DiskFlags::UP_TO_DATE | DiskFlags::ZEROED);
-            let is_given_up = matches!(
-                decision.row,
-                Row::SplitBrainBitmap
-                    | Row::SplitBrainHistory
-                    | Row::Contradiction
-                    | Row::DualPrimary
-                    | Row::Discard
-            );
-            if is_given_up {
+            if decision.row.is_given_up() {
                 self.flags |= DiskFlags::DISCARD;
             }
             // The source may yet be overwritten by a site that it did not go on without. Nobody can answer anything in its
