@@ -100,17 +100,10 @@ fn go_inside() {
         panic!("unshare: {error}");
     }
     if std::env::var_os(INSIDE).is_some() {
-        come_first();
         for args in [&["link", "set", "lo", "up"][..], &["addr", "add", others::OWN, "dev", "lo"]] {
             assert!(Command::new("ip").args(args).status().unwrap().success(), "ip {args:?}");
         }
     }
-}
-
-/// Goes before the other programs of a busy machine, all of it alike: the system weighs sessions against each other.
-fn come_first() {
-    let _ = rustix::process::setsid();
-    let _ = std::fs::write("/proc/self/autogroup", "-15");
 }
 
 /// This tree's build, and that of `BASE`.
