@@ -33,7 +33,7 @@ pub use framer::{Framer, Item, MAX_CHUNK, Run};
 pub use pair::{Lost, Pair};
 pub use piped::Piped;
 pub use reader::{Reading, read_link};
-pub use sender::LinkSender;
+pub use sender::{LinkSender, Receiver};
 pub use sink::{Sink, TakesPipes};
 pub use write_state::Deferred;
 pub use zero_copy::LARGE;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use crossbeam::queue::SegQueue;
 
+use super::sender::Receiver;
 use super::{Encode, Piped};
 use crate::daemon::queue::Permit;
 use crate::sys;
@@ -88,6 +89,18 @@ impl WriteState {
             (skip, count) = (0, count.saturating_add(1));
         }
         sys::send(stream, parts.get(..count).unwrap_or(&parts))
+    }
+
+    /// Gives the first entry to a receiver.
+    pub(super) fn give(&mut self, receiver: &Receiver) -> io::Result<usize> {
+        match self.gathered.front() {
+            Some((Content::Memory(bytes), _)) => {
+                receiver(bytes);
+                Ok(bytes.len())
+            }
+            // Such a link is not given any pipe.
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// Takes the entries for one write from the queues.

@@ -12,12 +12,13 @@ use log::Level;
 
 use super::links::Waiting;
 use super::{Coordinator, reading};
+use crate::attach::Intake;
 use crate::control::Change;
 use crate::daemon::connect::NOWHERE;
 use crate::daemon::core::{Action, AttachId, ConnId, Event, KernelRefusal, Moment};
 use crate::daemon::kernel::{KernelModule, handshake_ack};
 use crate::daemon::link::Closed;
-use crate::daemon::route::FromKernel;
+use crate::daemon::route::{FromKernel, FromProcess};
 use crate::limited;
 use crate::sys::Counter;
 use crate::wire::Class;
@@ -135,11 +136,21 @@ impl Coordinator {
             waiting.link.stream.try_clone()
         };
         let streams = [stream(data)?, stream(meta)?];
+        let is_ours = |conn| self.waiting.get(conn).is_some_and(|waiting| waiting.source == NOWHERE);
+        let in_process = self.in_process.as_ref().filter(|_| is_ours(data) && is_ours(meta));
         let events = self.events.clone();
         let lost = move |class: Class, closed: Closed| {
             let _ = events.send(Event::KernelLost { attach, why: format!("{class} link: {closed}") });
         };
         let kernel = KernelModule::start(attach, streams, self.local_ids(), lost)?;
+        if let Some(in_process) = in_process {
+            in_process.outlet().iter().for_each(|outlet| kernel.set_outlet(outlet));
+            let max = self.config.max_packet;
+            in_process
+                .set_intakes(Class::BOTH.map(|class| -> Box<dyn Intake> {
+                    Box::new(FromProcess::new(&self.router, class, max))
+                }));
+        }
         if let Some(guard) = &self.shutdown.guard {
             kernel
                 .open(reading(&self.config), guard, |_| FromKernel::new(&self.router))
