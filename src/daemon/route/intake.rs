@@ -49,12 +49,8 @@ impl FromProcess {
             match self.late.take() {
                 None => {}
                 Some(late) if wait => late.wait(),
-                Some(mut late) => {
-                    if !late.try_again() {
-                        self.late = Some(late);
-                        return;
-                    }
-                }
+                Some(mut late) if !late.try_again() => return self.late = Some(late),
+                Some(_) => {}
             }
             let taken = match self.framer.next(&mut seen) {
                 Ok(None) => return,

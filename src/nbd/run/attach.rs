@@ -97,7 +97,8 @@ impl Attachment {
         let mut pause = 0;
         loop {
             match Links::attach(&self.server).map_err(|error| error.to_string()).and_then(|links| {
-                info!("attached to the daemon at {}", self.server);
+                let place = if self.in_process.is_some() { "in" } else { "at" };
+                info!("attached to the daemon {place} {}", self.server);
                 self.serve(&links).map_err(|error| format!("detached from the daemon: {error}"))
             }) {
                 Ok(()) => {}
