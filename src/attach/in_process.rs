@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -29,16 +29,20 @@ pub trait Intake: Send {
     fn give(&mut self, packets: &mut VecDeque<Parts>, wait: bool) -> bool;
 }
 
-/// The way of packets out of the daemon: whole packets of one class, in order. It must not wait.
-pub type Outlet = dyn Fn(Class, &Bytes) + Send + Sync;
+/// The program that stands in for the kernel module, as the daemon in its process sees it.
+pub trait Program: Send + Sync {
+    /// Begins to give data and meta packets to the daemon. The handshake is not over yet, and no packet has come.
+    fn attach(&self, intakes: [Box<dyn Intake>; 2]);
+
+    /// Takes whole packets of one class, in order. It must not wait.
+    fn take(&self, class: Class, packets: &Bytes);
+}
 
 /// The meeting point of a daemon and of a program in its process.
 #[derive(Default)]
 pub struct InProcess {
-    /// Set by the program before it attaches.
-    outlet: OnceLock<Arc<Outlet>>,
-    /// Set by the daemon before it answers the handshake.
-    intakes: Mutex<Option<[Box<dyn Intake>; 2]>>,
+    /// Set before the program attaches.
+    program: OnceLock<Arc<dyn Program>>,
 }
 
 impl InProcess {
@@ -56,23 +60,13 @@ impl InProcess {
         Ok((OwnedFd::from(socket).into(), Server::Unix(OsString::from_vec(name).into())))
     }
 
-    /// Sets the way of packets out of the daemon, once.
-    pub fn set_outlet(&self, outlet: Arc<Outlet>) {
-        let _ = self.outlet.set(outlet);
+    /// Sets the program, once; to be called before it attaches.
+    pub fn set_program(&self, program: Arc<dyn Program>) {
+        let _ = self.program.set(program);
     }
 
-    /// Returns the way of packets out of the daemon, once there is one.
-    pub fn outlet(&self) -> Option<Arc<Outlet>> {
-        self.outlet.get().cloned()
-    }
-
-    /// Sets the ways of data and meta packets into the daemon, for the attachment that begins.
-    pub fn set_intakes(&self, intakes: [Box<dyn Intake>; 2]) {
-        *self.intakes.lock().unwrap_or_else(PoisonError::into_inner) = Some(intakes);
-    }
-
-    /// Takes the ways into the daemon, after the handshake.
-    pub fn take_intakes(&self) -> Option<[Box<dyn Intake>; 2]> {
-        self.intakes.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// Returns the program, once there is one.
+    pub fn program(&self) -> Option<&Arc<dyn Program>> {
+        self.program.get()
     }
 }

@@ -16,7 +16,7 @@ mod reader;
 mod states;
 
 pub use group::{Group, Peer};
-pub use in_process::{InProcess, Intake, Outlet, Parts};
+pub use in_process::{InProcess, Intake, Parts, Program};
 pub use link::{AttachError, HANDSHAKE_LIMIT, Links, Server, is_closed};
 pub use reader::{Packet, PacketReader};
 pub use states::{ConnState, StateReader, States};

@@ -199,7 +199,8 @@ impl Sites {
         }
         let mirror =
             self.net.machines[at].inside(|| Daemon::spawn(&mut command, &format!("hadm-nbd {site}")));
-        mirror.wait_log(" ready:", PATIENCE);
+        // Not that of a daemon in its process.
+        mirror.wait_log("  ready:", PATIENCE);
         self.mirrors[site] = Some(mirror);
     }
 

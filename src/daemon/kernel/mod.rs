@@ -7,7 +7,7 @@ use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
 
-use crate::attach::Outlet;
+use crate::attach::Program;
 use crate::daemon::core::{AttachId, ConnState};
 use crate::daemon::link::{Closed, Connection, Pair, Piped, Reading, Run, Sink};
 use crate::daemon::queue::Permit;
@@ -54,11 +54,11 @@ impl KernelModule {
         self.pair.open(NAME, None, reading, guard, sink)
     }
 
-    /// Gives packets to `outlet` from now on, and no more to the links; to be called before any is queued.
-    pub fn set_outlet(&self, outlet: &Arc<Outlet>) {
+    /// Gives packets to a program in this process from now on, and no more to the links; to be called before any is queued.
+    pub fn set_program(&self, program: &Arc<dyn Program>) {
         for class in Class::BOTH {
-            let outlet = Arc::clone(outlet);
-            self.pair.sender(class).set_receiver(Box::new(move |packets| outlet(class, packets)));
+            let program = Arc::clone(program);
+            self.pair.sender(class).set_receiver(Box::new(move |packets| program.take(class, packets)));
         }
     }
 

@@ -69,10 +69,10 @@ pub(super) struct Late {
 }
 
 impl Late {
-    /// Queues them where there is space by now. Returns true if no peer is left to wait for.
-    pub fn try_again(&mut self) -> bool {
+    /// Queues them where there is space by now; `None` if no peer is left to wait for.
+    pub fn try_again(mut self) -> Option<Self> {
         self.full.retain(|session| session.try_put(&self.run, &mut self.piped) == Put::Full);
-        self.full.is_empty()
+        (!self.full.is_empty()).then_some(self)
     }
 
     /// Waits for each peer, for as long as it may hold up the others.

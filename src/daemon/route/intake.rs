@@ -49,8 +49,10 @@ impl FromProcess {
             match self.late.take() {
                 None => {}
                 Some(late) if wait => late.wait(),
-                Some(mut late) if !late.try_again() => return self.late = Some(late),
-                Some(_) => {}
+                Some(late) => self.late = late.try_again(),
+            }
+            if self.late.is_some() {
+                return;
             }
             let taken = match self.framer.next(&mut seen) {
                 Ok(None) => return,

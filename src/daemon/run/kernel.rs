@@ -137,17 +137,18 @@ impl Coordinator {
         };
         let streams = [stream(data)?, stream(meta)?];
         let is_ours = |conn| self.waiting.get(conn).is_some_and(|waiting| waiting.source == NOWHERE);
-        let in_process = self.in_process.as_ref().filter(|_| is_ours(data) && is_ours(meta));
+        let own = self.in_process.as_ref().filter(|_| is_ours(data) && is_ours(meta));
+        let program = own.and_then(|in_process| in_process.program());
         let events = self.events.clone();
         let lost = move |class: Class, closed: Closed| {
             let _ = events.send(Event::KernelLost { attach, why: format!("{class} link: {closed}") });
         };
         let kernel = KernelModule::start(attach, streams, self.local_ids(), lost)?;
-        if let Some(in_process) = in_process {
-            in_process.outlet().iter().for_each(|outlet| kernel.set_outlet(outlet));
+        if let Some(program) = program {
+            kernel.set_program(program);
             let max = self.config.max_packet;
-            in_process
-                .set_intakes(Class::BOTH.map(|class| -> Box<dyn Intake> {
+            program
+                .attach(Class::BOTH.map(|class| -> Box<dyn Intake> {
                     Box::new(FromProcess::new(&self.router, class, max))
                 }));
         }

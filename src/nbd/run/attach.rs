@@ -16,7 +16,7 @@ use log::{debug, info, warn};
 use super::link::Link;
 use super::mirror::Mirror;
 use super::witness::Witness;
-use crate::attach::{InProcess, Links, PacketReader, Server};
+use crate::attach::{InProcess, Intake, Links, PacketReader, Program, Server};
 use crate::nbd::core::Event;
 use crate::nbd::server::Buffer;
 use crate::sys;
@@ -73,8 +73,7 @@ impl Attachment {
         let is_attached = AtomicBool::new(false);
         let attachment = Arc::new(Attachment { server, in_process, link, mirrors, witnesses, is_attached });
         if let Some(in_process) = &attachment.in_process {
-            let own = Arc::clone(&attachment);
-            in_process.set_outlet(Arc::new(move |class, packets| own.take(class, packets)));
+            in_process.set_program(Arc::clone(&attachment) as _);
         }
         let own = Arc::clone(&attachment);
         sys::spawn("attach", move || own.keep())?;
@@ -118,13 +117,10 @@ impl Attachment {
 
     /// Carries packets until a link ends.
     fn serve(self: &Arc<Self>, links: &Links) -> std::io::Result<()> {
-        let [data, meta] = self
-            .in_process
-            .as_ref()
-            .and_then(|met| met.take_intakes())
-            .map_or([None, None], |ways| ways.map(Some));
-        self.link.open(Class::Data, links.data.try_clone()?, data);
-        self.link.open(Class::Meta, links.meta.try_clone()?, meta);
+        if self.in_process.is_none() {
+            self.link.open(Class::Data, links.data.try_clone()?);
+            self.link.open(Class::Meta, links.meta.try_clone()?);
+        }
         self.is_attached.store(true, Ordering::Relaxed);
         let (end, ended) = bounded::<()>(1);
         let (own, data, both) = (Arc::clone(self), links.data.try_clone()?, links.meta.try_clone()?);
@@ -177,8 +173,15 @@ impl Attachment {
         }
         Ok(())
     }
+}
 
-    /// Takes whole packets of a daemon in this process.
+/// With a daemon in this process, the link is open before the daemon's first packet comes: what follows from that is sent.
+impl Program for Attachment {
+    fn attach(&self, [data, meta]: [Box<dyn Intake>; 2]) {
+        self.link.open_in_process(Class::Data, data);
+        self.link.open_in_process(Class::Meta, meta);
+    }
+
     fn take(&self, class: Class, packets: &Bytes) {
         let mut batches = Batches::new(self);
         let mut at = 0;

@@ -95,11 +95,20 @@ impl Link {
         if class.index() == 0 { first } else { second }
     }
 
-    /// Begins to write to a daemon; `intake` is the way to one in this process.
-    pub fn open(&self, class: Class, stream: TcpStream, intake: Option<Box<dyn Intake>>) {
+    /// Begins to write to a daemon.
+    pub fn open(&self, class: Class, stream: TcpStream) {
+        self.begin(class, Writer { stream: Some(stream), ..Writer::default() });
+    }
+
+    /// Begins to give packets to a daemon in this process.
+    pub fn open_in_process(&self, class: Class, intake: Box<dyn Intake>) {
+        self.begin(class, Writer { intake: Some(intake), ..Writer::default() });
+    }
+
+    fn begin(&self, class: Class, fresh: Writer) {
         let lane = self.lane(class);
         let mut writer = lock(&lane.writer);
-        *writer = Writer { stream: Some(stream), intake, ..Writer::default() };
+        *writer = fresh;
         lock(&lane.queue).is_open = true;
     }
 
@@ -210,7 +219,7 @@ impl Lane {
                     }
                     continue;
                 }
-                let Some(stream) = writer.stream.as_ref().filter(|_| writer.intake.is_none()) else { break };
+                let Some(stream) = &writer.stream else { break };
                 if before != (writer.taken.len(), writer.written) {
                     since = Instant::now();
                 } else if since.elapsed() > patience {

@@ -148,7 +148,7 @@ impl Mirror {
         }
         command.arg("--sockets").arg(sockets);
         let disk = Daemon::spawn(command.arg("--control").arg(self.path("control", site)), "hadm-nbd");
-        disk.wait_log(" ready:", PATIENCE);
+        disk.wait_log("  ready:", PATIENCE);
         self.sites[site] = [disk].into_iter().chain(daemon).collect();
     }
 
