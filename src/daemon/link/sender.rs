@@ -18,7 +18,7 @@ use crossbeam::queue::SegQueue;
 use socket2::SockRef;
 
 use super::token::{Job, Progress, Token};
-use super::write_state::{Content, Deferred, Entry, WriteState};
+use super::write_state::{Content, Deferred, Entry, Receiver, WriteState};
 use super::{Encode, Piped};
 use crate::daemon::queue::Permit;
 use crate::sys;
@@ -42,9 +42,6 @@ const CARRY: usize = 8;
 /// third of its buffer is free: with a peer that reads slowly, that may be seconds after it took some. Entries that
 /// became void meanwhile are dropped then, too.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// A receiver of whole packets in this process, in the place of a socket. It must not wait.
-pub type Receiver = Box<dyn Fn(&Bytes) + Send + Sync>;
 
 /// The writing end of a link.
 pub struct LinkSender {
@@ -140,7 +137,7 @@ impl LinkSender {
     pub fn put_deferred(&self, late: Arc<dyn Deferred>) {
         self.queue.push(Entry::Deferred(late));
         if self.has_receiver() {
-            // What the receiver makes of it is no work for the thread that had the news.
+            // The work that it causes is not for the thread that had the news.
             return self.token.wake();
         }
         self.token.try_drive(self);

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use crossbeam::queue::SegQueue;
 
-use super::sender::Receiver;
 use super::{Encode, Piped};
 use crate::daemon::queue::Permit;
 use crate::sys;
@@ -25,6 +24,9 @@ pub trait Deferred: Send + Sync {
     /// Returns the bytes, `None` if there is nothing left to send.
     fn take(&self) -> Option<Bytes>;
 }
+
+/// A receiver of whole packets in this process, in the place of a socket. It must not wait.
+pub type Receiver = Box<dyn Fn(&Bytes) + Send + Sync>;
 
 /// An entry of a link's queue.
 pub(super) enum Entry {
