@@ -17,7 +17,7 @@ use crate::nbd::core::op::{Origin, Work as Written};
 use crate::nbd::core::peer::{Part, Stage};
 use crate::nbd::core::role::Change;
 use crate::nbd::core::{
-    Action, Command, Config, Core, Event, Mutation, Note, Refusal, Request, RequestId, Ticket, Tuning,
+    Action, Command, Config, Core, Event, Mutation, Note, Refusal, Request, RequestId, Ticket, Tuning, Way,
 };
 use crate::nbd::disk::format::{
     ACTIVITY_START, ActivityRecord, Block, Checkpoint, DiskFlags, EXTENT_SHIFT, Layout, SUPERBLOCK_BLOCKS,
@@ -105,8 +105,9 @@ pub struct Counts {
     /// A majority promoted a site while the old primary, without one, was still there.
     pub takeovers: u64,
     pub leaves: u64,
-    /// Catch-ups as one batch that were begun, and those that were too large for it.
+    /// Catch-ups as one batch that were begun, those that compared first, and those that were too large for it.
     pub catch_ups: u64,
+    pub compared: u64,
     pub too_large: u64,
     /// Copies that were compared in one, and crashes in one.
     pub in_catch_up: u64,
@@ -138,6 +139,7 @@ impl Counts {
             (&mut self.takeovers, run.takeovers),
             (&mut self.leaves, run.leaves),
             (&mut self.catch_ups, run.catch_ups),
+            (&mut self.compared, run.compared),
             (&mut self.too_large, run.too_large),
             (&mut self.in_catch_up, run.in_catch_up),
             (&mut self.cut_in_catch_up, run.cut_in_catch_up),
@@ -165,6 +167,7 @@ impl fmt::Display for Counts {
             named,
             growths,
             catch_ups,
+            compared,
             too_large,
             in_catch_up,
             cut_in_catch_up,
@@ -173,7 +176,7 @@ impl fmt::Display for Counts {
         write!(
             f,
             "{writes} writes, {flushes} flushes, {resyncs} resyncs, {promotions} promotions, {takeovers} take-overs from a \
-             primary without a majority, {disk_failures} disk failures, {leaves} leaves, {discards} splits of three sites, {copies} copies compared, {named} with a checkpoint, {in_catch_up} in one of {catch_ups} catch-ups as one batch, {too_large} too large for that, {growths} larger sizes; {cuts} crashes, of which inside an \
+             primary without a majority, {disk_failures} disk failures, {leaves} leaves, {discards} splits of three sites, {copies} copies compared, {named} with a checkpoint, {in_catch_up} in one of {catch_ups} catch-ups as one batch and {compared} after a comparison, {too_large} too large for that, {growths} larger sizes; {cuts} crashes, of which inside an \
              update of the superblock {in_superblock}, of the activity log {in_log}, an eviction {in_eviction}, a promotion \
              {in_promotion}, a catch-up as one batch {cut_in_catch_up}"
         )
@@ -373,10 +376,10 @@ impl World {
         world
     }
 
-    /// [`World::scripted`] with two sites, of which the second is a far one whose log takes much at once.
-    pub fn scripted_far(mutation: Option<Mutation>) -> Self {
+    /// [`World::scripted`] with two sites, of which the second is a far one whose log takes all at once, or little more than an extent.
+    pub fn scripted_far(mutation: Option<Mutation>, takes_all: bool) -> Self {
         let mut world = World::dark(1, mutation, Some(2), |_| {});
-        world.set_asynchronous(2, LOG_BLOCKS[2]);
+        world.set_asynchronous(2, LOG_BLOCKS[if takes_all { 2 } else { 1 }]);
         world.light();
         world
     }
@@ -725,9 +728,10 @@ impl World {
                             self.histories.add(&self.sites[from].data.now);
                         }
                     }
-                    Note::CatchUp { fits, .. } if self.asynchronous >> i & 1 == 1 => match fits {
-                        true => self.counts.catch_ups += 1,
-                        false => self.counts.too_large += 1,
+                    Note::CatchUp { way, .. } if self.asynchronous >> i & 1 == 1 => match way {
+                        Way::AtOnce => self.counts.catch_ups += 1,
+                        Way::Compared => self.counts.compared += 1,
+                        Way::InPieces => self.counts.too_large += 1,
                     },
                     Note::DiskFailed(_) => self.counts.disk_failures += 1,
                     Note::Grown(_) => self.counts.growths += 1,

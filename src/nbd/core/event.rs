@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 
+use super::catch_up::Way;
 use super::obstacle::Obstacle;
 use super::tune::Tuning;
 use crate::nbd::disk::format::{Block, Checkpoint, Layout};
@@ -213,8 +214,8 @@ pub enum Note {
         bytes: u64,
         /// Bytes that the far site's ordered log takes at once.
         room: u64,
-        /// True: as one batch; false: the copy is inconsistent until the end.
-        fits: bool,
+        /// The way that the far site has chosen.
+        way: Way,
     },
     /// A verify ended: chunks compared, and chunks that differ.
     Verified(SiteId, u64, u64),

@@ -78,14 +78,7 @@ impl Core {
             let Some(map) = self.bitmaps.get(slot) else { return };
             let Some(run) = map.next_run(resync.cursor, (longest / chunk).max(1)) else {
                 if resync.staged.is_some() {
-                    // The bits stay until all of it is carried out.
-                    if !resync.units.is_empty() {
-                        return;
-                    }
-                    resync.is_end_asked = true;
-                    let fields = Fields { flags: packet::END | packet::STAGED, ..Fields::default() };
-                    self.send(i, PacketType::SD_DSYNC_REQ, fields, Bytes::new());
-                    return;
+                    return self.ask_staged(i);
                 }
                 if resync.cursor > 0 && map.count() > 0 {
                     // Bits behind: they are under way, or were set since.
@@ -110,7 +103,8 @@ impl Core {
             resync.cursor = run.end;
             resync.spend(end - start);
             // A part that both disks got anew reads as zeroes at both, for the most part.
-            let full = resync.full || start >= self.grown_from;
+            let compares = resync.staged.as_ref().is_some_and(|staged| staged.compares);
+            let full = resync.full || compares || start >= self.grown_from;
             resync.units.push(Unit { start, end, left: usize::from(!full) });
             if full {
                 let id = self.ops.insert(Op::new(Origin::Digest(i, session), start, end, Work::Read));
