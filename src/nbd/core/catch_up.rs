@@ -70,16 +70,6 @@ pub enum Way {
     InPieces,
 }
 
-impl Way {
-    fn of(bytes: u64, room: u64) -> Self {
-        match bytes {
-            _ if bytes <= room => Way::AtOnce,
-            _ if bytes <= COMPARED_MAX => Way::Compared,
-            _ => Way::InPieces,
-        }
-    }
-}
-
 /// Returns true if the packet writes.
 fn is_write(kind: PacketType, fields: &Fields) -> bool {
     fields.len > 0 && matches!(kind, PacketType::SD_DATA | PacketType::SD_RSDATA)
@@ -124,12 +114,25 @@ impl Core {
         self.out_of_sync(site).saturating_sub(copied)
     }
 
+    fn way_of(&self, source: &Facts, bytes: u64) -> Way {
+        // Three sites without a primary may each be copied to by one and then by the next, and what is broken off begins anew.
+        let may_compare = self.peers.len() == 1 || source.is_primary();
+        match () {
+            () if bytes <= self.catch_up_room() => Way::AtOnce,
+            () if bytes <= COMPARED_MAX && may_compare => Way::Compared,
+            () => Way::InPieces,
+        }
+    }
+
     /// Target: chooses the way of the resync that is about to begin.
     pub(super) fn choose_way(&mut self, i: usize) {
         let (room, own) = (self.catch_up_room(), self.config.site);
         let flags = self.store.wanted.flags;
-        let Some(peer) = self.peers.get_mut(i) else { return };
-        let was_too_large = std::mem::take(&mut peer.is_too_large);
+        let Some(was_too_large) = self.peers.get_mut(i).map(|peer| std::mem::take(&mut peer.is_too_large))
+        else {
+            return;
+        };
+        let Some(peer) = self.peers.get(i) else { return };
         let (Some((decision, _)), Some((mine, _)), Some((theirs, _))) =
             (&peer.decision, &peer.own, &peer.theirs)
         else {
@@ -154,11 +157,13 @@ impl Core {
         let own_marks = mine.out_of_sync(peer.site);
         let bytes = decision.bytes(mine, theirs).saturating_sub(own_marks).max(own_marks);
         let way = match knows(theirs) && !was_too_large {
-            true => Way::of(bytes, room),
+            true => self.way_of(theirs, bytes),
             false => Way::InPieces,
         };
         let site = peer.site;
-        if let Some(resync) = peer.resync.as_mut().filter(|_| way != Way::InPieces) {
+        if let Some(resync) =
+            self.peers.get_mut(i).and_then(|peer| peer.resync.as_mut()).filter(|_| way != Way::InPieces)
+        {
             resync.staged = Some(Staged { compares: way == Way::Compared, ..Staged::default() });
         }
         if bytes > 0 {
@@ -168,11 +173,13 @@ impl Core {
 
     /// Target: all that may differ is marked. Returns true if that is too much: the session has ended.
     pub(super) fn is_marked_too_large(&mut self, i: usize) -> bool {
-        let room = self.catch_up_room();
         let Some(site) = self.peers.get(i).map(|peer| peer.site).filter(|_| self.is_staging(i)) else {
             return false;
         };
-        let way = Way::of(self.out_of_sync(site), room);
+        let theirs = self.peers.get(i).and_then(|peer| peer.theirs.as_ref());
+        let Some(way) = theirs.map(|(theirs, _)| self.way_of(theirs, self.out_of_sync(site))) else {
+            return false;
+        };
         let resync = self.peers.get_mut(i).and_then(|peer| peer.resync.as_mut());
         if let Some(staged) = resync.and_then(|resync| resync.staged.as_mut()) {
             staged.compares |= way == Way::Compared;
