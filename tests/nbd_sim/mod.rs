@@ -43,6 +43,11 @@ fn run_growing(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result<Cou
     run_in(World::growing(seed, mutation), seed, rounds)
 }
 
+/// The same of both.
+fn run_growing_far(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result<Counts, String> {
+    run_in(World::growing_far(seed, mutation), seed, rounds)
+}
+
 /// The same of two sites with disks and a witness.
 fn run_witnessed(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result<Counts, String> {
     // It takes longer until there is something that the witness has to decide.
@@ -125,6 +130,23 @@ fn every_seed_keeps_the_promises_while_it_grows() {
     println!("{runs} seeds from {first}: {counts}");
     assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n"));
     assert!(counts.growths > 0);
+}
+
+/// The same with sites whose copy may be behind: its size, too, is at every moment one that goes with its content.
+#[test]
+fn every_seed_keeps_the_promises_while_it_grows_with_far_sites() {
+    let (first, runs) = (number("SEED", 1), number("RUNS", 300));
+    let (counts, failures) = run_all(first, runs, run_growing_far);
+    println!("{runs} seeds from {first}: {counts}");
+    assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n"));
+    assert!(counts.growths > 0 && counts.copies > 0);
+}
+
+/// A far site that takes the size before the content that it goes with is found out.
+#[test]
+fn a_size_without_its_content_is_found() {
+    let found = (1..40).find_map(|seed| run_growing_far(seed, 2, Some(Mutation::SizeEarly)).err());
+    assert!(found.is_some());
 }
 
 /// A mirror whose new part has no marks is found out.

@@ -309,6 +309,15 @@ impl World {
         world.begin()
     }
 
+    /// The same with sites whose copy may be behind.
+    pub fn growing_far(seed: u64, mutation: Option<Mutation>) -> Self {
+        let mut world = World::dark(seed, mutation, None, |_| {});
+        let masks: &[u32] = if world.sites.len() == 2 { &[2, 2, 1] } else { &[4, 6, 2, 1, 4] };
+        world.set_asynchronous(masks[seed as usize % masks.len()], LOG_BLOCKS[1 + seed as usize / 7 % 2]);
+        world.shrink();
+        world.begin()
+    }
+
     /// The same, of two sites with disks and a witness.
     pub fn witnessed(seed: u64, mutation: Option<Mutation>) -> Self {
         let mut world = World::dark(seed, mutation, Some(2), |_| {});
@@ -334,11 +343,23 @@ impl World {
         world
     }
 
+    /// The same of two sites, of which the second is a far one.
+    pub fn scripted_small_far(mutation: Option<Mutation>) -> Self {
+        let mut world = World::dark(1, mutation, Some(2), |_| {});
+        world.set_asynchronous(2, LOG_BLOCKS[2]);
+        world.shrink();
+        world.light();
+        world.grows = false;
+        world
+    }
+
     /// Half of each disk is mirrored; the other half is new, and unlike at each site where no client writes.
     fn shrink(&mut self) {
         self.grows = true;
+        self.histories = Histories::new((SMALL / BLOCK) as usize);
         for (site, i) in self.sites.iter_mut().zip(1..) {
-            site.meta.layout = Layout::new(SMALL, 16, 4, 0).unwrap();
+            // The rest is where it is for the whole disk.
+            site.meta.layout.data_size = SMALL;
             for extent in EXTENTS / 2..EXTENTS {
                 (50..60)
                     .for_each(|n| site.data.put((extent << EXTENT_SHIFT) / BLOCK + n, 1 << 50 | i << 20 | n));
@@ -693,7 +714,8 @@ impl World {
             Action::Serve(on) => {
                 self.log(i, if on { "serves" } else { "serves no more" });
                 if on {
-                    self.histories.begin(i, &self.sites[i].data.now);
+                    let content = self.mirrored(i).to_vec();
+                    self.histories.begin(i, &content);
                     self.counts.promotions += 1;
                     self.move_client(i);
                     self.check_promoted(i);
@@ -725,7 +747,8 @@ impl World {
                         // The content of a source that is not primary is no history of a primary, and counts all the same.
                         let from = usize::from(from.get());
                         if self.serving.is_none() {
-                            self.histories.add(&self.sites[from].data.now);
+                            let content = self.mirrored(from).to_vec();
+                            self.histories.add(&content);
                         }
                     }
                     Note::CatchUp { way, .. } if self.asynchronous >> i & 1 == 1 => match way {
@@ -734,11 +757,28 @@ impl World {
                         Way::InPieces => self.counts.too_large += 1,
                     },
                     Note::DiskFailed(_) => self.counts.disk_failures += 1,
-                    Note::Grown(_) => self.counts.growths += 1,
+                    Note::Grown(_) => {
+                        self.counts.growths += 1;
+                        self.histories.grow(i, &self.sites[i].data.now);
+                        let core = self.sites[i].core.as_ref();
+                        if self.serving.is_none()
+                            && core.is_some_and(|core| source_of(core, self.sites.len()).is_none())
+                        {
+                            // A site that counts, while there is no primary, takes a size with what its own disk has there.
+                            let content = self.mirrored(i).to_vec();
+                            self.histories.add(&content);
+                        }
+                    }
                     _ => {}
                 }
             }
         }
+    }
+
+    /// The content of the mirrored part of a running site's disk.
+    fn mirrored(&self, i: usize) -> &[u64] {
+        let size = self.sites[i].core.as_ref().map_or(SIZE, Core::size);
+        &self.sites[i].data.now[..(size / BLOCK) as usize]
     }
 
     /// Returns true if a site takes what bits mark as one batch.
@@ -1048,7 +1088,7 @@ impl World {
         }
         self.check_far(i);
         if self.flags(i).contains(DiskFlags::PRIMARY) {
-            self.histories.add(&self.sites[i].data.now);
+            self.histories.add(&self.sites[i].meta.replayed(&self.sites[i].data));
         }
         let went_with_primary = self.went_with_primary(i);
         if power {
@@ -1125,7 +1165,7 @@ impl World {
             self.checkpoints[name.as_str().parse::<usize>().unwrap()]
         });
         if let Err(why) = self.histories.check(&content, since) {
-            if !others.into_iter().any(|j| self.sites[j].data.now == content) {
+            if !others.into_iter().any(|j| self.mirrored(j) == content) {
                 let log = meta.describe_log();
                 self.fail(format!(
                     "M5: the copy of site {i} is no state of a primary since checkpoint {named:?}: {why}; {log}"

@@ -40,7 +40,7 @@ use super::peer::Part;
 use super::redo::write_of;
 use super::resync::Staged;
 use super::{Core, mutated};
-use crate::nbd::disk::format::{Batch, DiskFlags, tag_of};
+use crate::nbd::disk::format::{Batch, DiskFlags, LogWrite, tag_of};
 use crate::nbd::mirror::facts::KNOWS_CATCH_UP;
 use crate::nbd::mirror::{Facts, Outcome, Reach};
 use crate::nbd::server::Failure;
@@ -116,10 +116,11 @@ impl Core {
 
     fn way_of(&self, source: &Facts, bytes: u64) -> Way {
         // Three sites without a primary may each be copied to by one and then by the next, and what is broken off begins anew.
+        let new = self.size_in_sessions() - self.size();
         let may_compare = self.peers.len() == 1 || source.is_primary();
         match () {
             () if bytes <= self.catch_up_room() => Way::AtOnce,
-            () if bytes <= COMPARED_MAX && may_compare => Way::Compared,
+            () if bytes <= COMPARED_MAX + new && may_compare => Way::Compared,
             () => Way::InPieces,
         }
     }
@@ -328,7 +329,7 @@ impl Core {
         }
         // A part of a larger buffer would keep all of it.
         staged.packets.push((kind, fields, Bytes::copy_from_slice(&payload)));
-        if staged.bytes > room || staged.packets.len() > PACKETS_MAX {
+        if staged.bytes + LogWrite::Size(0).size() > room || staged.packets.len() > PACKETS_MAX {
             return self.end_as_too_large(i);
         }
         match is_data {
@@ -348,7 +349,10 @@ impl Core {
         resync.ending = Some((facts, u64::MAX));
         let Some(staged) = resync.staged.as_mut() else { return };
         let packets = staged.packets.iter().filter(|(kind, fields, _)| is_write(*kind, fields));
-        let writes: Vec<_> = packets.map(|(_, fields, payload)| write_of(fields, payload)).collect();
+        let mut writes: Vec<_> = packets.map(|(_, fields, payload)| write_of(fields, payload)).collect();
+        if self.taking > 0 {
+            writes.push(LogWrite::Size(self.taking));
+        }
         if writes.is_empty() || mutated!(self, CatchUpUnlogged) {
             staged.batch = Some(0);
             return self.carry_out(i);
@@ -374,6 +378,7 @@ impl Core {
     }
 
     fn carry_out(&mut self, i: usize) {
+        self.take_larger();
         let Some(peer) = self.peers.get_mut(i) else { return };
         let session = peer.session;
         let staged = peer.resync.as_mut().and_then(|resync| resync.staged.as_mut());

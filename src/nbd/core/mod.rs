@@ -176,6 +176,8 @@ pub struct Core {
     lookers: Mask,
     /// The size before the mirror grew, until the new part is copied: little differs behind it.
     grown_from: u64,
+    /// The size that this site, a far one, takes with the resync under way; 0 if it is not larger.
+    taking: u64,
     stopped: bool,
     #[cfg(test)]
     pub(crate) mutation: Option<Mutation>,
@@ -202,6 +204,7 @@ pub(crate) enum Mutation {
     NeverVoid,
     RunAhead,
     GrowUnmarked,
+    SizeEarly,
     NamedEarly,
     CatchUpUnlogged,
     CatchUpUnmarked,
@@ -272,6 +275,7 @@ impl Core {
             grown_by: None,
             lookers: Mask(0),
             grown_from: u64::MAX,
+            taking: 0,
             stopped: false,
             config,
             #[cfg(test)]
@@ -291,6 +295,8 @@ impl Core {
             }
         }
         core.store.wanted.members = core.store.wanted.members | Mask::of(core.config.site.get());
+        let grown = redo::size_in(&batches, core.store.wanted.log_void);
+        core.store.wanted.agreed_size = core.store.wanted.agreed_size.max(grown);
         core.limit_bitmaps();
         for extent in left {
             let chunks = core.chunks_of_extent(extent);
@@ -474,7 +480,7 @@ impl Core {
     }
 
     fn packet(&mut self, class: Class, header: &[u8; crate::wire::HEADER_LEN], payload: Bytes) {
-        let size = self.size();
+        let size = self.size_in_sessions();
         let Some((kind, own, from, fields)) = packet::decode(header, self.config.resource, size) else {
             return;
         };

@@ -63,7 +63,7 @@ impl Core {
     pub(super) fn ask(&mut self, i: usize) {
         let now = self.now;
         let chunk = self.config.layout.chunk();
-        let size = self.size();
+        let size = self.size_in_sessions();
         while self.is_target_of(i) {
             let Some(peer) = self.peers.get_mut(i).filter(|peer| !self.paused.contains(peer.site.get()))
             else {
@@ -243,7 +243,6 @@ impl Core {
                 peer.resync.as_mut().and_then(|resync| resync.ending.take_if(|(_, epoch)| *epoch <= local));
             let Some((facts, epoch)) = ending else { continue };
             (peer.part, peer.resync) = (Part::Equal, None);
-            self.redo.release();
             self.grown_from = u64::MAX;
             let told = peer.told;
             let equal = self.store.wanted.finish_target(&facts);
@@ -262,11 +261,13 @@ impl Core {
             // Of what was written before, nothing is missing at the source.
             self.flushes.told = self.flushes.told.max(epoch);
             self.change(Then::TargetDone(i, session));
-            self.step_redo(i);
         }
     }
 
     pub(super) fn target_durable(&mut self, i: usize, session: u64) {
+        // The size that came with it is durable without it now.
+        self.redo.release();
+        self.step_redo(i);
         let Some(peer) = self.peers.get(i).filter(|peer| peer.session == session) else { return };
         let site = peer.site;
         self.send(
