@@ -22,7 +22,7 @@ pub fn prepare(sites: usize, far: &[usize], options: &[&str]) -> Option<Sites> {
 }
 
 /// The same, started, with site 0 as primary.
-fn start(sites: usize, far: &[usize]) -> Option<Sites> {
+pub fn start(sites: usize, far: &[usize]) -> Option<Sites> {
     start_with(sites, far, "8M", "")
 }
 
