@@ -41,6 +41,12 @@ fn a_mirror_becomes_larger_while_it_is_in_use() {
     enlarge(&pair, 0, 3 * SIZE + 100);
     refused(&pair, 0, &["the disk of site 1 has 33554432 bytes"]);
     assert_eq!(offered(&pair, 0), SIZE);
+    for words in [["plan", "data"], ["doctor", "data"]] {
+        let said = pair.hadmctl(0, &words).unwrap();
+        assert!(said.contains("could grow by 64.0 MiB"), "{said}");
+        let said = pair.hadmctl(1, &words).unwrap();
+        assert!(!said.contains("could grow"), "{said}");
+    }
     enlarge(&pair, 1, 2 * SIZE);
     let disk = fs::File::options().write(true).open(pair.disk(1)).unwrap();
     disk.write_all_at(&[9; 5000], SIZE + 70_000).unwrap();
