@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::event::{Action, Note, Ticket};
+use super::event::{Action, Note, Ticket, Way};
 use super::op::{Op, Origin, TICKET_REDO, Work};
 use super::packet::{self, Fields};
 use super::peer::Part;
@@ -58,17 +58,6 @@ const COMPARED_MAX: u64 = 16 << 30;
 
 /// A target that carries out what came says so often that it goes on.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
-
-/// The way in which a far site gets what is marked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// As one batch.
-    AtOnce,
-    /// The same, if what differs, by a comparison, fits into one.
-    Compared,
-    /// As any other site: the copy is inconsistent until the end.
-    InPieces,
-}
 
 /// Returns true if the packet writes.
 fn is_write(kind: PacketType, fields: &Fields) -> bool {

@@ -5,13 +5,23 @@
 
 use bytes::Bytes;
 
-use super::catch_up::Way;
 use super::obstacle::Obstacle;
 use super::tune::Tuning;
 use crate::nbd::disk::format::{Block, Checkpoint, Layout};
 use crate::nbd::mirror::promotion::{Fencing, Objection};
 use crate::nbd::server::Failure;
 use crate::wire::{Class, HEADER_LEN, Mask, ResourceId, SiteId};
+
+/// The way in which a far site gets what is marked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// As one batch.
+    AtOnce,
+    /// The same, if what differs, by a comparison, fits into one.
+    Compared,
+    /// As any other site: the copy is inconsistent until the end.
+    InPieces,
+}
 
 /// Which action a completion belongs to; opaque to the runner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

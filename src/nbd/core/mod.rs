@@ -76,8 +76,7 @@ use super::mirror::{Generation, Role, Rotate};
 use super::server::Failure;
 use crate::wire::{Class, Mask, PacketType, SiteId};
 
-pub use self::catch_up::Way;
-pub use self::event::{Action, Command, Config, Event, Note, Refusal, Request, RequestId, Ticket};
+pub use self::event::{Action, Command, Config, Event, Note, Refusal, Request, RequestId, Ticket, Way};
 pub use self::far::Lag;
 pub use self::obstacle::Obstacle;
 pub use self::packet::{PIECE, encode_header};

@@ -44,8 +44,9 @@ pub struct Staged {
     pub packets: Vec<(PacketType, Fields, Bytes)>,
     /// Bytes that the writes take in a batch.
     pub bytes: u64,
-    /// What is marked is compared first, and that is done.
+    /// True if all that is marked is compared first.
     pub compares: bool,
+    /// True if nothing is left to compare.
     pub is_compared: bool,
     /// Ranges that were found different and are not asked for yet, and the bytes of all of them.
     pub wanted: VecDeque<Range<u64>>,
