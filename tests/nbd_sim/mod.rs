@@ -186,6 +186,17 @@ fn what_seeds_have_found_stays_mended() {
     }
 }
 
+/// Two sites were lost, and M1 keeps what was flushed alone: a primary lost its power before its disk said that it had lost its
+/// follower, and that was killed; a third came while another was promoted; the disks of a primary and of a follower failed, and
+/// the others lost their power.
+#[test]
+fn two_lost_sites_keep_what_was_flushed() {
+    for seed in [4644, 5212, 6159, 6983] {
+        let found = run(seed, 2, None);
+        assert!(found.is_ok(), "{found:?}");
+    }
+}
+
 /// The same with far sites: one whose queue was full was lost behind the answer of the same event; a write was missing at a site
 /// that a far primary had lost.
 #[test]
