@@ -1158,7 +1158,7 @@ impl World {
         let last = self.last_primary;
         let is_gone = i != last && self.sites[last].core.is_none();
         let is_far = (self.asynchronous >> i | self.asynchronous >> last) & 1 == 1;
-        // What its disk says counts: it may have lost this site just before it went itself, and have answered nothing since.
+        // By its disk, and not its memory: it may have lost this site just before it went itself, and have answered nothing since.
         let block = self.sites[last].meta.superblock().cloned().unwrap_or_default();
         let is_heir = block.slots.iter().any(|slot| slot.site == Some(site_id(i)) && !is_behind(slot));
         is_heir && is_gone && !is_far && self.flags(i).contains(DiskFlags::UP_TO_DATE | DiskFlags::WRITING)

@@ -217,7 +217,7 @@ mod tests {
         assert!(WitnessFile::look(&path, &resource, site).is_ok());
         drop(second);
         let (_, third) = WitnessFile::open(&path, &resource, site).unwrap();
-        // What another program is about to put in place is not touched.
+        // The file that another program is about to put in place is not touched.
         let new = File::create(folder.join("w.new")).unwrap();
         lock(&new, false).unwrap();
         fs::write(folder.join("w.new"), "its content").unwrap();
