@@ -179,13 +179,14 @@ fn hold(path: &Path) -> Result<File, String> {
 /// # Errors
 /// It is there already and `force` is false, is in use, or cannot be written.
 pub fn init(path: &Path, resource: &Resource, site: SiteId, force: bool) -> Result<String, String> {
-    let old = if is_missing(path) { None } else { Some(hold(path)?) };
-    if !force && old.is_some() {
+    let is_new = is_missing(path);
+    if !force && !is_new {
         return Err(format!(
             "<witness> {} is there: with --force it forgets, and votes for nobody until a primary has had both sites in sync",
             path.display()
         ));
     }
+    let _held = if is_new { None } else { Some(hold(path)?) };
     let (made, _) = WitnessFile::make(path, resource, site)?;
     Ok(format!("{} ({}) at {site}: {}: {}", resource.id, resource.name, path.display(), made.sentence()))
 }
