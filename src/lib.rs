@@ -15,12 +15,12 @@
 //! | [`ctl`] | `hadmctl`: requests to a running daemon | `config` `control` `sys` `wire` |
 //! | [`daemon`] | the daemon | |
 //! | [`daemon::args`] | the command line of `hadmd` | `daemon::kmod` `logging` |
-//! | [`daemon::start`] | the part before and after the timer thread: log, signals, files | `config` `control` `daemon::args` `daemon::kmod` `daemon::pidfile` `daemon::run` `daemon::server` `logging` `service` `sys` |
-//! | [`daemon::run`] | the timer thread: owns the core and the one schedule | `config` `control` `daemon::connect` `daemon::core` `daemon::kernel` `daemon::kmod` `daemon::link` `daemon::peer` `daemon::queue` `daemon::route` `daemon::server` `logging` `service` `sys` `wire` |
+//! | [`daemon::start`] | the part before and after the timer thread: log, signals, files | `attach` `config` `control` `daemon::args` `daemon::kmod` `daemon::pidfile` `daemon::run` `daemon::server` `logging` `service` `sys` |
+//! | [`daemon::run`] | the timer thread: owns the core and the one schedule | `attach` `config` `control` `daemon::connect` `daemon::core` `daemon::kernel` `daemon::kmod` `daemon::link` `daemon::peer` `daemon::queue` `daemon::route` `daemon::server` `logging` `service` `sys` `wire` |
 //! | [`daemon::server`] | the control socket, metrics, doctor | `config` `control` `daemon::connect` `logging` `sys` `wire` |
 //! | [`daemon::connect`] | the reactor: accepts, calls, handshakes | `config` `control` `daemon::core` `daemon::link` `logging` `sys` `wire` |
-//! | [`daemon::route`] | the recipients of each packet | `daemon::kernel` `daemon::link` `daemon::peer` `daemon::queue` `logging` `sys` `wire` |
-//! | [`daemon::kernel`] | the kernel module's links, and its connection states | `daemon::core` `daemon::link` `daemon::queue` `wire` |
+//! | [`daemon::route`] | the recipients of each packet | `attach` `daemon::kernel` `daemon::link` `daemon::peer` `daemon::queue` `logging` `sys` `wire` |
+//! | [`daemon::kernel`] | the kernel module's links, and its connection states | `attach` `daemon::core` `daemon::link` `daemon::queue` `wire` |
 //! | [`daemon::peer`] | a peer's statistics and sessions | `control` `daemon::core` `daemon::link` `daemon::queue` `logging` `sys` `wire` |
 //! | [`daemon::link`] | one TCP link: bytes to runs of packets, queue to socket | `daemon::queue` `sys` `wire` |
 //! | [`daemon::core`] | all decisions, without input and output | `control` `wire` |
@@ -34,7 +34,7 @@
 //! | [`nbd::disk`] | metadata, bitmap, activity log and data disk | `config` `nbd::server` `sys` `wire` |
 //! | [`nbd::server`] | the NBD server | `logging` `sys` |
 //! | [`nbd::mirror`] | decisions about the copies | `nbd::disk` `wire` |
-//! | [`attach`] | the kernel module's side of a daemon | `wire` |
+//! | [`attach`] | the kernel module's side of a daemon, in its own process or in this one | `wire` |
 //! | [`control`] | the control protocol as types | `wire` |
 //! | [`config`] | the XML file, and the cluster's key file | `sys` `wire` |
 //! | [`service`] | the messages to the service manager | `logging` `sys` |

@@ -7,6 +7,7 @@ use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -40,6 +41,10 @@ impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Server::Tcp(address) => address.fmt(f),
+            // A name without a file: see `InProcess::listen`.
+            Server::Unix(path) if path.as_os_str().as_bytes().first() == Some(&0) => {
+                f.write_str("this process")
+            }
             Server::Unix(path) => path.display().fmt(f),
         }
     }

@@ -7,13 +7,16 @@
 //! - `reader`: packets out of a byte stream.
 //! - `states`: connection states out of the packets on the meta link.
 //! - `group`: nodes, and the sites of a resource.
+//! - `in_process`: the meeting point with a daemon in the same process.
 
 mod group;
+mod in_process;
 mod link;
 mod reader;
 mod states;
 
 pub use group::{Group, Peer};
+pub use in_process::{InProcess, Intake, Parts, Program};
 pub use link::{AttachError, HANDSHAKE_LIMIT, Links, Server, is_closed};
 pub use reader::{Packet, PacketReader};
 pub use states::{ConnState, StateReader, States};

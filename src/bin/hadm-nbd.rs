@@ -5,17 +5,22 @@
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use crossbeam::channel::{bounded, unbounded};
 use log::{LevelFilter, error};
 
+use hadmd::attach::{InProcess, Server};
 use hadmd::config::{Config, Resource, is_stand_in};
+use hadmd::daemon;
+use hadmd::daemon::start::{Host, start_in};
 use hadmd::logging::Target;
 use hadmd::nbd::args::{Command, Options, Parsed, RunOptions, parse, resources};
 use hadmd::nbd::disk::device::Access;
 use hadmd::nbd::disk::store::Store;
 use hadmd::nbd::disk::witness::WitnessFile;
 use hadmd::nbd::disk::{check, dump, init};
-use hadmd::nbd::run::{self, Setup};
+use hadmd::nbd::run::{self, OwnDaemon, Setup};
 use hadmd::sys::exit;
 use hadmd::wire::SiteId;
 
@@ -47,10 +52,12 @@ fn main() -> ExitCode {
     match resources(&config, wanted) {
         Ok(found) => match &options.command {
             // The service manager tries again after this status.
-            Command::Run { options: run, .. } if run.server.is_none() && is_stand_in(config.server.ip()) => {
+            Command::Run { options: run, .. }
+                if run.server.is_none() && !run.with_daemon && is_stand_in(config.server.ip()) =>
+            {
                 status(Err("<serverip> has no address yet: no name server has one for its name".into()))
             }
-            Command::Run { options: run, .. } => serve(run, &config, found, &|| load(&options)),
+            Command::Run { options: run, .. } => serve(&options, run, &config, found, &|| load(&options)),
             command => status(carry_out(command, &found, config.site)),
         },
         Err(why) => {
@@ -93,6 +100,7 @@ fn say(text: &str) -> Done {
 
 /// Serves resources until a signal.
 fn serve(
+    all: &Options,
     options: &RunOptions,
     config: &Config,
     resources: Vec<&Resource>,
@@ -103,9 +111,15 @@ fn serve(
         return status(Err(why));
     }
     hadmd::logging::end_on_panic("hadm-nbd");
-    let server = options.server.clone().unwrap_or(config.server.into());
+    hadmd::sys::set_stack(run::STACK);
+    let own = options.with_daemon.then(|| start_daemon(all, options)).transpose();
+    let (daemon, server) = match own {
+        Ok(own) => own.unzip(),
+        Err(why) => return status(Err(why)),
+    };
     let setup = Setup {
-        server,
+        server: server.or_else(|| options.server.clone()).unwrap_or(config.server.into()),
+        daemon,
         config,
         read,
         resources,
@@ -121,6 +135,33 @@ fn serve(
         return exit::FAILED.into();
     }
     status(ended.map(|()| true))
+}
+
+/// Starts the daemon on a thread of this process; where to attach to it.
+fn start_daemon(all: &Options, options: &RunOptions) -> Result<(OwnDaemon, Server), String> {
+    let fail = |error: io::Error| format!("cannot start the daemon in this process: {error}");
+    let (socket, server) = InProcess::listen().map_err(fail)?;
+    let in_process = Arc::new(InProcess::default());
+    let (stop, stopped) = unbounded();
+    let (end, ended) = bounded(1);
+    let host = Host { in_process: Arc::clone(&in_process), socket, stop: stopped };
+    let daemon = daemon::args::Options {
+        file: all.file.clone(),
+        check: false,
+        hostname: all.hostname.clone(),
+        server: match options.server {
+            Some(Server::Tcp(address)) => Some(address),
+            _ => None,
+        },
+        socket: None,
+        modules: None,
+        log: options.log,
+        verbose: u8::from(options.verbose),
+        pidfile: None,
+        control: options.daemon_control.clone(),
+    };
+    hadmd::sys::spawn("daemon", move || drop(end.send(start_in(host, daemon)))).map_err(fail)?;
+    Ok((OwnDaemon { in_process, stop, ended }, server))
 }
 
 fn carry_out(command: &Command, found: &[&Resource], site: SiteId) -> Done {

@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::io::Write;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use log::{LevelFilter, error, info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use crate::attach::InProcess;
 use crate::config::{Config, ConfigError, Loaded, is_stand_in};
 use crate::control::{Line, SOCKET};
 use crate::daemon::args::Options;
@@ -64,7 +66,7 @@ pub fn check(options: &Options) -> u8 {
 /// Runs the daemon; returns its exit status.
 pub fn start(options: Options) -> u8 {
     let log = options.log;
-    let ended = begin(Arc::new(Start { options, identity: OnceLock::new() }));
+    let ended = begin(Arc::new(Start { options, identity: OnceLock::new(), host: None }));
     if let Err(why) = &ended {
         error!("{why}");
         // An operator who started it by hand, or a script, has to see why it has ended.
@@ -76,9 +78,29 @@ pub fn start(options: Options) -> u8 {
     ended.unwrap_or(exit::FAILED)
 }
 
+/// A program with the daemon in its process.
+pub struct Host {
+    /// The meeting point of both.
+    pub in_process: Arc<InProcess>,
+    /// The socket at which the program attaches, and nobody else.
+    pub socket: UnixListener,
+    /// Requests to end the daemon, each with its reason in words.
+    pub stop: Receiver<String>,
+}
+
+/// Runs the daemon in the process of another program, which has the log and all signals but SIGHUP.
+///
+/// # Errors
+/// A sentence for the operator.
+pub fn start_in(host: Host, options: Options) -> Result<u8, String> {
+    begin(Arc::new(Start { options, identity: OnceLock::new(), host: Some(host) }))
+}
+
 /// The command line, and the name by which the local node was found.
 struct Start {
     options: Options,
+    /// The program around the daemon, if it is not one of its own.
+    host: Option<Host>,
     /// Set once the daemon runs: it stays the same after the machine got another name, too.
     identity: OnceLock<String>,
 }
@@ -198,14 +220,17 @@ fn run(
         1 => LevelFilter::Debug,
         _ => LevelFilter::Trace,
     };
-    logging::install("hadmd", options.log, level)?;
-    logging::end_on_panic("hadmd");
+    let host = started.host.as_ref();
+    if host.is_none() {
+        logging::install("hadmd", options.log, level)?;
+        logging::end_on_panic("hadmd");
+    }
     let (requests, control_requests) = unbounded();
     let (modules, control, pidfile) =
         (options.modules.clone(), options.control.clone(), options.pidfile.clone());
     let parsing = Arc::clone(started);
     let parse: Parse = Arc::new(move |bytes, names: &Names| {
-        let Start { options, identity } = &*parsing;
+        let Start { options, identity, .. } = &*parsing;
         let file = &options.file;
         let loaded = Config::from_bytes(file, bytes, &hostname(options, identity.get()), &names.resolver());
         let warnings = RefCell::new(Vec::new());
@@ -222,12 +247,15 @@ fn run(
     let loading = Arc::clone(started);
     let loader: Loader = Arc::new(move |file| {
         let doubts = RefCell::new(Vec::new());
-        let Start { options, identity } = &*loading;
+        let Start { options, identity, .. } = &*loading;
         let config = load(options, identity.get(), file, |doubt| doubts.borrow_mut().push(doubt.to_owned()))?;
         Ok((config, doubts.into_inner()))
     });
-    let notifier = Notifier::start()?;
-    let stop = signals(reloads.clone(), notifier.clone())?;
+    // One program has one line to the service manager.
+    let notifier = host.map_or_else(Notifier::start, |_| Ok(Notifier::default()))?;
+    let ends: &[_] = if host.is_none() { &[SIGTERM, SIGINT] } else { &[] };
+    let signalled = signals(ends, reloads.clone(), notifier.clone())?;
+    let stop = host.map_or(signalled, |host| host.stop.clone());
     // A program that reads the process id from it may ask for a reload at once, which would kill a daemon that does
     // not listen for signals yet.
     let pidfile = pidfile.as_deref().map(PidFile::take).transpose()?;
@@ -259,11 +287,15 @@ fn run(
     module?;
     let _ = started.identity.set(hostname);
     let socket = options.socket.as_deref().map(|path| server::listen(path, &KERNEL)).transpose()?;
-    let (socket, file) = socket.unzip();
+    let (mut socket, file) = socket.unzip();
+    if let Some(host) = host {
+        socket = Some(host.socket.try_clone().map_err(|error| format!("cannot clone a socket: {error}"))?);
+    }
     let coordinator = Coordinator::new(Setup {
         config,
         warnings,
         socket,
+        in_process: host.map(|host| Arc::clone(&host.in_process)),
         modules,
         stop,
         control: requests.clone(),
@@ -309,10 +341,11 @@ fn control_socket(
     }
 }
 
-/// Delivers SIGTERM and SIGINT as messages, SIGHUP as a request to reload. Its thread waits for nothing else.
-fn signals(reloads: Reloads, notifier: Notifier) -> Result<Receiver<String>, String> {
+/// Delivers the signals that end the daemon as messages, SIGHUP as a request to reload. Its thread waits for nothing else.
+fn signals(ends: &[i32], reloads: Reloads, notifier: Notifier) -> Result<Receiver<String>, String> {
     let fail = |error: std::io::Error| format!("cannot wait for signals: {error}");
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(fail)?;
+    let all = ends.iter().chain([&SIGHUP]);
+    let mut signals = signal_hook::iterator::Signals::new(all).map_err(fail)?;
     let (sender, receiver) = unbounded();
     let (reloading, answers) = unbounded();
     let wait = move || {

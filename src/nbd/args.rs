@@ -39,6 +39,9 @@ Init options:
 Run options:
       --server ADDR:PORT   the daemon's address, instead of serverip and serverport
       --server PATH        the daemon's Unix socket, as its own option --server names it: faster
+      --with-daemon        run the daemon in this process, instead of attaching to one: the fastest
+      --daemon-control FILE
+                           its control socket, for hadmctl [default: /run/hadm/hadmd.sock]
       --control FILE       control socket, for `hadmctl disk` [default: /run/hadm/hadm-nbd.sock]
       --sockets DIR        folder of the NBD sockets, RES.nbd each [default: /run/hadm]
       --log stderr|syslog  where log lines go [default: stderr on a terminal, else syslog]
@@ -94,6 +97,10 @@ pub enum Command {
 pub struct RunOptions {
     /// The daemon's place; `None`: the configuration's address.
     pub server: Option<Server>,
+    /// The daemon runs in this process; [`RunOptions::server`] is where it listens for kernel modules.
+    pub with_daemon: bool,
+    /// The control socket of that daemon; `None`: the default one, if it can be made.
+    pub daemon_control: Option<PathBuf>,
     /// The control socket; `None`: the default one, if it can be made.
     pub control: Option<PathBuf>,
     /// The folder of the NBD sockets.
@@ -124,6 +131,8 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
     let (mut init_only, mut run_only) = (None, None);
     let mut run = RunOptions {
         server: None,
+        with_daemon: false,
+        daemon_control: None,
         control: None,
         sockets: "/run/hadm".into(),
         log: if rustix::termios::isatty(std::io::stderr()) { Target::Stderr } else { Target::Syslog },
@@ -156,9 +165,14 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
                 }
                 init_only = Some(name);
             }
-            Long("server" | "control" | "sockets" | "log") => {
+            Long("with-daemon") => {
+                run.with_daemon = true;
+                run_only = Some("--with-daemon".into());
+            }
+            Long("server" | "control" | "daemon-control" | "sockets" | "log") => {
                 let value = args.value()?;
                 match name.as_str() {
+                    "daemon-control" => run.daemon_control = Some(value.into()),
                     "control" => run.control = Some(value.into()),
                     "sockets" => run.sockets = value.into(),
                     "log" => run.log = target(&value.string()?)?,
@@ -181,6 +195,16 @@ pub fn parse(mut args: lexopt::Parser) -> Result<Parsed, lexopt::Error> {
     }
     if let Some(name) = run_only.filter(|_| command != "run") {
         return Err(format!("{name} belongs to run").into());
+    }
+    if run.daemon_control.is_some() && !run.with_daemon {
+        return Err("--daemon-control belongs to --with-daemon".into());
+    }
+    if run.with_daemon && matches!(run.server, Some(Server::Unix(_))) {
+        return Err(
+            "--server PATH and --with-daemon exclude each other: nothing attaches to that daemon but this \
+                    process"
+                .into(),
+        );
     }
     let command = match (command.as_str(), resources.len()) {
         ("run", _) => Command::Run { resources, options: run },
@@ -327,6 +351,9 @@ mod tests {
             (&["run", "--log", "paper"], "neither stderr nor syslog"),
             (&["run", "--server", "here:1"], "is neither ADDR:PORT"),
             (&["run", "--server", "127.0.0.1:0"], "is neither ADDR:PORT"),
+            (&["run", "--server", "/a", "--with-daemon"], "exclude each other"),
+            (&["run", "--daemon-control", "/a"], "--daemon-control belongs to --with-daemon"),
+            (&["dump", "--with-daemon"], "--with-daemon belongs to run"),
             (&["init", "--clean", "--adopt", "a"], "exclude each other"),
             (&["init", "--chunk", "2M", "a"], "\"2M\" is not a power of two from 4K to 1M"),
             (&["init", "--chunk", "65537", "a"], "is not a power of two"),

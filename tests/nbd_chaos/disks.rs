@@ -28,7 +28,7 @@ fn start_again(sites: &mut Sites, site: usize) {
 /// A full disk is the error of the request that met it, and no state of its own.
 #[test]
 fn a_full_disk_is_an_error_to_the_client_and_passes() {
-    let Some((mut sites, true)) = start(SIZE, "") else { return };
+    let Some((mut sites, true)) = start(SIZE, "", &[]) else { return };
     let mut client = sites.client(0);
     write(&mut client, 1, 1);
     Fault::Disk(0, 's').begin(&mut sites);
@@ -47,7 +47,7 @@ fn a_full_disk_is_an_error_to_the_client_and_passes() {
 /// resynced.
 #[test]
 fn a_failed_flush_puts_the_disk_out_until_it_is_resynced() {
-    let Some((mut sites, true)) = start(SIZE, "") else { return };
+    let Some((mut sites, true)) = start(SIZE, "", &[]) else { return };
     let mut client = sites.client(0);
     write(&mut client, 1, 1);
     Fault::Disk(0, 'f').begin(&mut sites);
@@ -83,7 +83,7 @@ fn a_failed_flush_puts_the_disk_out_until_it_is_resynced() {
 #[test]
 fn a_disk_that_fails_at_the_other_site_costs_no_client_an_error() {
     for kind in ['w', 'f', 's'] {
-        let Some((mut sites, true)) = start(SIZE, "") else { return };
+        let Some((mut sites, true)) = start(SIZE, "", &[]) else { return };
         let mut client = sites.client(0);
         write(&mut client, 1, 1);
         Fault::Disk(1, kind).begin(&mut sites);

@@ -86,6 +86,7 @@ pub fn control(sites: &Sites, site: usize, kind: char) {
 }
 
 fn signal(sites: &Sites, site: usize, is_mirror: bool, signal: Signal) {
+    let is_mirror = is_mirror || sites.in_one.contains(&site);
     let programs = if is_mirror { &sites.mirrors } else { &sites.daemons };
     if let Some(program) = &programs[site] {
         program.signal(signal);
@@ -104,6 +105,7 @@ impl Fault {
         };
         match self {
             Fault::KillMirror(site) => drop(sites.mirrors[site].take()),
+            Fault::KillDaemon(site) if sites.in_one.contains(&site) => drop(sites.mirrors[site].take()),
             Fault::KillDaemon(site) => drop(sites.daemons[site].take()),
             Fault::KillSite(site) => {
                 drop(sites.mirrors[site].take());

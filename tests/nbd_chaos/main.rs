@@ -2,9 +2,9 @@
 //! mirrors, kernel links and disks are real. Promises M1 to M6 of a mirror: what was answered is kept, what is read was
 //! written, sites in sync are equal, histories are never merged, nobody waits for ever.
 //!
-//! `make disk-chaos SECS=1800 SEED=7`; `make test` includes a minute. Processes are killed and stopped; links are cut, in one direction, too;
-//! data disks fail or are full. With odd seeds four extents may be active at a
-//! time; with `LARGE=1` the disk has more extents than an activity log takes. Every site is
+//! `make disk-chaos SECS=1800 SEED=7`; `make test` includes a minute. Processes are killed and stopped; links are cut, in one
+//! direction, too; data disks fail or are full. With odd seeds four extents may be active at a time; the seed's rest by three says
+//! at which sites daemon and mirror are one process; with `LARGE=1` the disk has more extents than an activity log takes. Every site is
 //! promoted without force unless the metadata of the dead primary show that it went no further than the survivor; then
 //! it is promoted with force, and must have every answered write. Needs root, `ip` and `unshare`; says what it leaves out.
 

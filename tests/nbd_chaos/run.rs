@@ -46,10 +46,11 @@ pub fn directory_in_memory() -> TempDir {
 }
 
 /// Two sites with disks of this size in memory, which can be made to fail; site 0 is primary. A resync gives way to
-/// clients little: rounds are to be short.
-pub fn start(size: u64, more: &str) -> Option<(Sites, bool)> {
+/// clients little: rounds are to be short. At the sites in `in_one`, daemon and mirror are one process.
+pub fn start(size: u64, more: &str, in_one: &[usize]) -> Option<(Sites, bool)> {
     let more = format!("<resyncmin>64M</resyncmin>{more}");
     let mut sites = Sites::prepare_in(2, &more, directory_in_memory())?;
+    sites.in_one = in_one.to_vec();
     for site in sites.all() {
         File::options().write(true).open(sites.disk(site)).unwrap().set_len(size).unwrap();
         sites.init(site, &["--clean"]);
@@ -69,7 +70,9 @@ pub fn run(secs: u64, seed: u64) {
     let size = if std::env::var_os("LARGE").is_some() { 6000 * MIB } else { 32 * MIB };
     // With odd seeds writes here and there make extents active and inactive all the time.
     let more = if seed % 2 == 1 { "<activeextents>4</activeextents>" } else { "" };
-    let Some((sites, has_shim)) = start(size, more) else { return };
+    // One process at no site, at site 1, at both, in turn.
+    let in_one = [&[][..], &[1], &[0, 1]][(seed % 3) as usize];
+    let Some((sites, has_shim)) = start(size, more, in_one) else { return };
     let mut random = fastrand::Rng::with_seed(seed);
     let mut places: Vec<u64> = (0..(size - MIB) / BLOCK as u64).collect();
     random.shuffle(&mut places);
@@ -218,6 +221,9 @@ impl Run {
     fn restart(&mut self) {
         for site in self.sites.all() {
             for is_mirror in [false, true] {
+                if !is_mirror && self.sites.in_one.contains(&site) {
+                    continue;
+                }
                 let programs = if is_mirror { &mut self.sites.mirrors } else { &mut self.sites.daemons };
                 if programs[site].as_mut().is_some_and(|program| program.is_running()) {
                     continue;

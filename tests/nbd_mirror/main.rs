@@ -26,6 +26,7 @@ mod faults;
 mod grow;
 mod life;
 mod lines;
+mod one_process;
 mod orders;
 mod programs;
 mod protocol;

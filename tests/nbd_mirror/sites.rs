@@ -33,6 +33,8 @@ pub struct Sites {
     pub far: Vec<usize>,
     /// True if daemons and mirrors meet at Unix sockets.
     pub is_unix: bool,
+    /// Those whose daemon and mirror are one process.
+    pub in_one: Vec<usize>,
     /// Variables for each site's mirror; may be empty.
     pub environment: Vec<Vec<(&'static str, PathBuf)>>,
     /// The last site is a witness, without disks.
@@ -83,8 +85,9 @@ impl Sites {
         let none = || std::iter::repeat_with(|| None).take(n).collect();
         let (global, far, environment) = (String::new(), Vec::new(), Vec::new());
         let (daemons, mirrors) = (none(), none());
-        let (is_unix, has_witness) = (false, false);
-        let sites = Sites { daemons, mirrors, net, dir, global, far, is_unix, environment, has_witness };
+        let (is_unix, in_one, has_witness) = (false, Vec::new(), false);
+        let sites =
+            Sites { daemons, mirrors, net, dir, global, far, is_unix, in_one, environment, has_witness };
         sites.configure(more);
         for site in sites.all() {
             fs::File::create(sites.disk(site)).unwrap().set_len(SIZE).unwrap();
@@ -160,7 +163,11 @@ impl Sites {
         fs::create_dir_all(&sockets).unwrap();
         command.args(["run", "-v", "--log", "stderr", "--control"]).arg(self.path("control", site));
         command.arg("--sockets").arg(sockets);
-        self.add_link(&mut command, site);
+        if self.in_one.contains(&site) {
+            command.arg("--with-daemon").arg("--daemon-control").arg(self.path("daemon", site));
+        } else {
+            self.add_link(&mut command, site);
+        }
         command
     }
 
@@ -192,19 +199,24 @@ impl Sites {
         }
         let mirror =
             self.net.machines[at].inside(|| Daemon::spawn(&mut command, &format!("hadm-nbd {site}")));
-        mirror.wait_log(" ready:", PATIENCE);
+        // Not that of a daemon in its process.
+        mirror.wait_log("  ready:", PATIENCE);
         self.mirrors[site] = Some(mirror);
     }
 
     pub fn start_site(&mut self, site: usize) {
-        self.start_daemon(site);
+        if !self.in_one.contains(&site) {
+            self.start_daemon(site);
+        }
         self.start_mirror(site);
     }
 
     /// The machine is gone, without a word.
     pub fn kill_site(&mut self, site: usize) {
         self.mirrors[site].take().unwrap().kill9();
-        self.daemons[site].take().unwrap().kill9();
+        if let Some(daemon) = self.daemons[site].take() {
+            daemon.kill9();
+        }
     }
 
     pub fn hadmctl(&self, site: usize, args: &[&str]) -> Result<String, String> {

@@ -7,6 +7,7 @@ use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
 
+use crate::attach::Program;
 use crate::daemon::core::{AttachId, ConnState};
 use crate::daemon::link::{Closed, Connection, Pair, Piped, Reading, Run, Sink};
 use crate::daemon::queue::Permit;
@@ -51,6 +52,19 @@ impl KernelModule {
         sink: impl Fn(Class) -> S,
     ) -> io::Result<()> {
         self.pair.open(NAME, None, reading, guard, sink)
+    }
+
+    /// Gives packets to a program in this process from now on, and no more to the links; to be called before any is queued.
+    pub fn set_program(&self, program: &Arc<dyn Program>) {
+        for class in Class::BOTH {
+            let program = Arc::clone(program);
+            self.pair.sender(class).set_receiver(Box::new(move |packets| program.take(class, packets)));
+        }
+    }
+
+    /// Returns true if packets to the kernel module may lie in pipes.
+    pub fn takes_pipes(&self) -> bool {
+        !self.pair.sender(Class::Data).has_receiver()
     }
 
     /// Queues packets for the kernel module.

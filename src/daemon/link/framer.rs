@@ -93,6 +93,11 @@ impl Framer {
         self.buf.len()
     }
 
+    /// Returns the number of bytes that can be read without another buffer.
+    pub fn space(&self) -> usize {
+        self.buf.capacity().saturating_sub(self.buf.len())
+    }
+
     /// Returns the number of bytes that the packet at the front, or its header, lacks.
     pub(super) fn missing(&self) -> usize {
         self.front().map_or(HEADER_LEN, |header| packet_len(&header)).saturating_sub(self.buf.len())

@@ -35,5 +35,5 @@ pub use piped::Piped;
 pub use reader::{Reading, read_link};
 pub use sender::LinkSender;
 pub use sink::{Sink, TakesPipes};
-pub use write_state::Deferred;
+pub use write_state::{Deferred, Receiver};
 pub use zero_copy::LARGE;

@@ -10,7 +10,7 @@
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use crossbeam::queue::SegQueue;
 use socket2::SockRef;
 
 use super::token::{Job, Progress, Token};
-use super::write_state::{Content, Deferred, Entry, WriteState};
+use super::write_state::{Content, Deferred, Entry, Receiver, WriteState};
 use super::{Encode, Piped};
 use crate::daemon::queue::Permit;
 use crate::sys;
@@ -46,6 +46,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// The writing end of a link.
 pub struct LinkSender {
     stream: TcpStream,
+    receiver: OnceLock<Receiver>,
     plain: bool,
     /// Entries that go before all in `queue`.
     first: SegQueue<Entry>,
@@ -75,12 +76,23 @@ impl LinkSender {
         };
         Arc::new(LinkSender {
             stream,
+            receiver: OnceLock::new(),
             plain,
             first: SegQueue::new(),
             queue: SegQueue::new(),
             token: Token::new(WriteState::new(encode, encoded_max)),
             failed: Box::new(failed),
         })
+    }
+
+    /// Gives packets to `receiver` from now on, and no more to the socket; to be called before any is queued.
+    pub fn set_receiver(&self, receiver: Receiver) {
+        let _ = self.receiver.set(receiver);
+    }
+
+    /// Returns true if packets go to a receiver in this process.
+    pub fn has_receiver(&self) -> bool {
+        self.receiver.get().is_some()
     }
 
     /// Starts the thread that writes the bytes that the socket did not take at once.
@@ -124,6 +136,10 @@ impl LinkSender {
     /// Queues an entry whose bytes are made when its turn comes.
     pub fn put_deferred(&self, late: Arc<dyn Deferred>) {
         self.queue.push(Entry::Deferred(late));
+        if self.has_receiver() {
+            // The work that it causes is not for the thread that had the news.
+            return self.token.wake();
+        }
         self.token.try_drive(self);
     }
 
@@ -162,7 +178,11 @@ impl Job for LinkSender {
             if turn >= CARRY && !wait {
                 break;
             }
-            match state.send(&self.stream) {
+            let sent = match self.receiver.get() {
+                None => state.send(&self.stream),
+                Some(receiver) => state.give(receiver),
+            };
+            match sent {
                 Ok(n) => {
                     state.advance(n);
                     ready = false;

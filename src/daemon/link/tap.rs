@@ -65,7 +65,7 @@ const fn number(peer: PeerKey) -> usize {
 }
 
 /// A link's reading end, as traces see it.
-pub(super) struct Source {
+pub struct Source {
     name: Arc<str>,
     peer: Option<PeerKey>,
 }

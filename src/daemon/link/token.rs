@@ -113,7 +113,8 @@ impl<S> Token<S> {
         })
     }
 
-    fn wake(&self) {
+    /// Has the link's own thread look at the queue.
+    pub fn wake(&self) {
         if let Some(thread) = self.thread.get() {
             thread.unpark();
         }

@@ -25,6 +25,9 @@ pub trait Deferred: Send + Sync {
     fn take(&self) -> Option<Bytes>;
 }
 
+/// A receiver of whole packets in this process, in the place of a socket. It must not wait.
+pub type Receiver = Box<dyn Fn(&Bytes) + Send + Sync>;
+
 /// An entry of a link's queue.
 pub(super) enum Entry {
     Packets(Content, Permit),
@@ -88,6 +91,18 @@ impl WriteState {
             (skip, count) = (0, count.saturating_add(1));
         }
         sys::send(stream, parts.get(..count).unwrap_or(&parts))
+    }
+
+    /// Gives the first entry to a receiver.
+    pub(super) fn give(&mut self, receiver: &Receiver) -> io::Result<usize> {
+        match self.gathered.front() {
+            Some((Content::Memory(bytes), _)) => {
+                receiver(bytes);
+                Ok(bytes.len())
+            }
+            // Such a link is not given any pipe.
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// Takes the entries for one write from the queues.

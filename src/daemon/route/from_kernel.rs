@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use log::Level;
 
-use super::{Entry, Router};
+use super::{Entry, Router, Table};
 use crate::daemon::link::{Closed, Item, Piped, Run, Sink, TakesPipes};
-use crate::daemon::peer::{Direction, Put};
+use crate::daemon::peer::{Direction, Put, Session};
 use crate::daemon::queue::DropCause;
 use crate::limited;
 
@@ -22,7 +22,14 @@ impl FromKernel {
         FromKernel { router: Arc::clone(router) }
     }
 
-    fn relay(&self, run: &Run, mut piped: Option<Piped>) -> Result<(), Closed> {
+    fn relay(&self, run: &Run, piped: Option<Piped>) -> Result<(), Closed> {
+        self.offer(run, piped)?.into_iter().for_each(Late::wait);
+        Ok(())
+    }
+
+    /// Queues packets for every peer whose queue has space, and returns them with the peers to wait for, if there are any: a
+    /// peer that is slow holds up the packets after these, but not the other copies of these.
+    pub(super) fn offer(&self, run: &Run, mut piped: Option<Piped>) -> Result<Option<Late>, Closed> {
         let table = self.router.table();
         // The peer may have changed since the run was begun.
         let mut copied = None;
@@ -35,29 +42,47 @@ impl FromKernel {
             let counters = entry.statistics.counters(Direction::Out, run.class);
             counters.drop_at_once(run.cost.packets, run.cost.bytes, cause);
         };
-        // First every peer whose queue has space, then those to wait for: a peer that is slow holds up the packets
-        // after this one, but not this one's other copies.
         let mut full = Vec::new();
         self.router.recipients(&table, run, |entry| match &entry.session {
             _ if self.router.is_stopping() => dropped(entry, DropCause::Stopping),
             None => dropped(entry, DropCause::NotConnected),
             Some(session) => {
                 if session.try_put(run, &mut piped) == Put::Full {
-                    full.push(session);
+                    full.push(Arc::clone(session));
                 }
             }
         });
         if full.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
-        let since = Instant::now();
-        for session in full {
-            session.put(run, &mut piped, since, || {
-                let sessions = table.peers.values().filter_map(|entry| entry.session.as_ref());
-                sessions.filter(|other| other.id != session.id).any(|other| other.is_idle(run.class))
+        Ok(Some(Late { run: run.clone(), piped, full, since: Instant::now(), table }))
+    }
+}
+
+/// Packets that wait for peers whose queues are full.
+pub(super) struct Late {
+    run: Run,
+    piped: Option<Piped>,
+    full: Vec<Arc<Session>>,
+    since: Instant,
+    table: Arc<Table>,
+}
+
+impl Late {
+    /// Queues them where there is space by now; `None` if no peer is left to wait for.
+    pub fn try_again(mut self) -> Option<Self> {
+        self.full.retain(|session| session.try_put(&self.run, &mut self.piped) == Put::Full);
+        (!self.full.is_empty()).then_some(self)
+    }
+
+    /// Waits for each peer, for as long as it may hold up the others.
+    pub fn wait(mut self) {
+        for session in self.full {
+            session.put(&self.run, &mut self.piped, self.since, || {
+                let sessions = self.table.peers.values().filter_map(|entry| entry.session.as_ref());
+                sessions.filter(|other| other.id != session.id).any(|other| other.is_idle(self.run.class))
             });
         }
-        Ok(())
     }
 }
 

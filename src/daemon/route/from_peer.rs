@@ -46,9 +46,9 @@ impl FromPeer {
 
 impl Sink for FromPeer {
     fn takes_pipes(&self, _: &Run) -> TakesPipes {
-        match self.router.table().kernel {
-            Some(_) => self.session.takes_pipes(Direction::In),
-            None => TakesPipes::No,
+        match &self.router.table().kernel {
+            Some(kernel) if kernel.takes_pipes() => self.session.takes_pipes(Direction::In),
+            _ => TakesPipes::No,
         }
     }
 

@@ -6,9 +6,11 @@
 
 mod from_kernel;
 mod from_peer;
+mod intake;
 
 pub use from_kernel::FromKernel;
 pub use from_peer::FromPeer;
+pub use intake::FromProcess;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};

@@ -12,12 +12,13 @@ use log::Level;
 
 use super::links::Waiting;
 use super::{Coordinator, reading};
+use crate::attach::Intake;
 use crate::control::Change;
 use crate::daemon::connect::NOWHERE;
 use crate::daemon::core::{Action, AttachId, ConnId, Event, KernelRefusal, Moment};
 use crate::daemon::kernel::{KernelModule, handshake_ack};
 use crate::daemon::link::Closed;
-use crate::daemon::route::FromKernel;
+use crate::daemon::route::{FromKernel, FromProcess};
 use crate::limited;
 use crate::sys::Counter;
 use crate::wire::Class;
@@ -135,11 +136,22 @@ impl Coordinator {
             waiting.link.stream.try_clone()
         };
         let streams = [stream(data)?, stream(meta)?];
+        let is_ours = |conn| self.waiting.get(conn).is_some_and(|waiting| waiting.source == NOWHERE);
+        let own = self.in_process.as_ref().filter(|_| is_ours(data) && is_ours(meta));
+        let program = own.and_then(|in_process| in_process.program());
         let events = self.events.clone();
         let lost = move |class: Class, closed: Closed| {
             let _ = events.send(Event::KernelLost { attach, why: format!("{class} link: {closed}") });
         };
         let kernel = KernelModule::start(attach, streams, self.local_ids(), lost)?;
+        if let Some(program) = program {
+            kernel.set_program(program);
+            let max = self.config.max_packet;
+            program
+                .attach(Class::BOTH.map(|class| -> Box<dyn Intake> {
+                    Box::new(FromProcess::new(&self.router, class, max))
+                }));
+        }
         if let Some(guard) = &self.shutdown.guard {
             kernel
                 .open(reading(&self.config), guard, |_| FromKernel::new(&self.router))

@@ -55,6 +55,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, never, select, unbounded};
 use log::info;
 
+use crate::attach::InProcess;
 use crate::config::keys::Keys;
 use crate::config::{Config, PeerAddr, is_stand_in};
 use crate::daemon::connect::{Plan, Reactor, ReactorEvent};
@@ -87,6 +88,9 @@ pub struct Setup {
     pub warnings: Vec<String>,
     /// The Unix socket where a kernel module may connect, too.
     pub socket: Option<UnixListener>,
+    /// The meeting point with a program in this process that stands in for the kernel module: links over `socket` are its
+    /// own.
+    pub in_process: Option<Arc<InProcess>>,
     /// The module list to look at; `None`: serve any kernel module that attaches.
     pub modules: Option<PathBuf>,
     /// Requests to end the daemon, each with its reason in words.
@@ -129,6 +133,7 @@ pub struct Coordinator {
     peers: Peers,
     waiting: WaitingLinks,
     kernel: Kernel,
+    in_process: Option<Arc<InProcess>>,
     machine: Machine,
     views: Views,
     commands: Commands,
@@ -147,8 +152,9 @@ impl Coordinator {
     /// # Errors
     /// A sentence for the operator: the thing that is missing, its place, and the remedy.
     pub fn new(setup: Setup) -> Result<Self, String> {
-        let Setup { config, warnings, socket, modules, stop, control_requests, control, notifier, names } =
+        let Setup { config, warnings, socket, in_process, modules, stop, control_requests, control, .. } =
             setup;
+        let (notifier, names) = (setup.notifier, setup.names);
         let born = Instant::now();
         let local = config.local_node().ok_or("the configuration has no local node")?.clone();
         let allowed = owner::allowed(&config);
@@ -209,6 +215,7 @@ impl Coordinator {
             peers,
             waiting: WaitingLinks::default(),
             kernel: Kernel::default(),
+            in_process,
             machine,
             views: Views::default(),
             commands,

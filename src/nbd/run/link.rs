@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use log::warn;
 
+use crate::attach::{Intake, Parts};
 use crate::sys;
 use crate::wire::{Class, HEADER_LEN};
 
@@ -25,12 +26,9 @@ const CARRY: usize = 8;
 /// Longest wait of the link's own thread for the socket before it looks whether the link has ended.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// A packet: its header, and what follows it.
-type Packet = (Box<[u8; HEADER_LEN]>, Bytes);
-
 #[derive(Default)]
 struct Queue {
-    packets: VecDeque<Packet>,
+    packets: VecDeque<Parts>,
     /// Without a daemon nothing is queued: what it would have carried is lost, as on any broken connection.
     is_open: bool,
 }
@@ -38,8 +36,12 @@ struct Queue {
 #[derive(Default)]
 struct Writer {
     stream: Option<TcpStream>,
+    /// The way to a daemon in this process, in the place of the stream.
+    intake: Option<Box<dyn Intake>>,
+    /// That way has packets that a peer's queue has no space for.
+    is_held_up: bool,
     /// Taken from the queue, in order.
-    taken: VecDeque<Packet>,
+    taken: VecDeque<Parts>,
     /// Bytes of the first one that the socket has.
     written: usize,
 }
@@ -95,9 +97,18 @@ impl Link {
 
     /// Begins to write to a daemon.
     pub fn open(&self, class: Class, stream: TcpStream) {
+        self.begin(class, Writer { stream: Some(stream), ..Writer::default() });
+    }
+
+    /// Begins to give packets to a daemon in this process.
+    pub fn open_in_process(&self, class: Class, intake: Box<dyn Intake>) {
+        self.begin(class, Writer { intake: Some(intake), ..Writer::default() });
+    }
+
+    fn begin(&self, class: Class, fresh: Writer) {
         let lane = self.lane(class);
         let mut writer = lock(&lane.writer);
-        *writer = Writer { stream: Some(stream), ..Writer::default() };
+        *writer = fresh;
         lock(&lane.queue).is_open = true;
     }
 
@@ -141,7 +152,7 @@ impl Lane {
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return,
             };
-            if !self.drive(&mut writer) {
+            if !self.drive(&mut writer, false) {
                 drop(writer);
                 *lock(&self.is_left) = true;
                 return self.changed.notify_one();
@@ -150,16 +161,23 @@ impl Lane {
     }
 
     /// Writes until nothing is left, which it tells by true, or until the socket takes no more, or it was enough for
-    /// one thread.
-    fn drive(&self, writer: &mut Writer) -> bool {
+    /// one thread. With `wait` it waits for a peer of a daemon in this process.
+    fn drive(&self, writer: &mut Writer, wait: bool) -> bool {
         for _ in 0..CARRY {
             {
                 let mut queue = lock(&self.queue);
                 let n = GATHER.saturating_sub(writer.taken.len()).min(queue.packets.len());
                 writer.taken.extend(queue.packets.drain(..n));
             }
-            if writer.taken.is_empty() {
+            if writer.taken.is_empty() && !writer.is_held_up {
                 return true;
+            }
+            if let Some(intake) = &mut writer.intake {
+                writer.is_held_up = !intake.give(&mut writer.taken, wait);
+                if writer.is_held_up {
+                    return false;
+                }
+                continue;
             }
             match writer.write() {
                 Ok(()) => {}
@@ -194,7 +212,7 @@ impl Lane {
             loop {
                 let mut writer = lock(&self.writer);
                 let before = (writer.taken.len(), writer.written);
-                if self.drive(&mut writer) {
+                if self.drive(&mut writer, true) {
                     drop(writer);
                     if self.is_empty() {
                         break;

@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, unbounded};
+use crossbeam::channel::{Receiver, Sender, unbounded};
 use log::{error, info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -42,6 +42,7 @@ use self::link::Link;
 use self::mirror::{CommandResult, Mirror};
 use self::shared::Shared;
 use self::witness::Witness;
+use crate::attach::InProcess;
 use crate::config::{Config, Resource};
 use crate::logging;
 use crate::nbd::core::{Command, Event};
@@ -52,8 +53,8 @@ use crate::sys;
 /// Time between two ticks of the cores.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Stack of each thread in bytes: BLAKE3 without optimisation takes more than 128 KiB. Pages that are not used cost nothing.
-const STACK: usize = 1 << 20;
+/// Stack of each thread in bytes, to be set before there is one: BLAKE3 without optimisation takes more than 128 KiB. Pages that are not used cost nothing.
+pub const STACK: usize = 1 << 20;
 
 /// Longest time for primaries to leave their role at the end: as long as a flush of a busy disk takes.
 const FAREWELL: Duration = Duration::from_secs(20);
@@ -65,6 +66,8 @@ const RELOAD: &str = "SIGHUP";
 pub struct Setup<'a> {
     /// The daemon's place.
     pub server: crate::attach::Server,
+    /// The daemon in this process, if there is one.
+    pub daemon: Option<OwnDaemon>,
     /// The configuration.
     pub config: &'a Config,
     /// Reads it anew; an error is in words.
@@ -77,13 +80,22 @@ pub struct Setup<'a> {
     pub sockets: PathBuf,
 }
 
+/// A daemon in this process.
+pub struct OwnDaemon {
+    /// The meeting point with it.
+    pub in_process: Arc<InProcess>,
+    /// Requests to end it, each with its reason in words.
+    pub stop: Sender<String>,
+    /// Its end: its exit status, or a sentence for the operator.
+    pub ended: Receiver<Result<u8, String>>,
+}
+
 /// Serves resources until a signal ends it.
 ///
 /// # Errors
 /// Why nothing can be served.
 pub fn run(setup: Setup<'_>) -> Result<(), String> {
     let config = setup.config;
-    sys::set_stack(STACK);
     let unprotected = protect::protect();
     unprotected.iter().for_each(|part| info!("not protected: {part}"));
     let stop = signals()?;
@@ -120,8 +132,10 @@ pub fn run(setup: Setup<'_>) -> Result<(), String> {
     if mirrors.is_empty() && witnesses.is_empty() {
         return Err("none of the resources can be served".into());
     }
-    let attachment = Attachment::start(setup.server, Arc::clone(&link), mirrors.clone(), witnesses.clone())
-        .map_err(fail)?;
+    let in_process = setup.daemon.as_ref().map(|daemon| Arc::clone(&daemon.in_process));
+    let place = (setup.server, in_process);
+    let attachment =
+        Attachment::start(place, Arc::clone(&link), mirrors.clone(), witnesses.clone()).map_err(fail)?;
     let shared = Arc::new(Shared {
         mirrors: mirrors.clone(),
         witnesses: witnesses.clone(),
@@ -141,7 +155,10 @@ pub fn run(setup: Setup<'_>) -> Result<(), String> {
     notifier.tell(News::Ready);
     let watchdog = service::watchdog();
     let mut petted = Instant::now();
-    let signal = loop {
+    let (signal, daemon) = loop {
+        if let Some(ended) = setup.daemon.as_ref().and_then(|daemon| daemon.ended.try_recv().ok()) {
+            break ("the daemon in this process has ended", Some(ended));
+        }
         match stop.recv_timeout(TICK) {
             Ok(RELOAD) => {
                 info!("{RELOAD}: reading the configuration anew");
@@ -150,9 +167,11 @@ pub fn run(setup: Setup<'_>) -> Result<(), String> {
                     Err(why) => error!("reload: the old configuration stays in force: {why}"),
                 }
             }
-            Ok(signal) => break signal,
+            Ok(signal) => break (signal, None),
             Err(crossbeam::channel::RecvTimeoutError::Timeout) => {}
-            Err(crossbeam::channel::RecvTimeoutError::Disconnected) => break "the end of its signals",
+            Err(crossbeam::channel::RecvTimeoutError::Disconnected) => {
+                break ("the end of its signals", None);
+            }
         }
         for mirror in &mirrors {
             mirror.handle(Event::Tick);
@@ -168,8 +187,19 @@ pub fn run(setup: Setup<'_>) -> Result<(), String> {
     notifier.tell(News::Stopping);
     drop(listeners);
     leave(&mirrors);
+    let daemon = daemon.or_else(|| {
+        let daemon = setup.daemon?;
+        let _ = daemon.stop.send(signal.to_owned());
+        daemon.ended.recv_timeout(FAREWELL).ok()
+    });
     notifier.flush(TICK);
-    Ok(())
+    match daemon {
+        Some(Err(why)) => Err(why),
+        Some(Ok(status)) if status > 0 => {
+            Err(format!("the daemon in this process ended with status {status}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The listeners for clients of a resource: its Unix socket and, if it is configured, a TCP port.

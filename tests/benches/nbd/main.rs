@@ -1,11 +1,12 @@
-//! The benchmark of the mirrored disk, `make bench-nbd`: two sites over loopback against a quorum of
+//! The benchmark of the mirrored disk, `make bench-nbd`: two sites over loopback, daemon and mirror in one process and as two
+//! programs, against a quorum of
 //! qemu-storage-daemon, a GlusterFS volume of two copies, nbdkit and nbdcopy. All keep their disks in one file system,
 //! answer a write when both copies have it in the page cache, and flush when they are asked to. Everything runs
 //! interleaved, ratios are taken within each round. Must never leave out a row because it looks bad; a contestant that
 //! is not installed is named with its package.
 //!
-//! Environment: `QUICK=1` for one short round; `ROWS=writes,reads,resync,far,memory` for some of the rows; `TCP=1` for the
-//! link of daemon and mirror over TCP, too; `PROGRAMS=directory` for programs that are not those built here, and
+//! Environment: `QUICK=1` for one short round; `ROWS=writes,reads,resync,far,memory` for some of the rows; `TCP=1` for
+//! two programs that meet over TCP, too; `PROGRAMS=directory` for programs that are not those built here, and
 //! `BASE=directory` for those of another build beside them, over TCP; `DISKS=directory` for the disks, else /dev/shm.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "it ends on error")]
 #![allow(clippy::indexing_slicing, reason = "the same")]
@@ -34,8 +35,9 @@ use table::Table;
 /// Bytes of the part of each disk that is read and written at random.
 const RANGE: u64 = 256 << 20;
 
-/// The names of the two builds in the table.
+/// The names in the table: daemon and mirror in one process, as two programs, and those of another build.
 const MIRROR: &str = "mirror";
+const TWO: &str = "mirror, two programs";
 const BASE: &str = "base";
 
 /// The number of rounds, and the length of a run.
@@ -49,8 +51,18 @@ struct Effort {
 pub struct Build {
     name: &'static str,
     programs: PathBuf,
-    /// Daemon and mirror meet at a Unix socket, else over TCP.
-    is_unix: bool,
+    meeting: Meeting,
+}
+
+/// The way in which daemon and mirror meet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Meeting {
+    /// In one process.
+    Process,
+    /// Two programs, at a Unix socket.
+    Unix,
+    /// Two programs, over TCP.
+    Tcp,
 }
 
 const READS: (&str, Job) = ("4 KiB random read, depth 32", Job { kind: "randread", block: "4k", depth: 32 });
@@ -100,28 +112,31 @@ fn go_inside() {
         panic!("unshare: {error}");
     }
     if std::env::var_os(INSIDE).is_some() {
-        come_first();
         for args in [&["link", "set", "lo", "up"][..], &["addr", "add", others::OWN, "dev", "lo"]] {
             assert!(Command::new("ip").args(args).status().unwrap().success(), "ip {args:?}");
         }
     }
 }
 
-/// Goes before the other programs of a busy machine, all of it alike: the system weighs sessions against each other.
-fn come_first() {
-    let _ = rustix::process::setsid();
-    let _ = std::fs::write("/proc/self/autogroup", "-15");
-}
-
 /// This tree's build, and that of `BASE`.
 fn builds() -> Vec<Build> {
+    let base = std::env::var_os("BASE").map(|path| Build {
+        name: BASE,
+        programs: path.into(),
+        meeting: Meeting::Tcp,
+    });
+    [own(MIRROR, Meeting::Process)].into_iter().chain(base).collect()
+}
+
+/// These, and this tree's build as two programs.
+fn all_builds() -> Vec<Build> {
+    let tcp = std::env::var_os("TCP").map(|_| own("mirror, two programs, TCP", Meeting::Tcp));
+    [own(TWO, Meeting::Unix)].into_iter().chain(tcp).chain(builds()).collect()
+}
+
+fn own(name: &'static str, meeting: Meeting) -> Build {
     let built = || PathBuf::from(env!("CARGO_BIN_EXE_hadm-nbd")).parent().unwrap().to_path_buf();
-    let own = std::env::var_os("PROGRAMS").map_or_else(built, PathBuf::from);
-    let over_tcp = Build { name: "mirror-tcp", programs: own.clone(), is_unix: false };
-    let tcp = std::env::var_os("TCP").map(|_| over_tcp);
-    let base =
-        std::env::var_os("BASE").map(|path| Build { name: BASE, programs: path.into(), is_unix: false });
-    [Build { name: MIRROR, programs: own, is_unix: true }].into_iter().chain(tcp).chain(base).collect()
+    Build { name, programs: std::env::var_os("PROGRAMS").map_or_else(built, PathBuf::from), meeting }
 }
 
 /// A server of a disk.
@@ -155,7 +170,7 @@ impl Contestant {
 
 fn side_by_side(disks: &Path, effort: &Effort, (writes, reads): (bool, bool), table: &mut Table) {
     let mut all: Vec<Contestant> = Vec::new();
-    all.extend(builds().into_iter().map(|build| Contestant::Mirror(Mirror::start(build, disks, RANGE))));
+    all.extend(all_builds().into_iter().map(|build| Contestant::Mirror(Mirror::start(build, disks, RANGE))));
     if writes {
         all.extend(others::quorum(disks).map(Contestant::Other));
         all.extend(others::gluster(disks).map(Contestant::Other));
@@ -183,14 +198,16 @@ fn side_by_side(disks: &Path, effort: &Effort, (writes, reads): (bool, bool), ta
     for (row, job) in &jobs {
         table.row(row, if job.block == "1m" { "MB/s" } else { "per s" });
     }
-    for ((row, _), limit) in WRITES.iter().zip([1.2, 2.0, 1.2]).filter(|_| writes) {
-        table.bar(row, MIRROR, "quorum", limit);
-    }
-    for (row, _) in WRITES.iter().take(2).filter(|_| writes) {
-        table.bar(row, MIRROR, "gluster", 3.0);
-    }
-    if reads {
-        table.bar(READS.0, MIRROR, "nbdkit", 0.9);
+    for mirror in [MIRROR, TWO] {
+        for ((row, _), limit) in WRITES.iter().zip([1.2, 2.0, 1.2]).filter(|_| writes) {
+            table.bar(row, mirror, "quorum", limit);
+        }
+        for (row, _) in WRITES.iter().take(2).filter(|_| writes) {
+            table.bar(row, mirror, "gluster", 3.0);
+        }
+        if reads {
+            table.bar(READS.0, mirror, "nbdkit", 0.9);
+        }
     }
 }
 
@@ -228,7 +245,7 @@ fn resyncs(disks: &Path, effort: &Effort, table: &mut Table) {
 /// The primary's memory with every bit of 1 TiB set, and the most of both sites while they are united.
 fn memory(disks: &Path, table: &mut Table) {
     let row = "memory, 1 TiB with all bits set";
-    for build in builds() {
+    for build in all_builds() {
         let name = build.name;
         let mut mirror = Mirror::start(build, disks, 1 << 40);
         let mib = |kib: u64| kib as f64 / 1024.0;
@@ -244,5 +261,7 @@ fn memory(disks: &Path, table: &mut Table) {
         }
     }
     table.row(row, "MiB");
-    table.limit(row, MIRROR, 18.0);
+    for mirror in [MIRROR, TWO] {
+        table.limit(row, mirror, 18.0);
+    }
 }

@@ -1,4 +1,5 @@
-//! Two sites of a mirrored disk on this machine: a daemon and a `hadm-nbd` each, of any build, over loopback.
+//! Two sites of a mirrored disk on this machine: a daemon and a `hadm-nbd` each, of any build, over loopback; in one process or
+//! in two.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -14,7 +15,7 @@ use crate::fio::{self, Job};
 use crate::nbd::Client;
 use crate::others::Folder;
 use crate::support::Daemon;
-use crate::{Build, RANGE};
+use crate::{Build, Meeting, RANGE};
 
 /// Longest time for programs to be ready, and for a resync.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -52,7 +53,7 @@ impl Mirror {
             Kind::Far => "-far",
             Kind::Alone => "-alone",
         };
-        let folder = Folder::new(disks, &format!("{}{what}", build.name));
+        let folder = Folder::new(disks, &format!("{}{what}", build.name.replace([',', ' '], "")));
         // All are taken before any is given back.
         let taken = [(); 6].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
         let ports = taken.map(|listener| listener.local_addr().unwrap().port());
@@ -125,22 +126,30 @@ impl Mirror {
 
     pub fn start_site(&mut self, site: usize) {
         let server = format!("127.0.0.1:{}", self.servers[site]);
-        let mut command = self.program("hadmd", site);
-        command.args(["--no-kmod-check", "--log", "stderr", "--server", &server]);
         let link = self.path("link", site).display().to_string();
-        if self.build.is_unix {
-            command.args(["--server", &link]);
-        }
-        let daemon = Daemon::spawn(command.arg("--control").arg(self.path("daemon", site)), "hadmd");
-        daemon.wait_log(" ready:", PATIENCE);
-        let mut command = self.program("hadm-nbd", site);
+        let meeting = self.build.meeting;
+        let daemon = (meeting != Meeting::Process).then(|| {
+            let mut command = self.program("hadmd", site);
+            command.args(["--no-kmod-check", "--log", "stderr", "--server", &server]);
+            if meeting == Meeting::Unix {
+                command.args(["--server", &link]);
+            }
+            let daemon = Daemon::spawn(command.arg("--control").arg(self.path("daemon", site)), "hadmd");
+            daemon.wait_log(" ready:", PATIENCE);
+            daemon
+        });
         let sockets = self.path("sockets", site);
         std::fs::create_dir_all(&sockets).unwrap();
-        let server = if self.build.is_unix { link } else { server };
-        command.args(["run", "--log", "stderr", "--server", &server, "--sockets"]).arg(sockets);
+        let mut command = self.program("hadm-nbd", site);
+        command.args(["run", "--log", "stderr", "--server"]);
+        command.arg(if meeting == Meeting::Unix { &link } else { &server });
+        if meeting == Meeting::Process {
+            command.arg("--with-daemon").arg("--daemon-control").arg(self.path("daemon", site));
+        }
+        command.arg("--sockets").arg(sockets);
         let disk = Daemon::spawn(command.arg("--control").arg(self.path("control", site)), "hadm-nbd");
-        disk.wait_log(" ready:", PATIENCE);
-        self.sites[site] = vec![disk, daemon];
+        disk.wait_log("  ready:", PATIENCE);
+        self.sites[site] = [disk].into_iter().chain(daemon).collect();
     }
 
     pub fn stop_site(&mut self, site: usize) {
