@@ -87,6 +87,8 @@ pub struct Site {
     /// Its syncs do not end.
     pub is_stuck: bool,
     is_promoting: bool,
+    /// The sites that it could reach when it opened its ballot.
+    reached: Option<u32>,
 }
 
 /// The events of a run, counted.
@@ -284,6 +286,11 @@ fn source_of(core: &Core, sites: usize) -> Option<usize> {
     (0..sites).find(|j| core.peer_state(site_id(*j)).is_some_and(|(_, part)| part == Part::Target))
 }
 
+/// Returns true if the slot says that its site may lack answered writes.
+fn is_behind(slot: &Slot) -> bool {
+    slot.generation.is_some() || slot.flags.contains(SlotFlags::FULL_SYNC_DUE)
+}
+
 pub fn site_id(n: usize) -> SiteId {
     SiteId::try_from(n as u32).unwrap()
 }
@@ -433,6 +440,7 @@ impl World {
                 fail_sync: false,
                 is_stuck: false,
                 is_promoting: false,
+                reached: None,
             }
         });
         World {
@@ -626,7 +634,18 @@ impl World {
             self.act(i, action);
         }
         self.note_heirs(i);
+        self.note_ballot(i);
         self.note_history(i);
+    }
+
+    /// A site that comes during a ballot is not asked any more: for that promotion it is as one that is lost.
+    fn note_ballot(&mut self, i: usize) {
+        let change = self.sites[i].core.as_ref().map(|core| core.role_change);
+        let is_open = change.is_some_and(|change| change.is_won() || matches!(change, Change::Asking { .. }));
+        let reached = (0..self.sites.len()).filter(|j| *j == i || self.linked(i, *j));
+        let reached = reached.fold(0, |mask, j| mask | 1 << j);
+        let site = &mut self.sites[i];
+        site.reached = is_open.then(|| site.reached.unwrap_or(reached));
     }
 
     /// Sites that count as having all data of the primary.
@@ -860,7 +879,8 @@ impl World {
             self.fail(format!("I6: site {i} serves, and its superblock says {flags}"));
         }
         let running = (0..self.sites.len()).filter(|j| *j == i || self.linked(i, *j));
-        self.model.excuse(i, running.fold(0, |mask, j| mask | 1 << j));
+        let running = running.fold(0, |mask, j| mask | 1 << j);
+        self.model.excuse(i, running & self.sites[i].reached.unwrap_or(running));
         let mut content = Vec::new();
         for block in self.model.blocks().collect::<Vec<_>>() {
             let value = self.sites[i].data.now[block as usize];
@@ -956,9 +976,8 @@ impl World {
         let Some(block) = self.sites[i].meta.superblock() else { return };
         for slot in block.slots.iter().filter(|slot| slot.site.is_some()) {
             let site = slot.site.unwrap().get();
-            let is_told = slot.generation.is_some() || slot.flags.contains(SlotFlags::FULL_SYNC_DUE);
             let is_equal = core.peer_state(site_id(site.into())).is_some_and(|(_, part)| part == Part::Equal);
-            if equals >> site & 1 == 0 && !is_told && !is_equal {
+            if equals >> site & 1 == 0 && !is_behind(slot) && !is_equal {
                 return self
                     .fail(format!("I3: site {i} answers a write, and site {site} counts as having it"));
             }
@@ -1010,7 +1029,11 @@ impl World {
                 site.data.synced(&snapshot);
                 Ok(Bytes::new())
             }
-            Work::Sync(_) => Err(Failure::Io),
+            Work::Sync(_) => {
+                // M7: the disk is out until it is resynced, which loses this site as a power cut does.
+                self.model.cut(i);
+                Err(Failure::Io)
+            }
             Work::Store(blocks) => {
                 let targets = |meta: &Meta| {
                     let slots = meta.superblock().map(|block| &block.slots[..]).unwrap_or_default();
@@ -1103,8 +1126,7 @@ impl World {
             let block = self.sites[i].meta.superblock().cloned().unwrap_or_default();
             for slot in &block.slots {
                 let Some(j) = slot.site.map(|site| usize::from(site.get())) else { continue };
-                let is_behind = slot.generation.is_some() || slot.flags.contains(SlotFlags::FULL_SYNC_DUE);
-                match is_behind || self.is_leaving(j) {
+                match is_behind(slot) || self.is_leaving(j) {
                     true => self.model.cut(j),
                     false if self.sites[j].core.is_none() => self.model.doubt(j),
                     false => {}
@@ -1177,9 +1199,13 @@ impl World {
     /// Returns true if a follower that stops goes at once with its primary: nothing on its disk says yet that it outlived it. M1
     /// keeps only flushed writes when both sites go, and which of the two had later ones neither can know afterwards.
     fn went_with_primary(&self, i: usize) -> bool {
-        let is_heir = self.sites[self.last_primary].heirs >> i & 1 == 1;
-        let is_gone = i != self.last_primary && self.sites[self.last_primary].core.is_none();
-        is_heir && is_gone && self.flags(i).contains(DiskFlags::UP_TO_DATE | DiskFlags::WRITING)
+        let last = self.last_primary;
+        let is_gone = i != last && self.sites[last].core.is_none();
+        let is_far = (self.asynchronous >> i | self.asynchronous >> last) & 1 == 1;
+        // By its disk, and not its memory: it may have lost this site just before it went itself, and have answered nothing since.
+        let block = self.sites[last].meta.superblock().cloned().unwrap_or_default();
+        let is_heir = block.slots.iter().any(|slot| slot.site == Some(site_id(i)) && !is_behind(slot));
+        is_heir && is_gone && !is_far && self.flags(i).contains(DiskFlags::UP_TO_DATE | DiskFlags::WRITING)
     }
 
     /// The witness ends, or a site is cut off from it, alone or together with the other site.
