@@ -467,7 +467,7 @@ pub fn nbd_negotiation(data: &[u8]) {
             (kind, infos) = (next, infos + 1);
         }
         assert!(kind == 1 || kind >> 31 == 1, "{kind:#x}");
-        assert!(kind == 1 << 31 | 1 || matches!(number, 2 | 3 | 6..=10), "option {number}: {kind:#x}");
+        assert!(kind == 1 << 31 | 1 || matches!(number, 2 | 3 | 5..=10), "option {number}: {kind:#x}");
         match number {
             2 => break,
             7 if kind == 1 => return,

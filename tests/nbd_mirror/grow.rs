@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use super::far::{self, wait_caught_up};
 use super::nbd::Client;
 use super::sites::{CHUNK, FLUSH, PATIENCE, SIZE, Sites, assert_content, output, write};
 
@@ -40,6 +41,12 @@ fn a_mirror_becomes_larger_while_it_is_in_use() {
     enlarge(&pair, 0, 3 * SIZE + 100);
     refused(&pair, 0, &["the disk of site 1 has 33554432 bytes"]);
     assert_eq!(offered(&pair, 0), SIZE);
+    for words in [["plan", "data"], ["doctor", "data"]] {
+        let said = pair.hadmctl(0, &words).unwrap();
+        assert!(said.contains("could grow by 64.0 MiB"), "{said}");
+        let said = pair.hadmctl(1, &words).unwrap();
+        assert!(!said.contains("could grow"), "{said}");
+    }
     enlarge(&pair, 1, 2 * SIZE);
     let disk = fs::File::options().write(true).open(pair.disk(1)).unwrap();
     disk.write_all_at(&[9; 5000], SIZE + 70_000).unwrap();
@@ -146,4 +153,49 @@ fn a_kill_while_a_mirror_grows_leaves_one_size() {
     assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
     pair.assert_equal();
     pair.stop();
+}
+
+/// A far site is too small, then it takes the size in order; a kill before leaves its copy the older one, of the old size.
+#[test]
+fn a_mirror_with_a_far_site_becomes_larger() {
+    let Some(mut pair) = far::start(2, &[1]) else { return };
+    let mut client = pair.client(0);
+    (0..40).for_each(|chunk| write(&mut client, chunk, 3));
+    wait_caught_up(&pair, 0, 1);
+    enlarge(&pair, 0, 2 * SIZE);
+    refused(&pair, 0, &["the disk of site 1 has 33554432 bytes", "truncate or lvextend"]);
+    enlarge(&pair, 1, 2 * SIZE);
+    // Content from before is copied over, as part of the step.
+    let disk = fs::File::options().write(true).open(pair.disk(0)).unwrap();
+    disk.write_all_at(&[9; 5000], SIZE + 70_000).unwrap();
+    pair.hadmctl(0, &["grow", "data"]).unwrap();
+    assert_eq!(offered(&pair, 0), 2 * SIZE);
+    let mut new = pair.client(0);
+    write(&mut new, FAR, 6);
+    write(&mut client, 3, 7);
+    wait_caught_up(&pair, 0, 1);
+    pair.assert_equal();
+    let events = pair.hadmctl(1, &["why", "data"]).unwrap();
+    assert!(events.contains("67108864 bytes are mirrored"), "{events}");
+    assert!(!events.contains("its copy cannot be used until the end"), "{events}");
+    // The far site is away while the last part of the way is made, and is promoted without it.
+    pair.all().for_each(|site| enlarge(&pair, site, 3 * SIZE));
+    let paused = pair.hadmctl(0, &["pause", "data", "1"]);
+    paused.unwrap();
+    pair.hadmctl(0, &["grow", "data"]).unwrap();
+    let mut newest = pair.client(0);
+    write(&mut newest, 2 * FIRST, 8);
+    pair.kill_site(0);
+    pair.wait(1, "site 0 not connected");
+    let end = Instant::now() + PATIENCE;
+    while let Err(why) = pair.hadmctl(1, &["primary", "data", "--force"]) {
+        assert!(Instant::now() < end, "{why}");
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    assert_eq!(offered(&pair, 1), 2 * SIZE);
+    let mut client = pair.client(1);
+    for (chunk, byte) in [(0, 3), (3, 7), (FAR, 6)] {
+        assert_content(&mut client, chunk, byte);
+    }
+    pair.kill_site(1);
 }

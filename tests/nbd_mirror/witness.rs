@@ -95,6 +95,8 @@ fn of_two_sites_that_are_cut_off_from_each_other_one_goes_on() {
     write(&mut client, 1, 2);
     sites.wait(0, "site 1 not connected");
     sites.wait(1, "witness site 2 knows of later writes at sites {0}");
+    // The other end may notice the cut later.
+    sites.wait(1, "site 0 not connected");
     let refused = sites.hadmctl(1, &["primary", "data"]).unwrap_err();
     assert!(refused.contains("the witness knows of later writes at sites {0} only"), "{refused}");
     cut(&sites, [0, 1], false);
@@ -158,6 +160,8 @@ fn the_file_of_a_witness() {
     assert!(run(&sites, &["check"]).0);
     let (good, said) = run(&sites, &["init"]);
     assert!(!good && said.contains("is there: with --force it forgets"), "{said}");
+    let (good, said) = run(&sites, &["init", "--force"]);
+    assert!(!good && said.contains("is in use by another hadm-nbd"), "{said}");
     sites.kill_site(2);
     let text = fs::read_to_string(&file).unwrap();
     fs::write(&file, text.replace("holders 00000003", "holders 00000001")).unwrap();

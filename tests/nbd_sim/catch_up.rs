@@ -2,10 +2,11 @@
 //!
 //! Scripted runs of the simulator. Each waits for a state.
 
+use super::disk::BLOCK;
 use super::scenarios::{PROMOTE, is_answered, promote, value};
 use super::world::{BLOCKS_OF_CHUNK, World, site_id};
-use crate::nbd::core::{Command, Mutation, Request};
-use crate::nbd::disk::format::DiskFlags;
+use crate::nbd::core::{Command, Mutation, Note, Request, Way};
+use crate::nbd::disk::format::{DiskFlags, EXTENT_SHIFT};
 use crate::wire::Mask;
 
 /// Chunks that are written while the far site is away.
@@ -13,7 +14,7 @@ const CHUNKS: u64 = 30;
 
 /// A primary, and a far site that lacks [`CHUNKS`] and is catching up.
 fn catching_up(mutation: Option<Mutation>, is_paused: bool) -> World {
-    let mut world = World::scripted_far(mutation);
+    let mut world = World::scripted_far(mutation, true);
     assert!(world.until(|world| world.in_sync(0, 1)), "{:?}", world.failure);
     assert_eq!(promote(&mut world, 0, PROMOTE), Ok(()));
     let id = world.write(0, 3, 7);
@@ -122,4 +123,45 @@ fn a_catch_up_that_is_held_up_holds_nothing_up() {
     pause(&mut world, false);
     assert!(world.until(|world| world.in_sync(0, 1)), "{:?}", world.failure);
     assert_eq!((value(&world, 1, 0), value(&world, 1, 50 * BLOCKS_OF_CHUNK as usize)), (100, 500));
+}
+
+/// A crash marks whole extents, of which little differs: the disks are compared, and the copy stays a state of the primary's.
+#[test]
+fn a_catch_up_after_a_crash_compares_what_is_marked() {
+    for (crashed, power) in [(0, false), (0, true), (1, false), (1, true)] {
+        let mut world = World::scripted_far(None, false);
+        assert!(world.until(|world| world.in_sync(0, 1)), "{:?}", world.failure);
+        assert_eq!(promote(&mut world, 0, PROMOTE), Ok(()));
+        for extent in 0..3 {
+            let id = world.write(0, (extent << EXTENT_SHIFT) / BLOCK, 7);
+            assert!(is_answered(&mut world, id));
+        }
+        flush(&mut world);
+        assert!(becomes_equal(&mut world));
+        // A far site that is cut off settles what it has.
+        let is_cut = crashed == 0;
+        if is_cut {
+            world.cut(0, 1);
+        }
+        let id = world.write(0, 5, 8);
+        assert!(is_answered(&mut world, id));
+        world.crash(crashed, power);
+        world.notes.clear();
+        world.restart(crashed);
+        if is_cut {
+            world.cut(0, 1);
+        }
+        let is_usable = |world: &World| {
+            world.sites[1].meta.superblock().is_some_and(|block| block.flags.contains(DiskFlags::CONSISTENT))
+        };
+        let is_over = |world: &World| {
+            !is_usable(world) || world.in_sync(0, 1) && value(world, 1, 5) == value(world, 0, 5)
+        };
+        assert!(world.until(is_over), "{:?}", world.failure);
+        assert!(is_usable(&world), "{crashed}, {power}: {:?}", world.notes);
+        let is_compared = |(site, note): &(usize, Note)| {
+            *site == 1 && matches!(note, Note::CatchUp { way: Way::Compared, .. })
+        };
+        assert!(world.notes.iter().any(is_compared), "{:?}", world.notes);
+    }
 }

@@ -206,10 +206,11 @@ impl Meta {
         format!("the log is void up to {void}, and has {batches:?}")
     }
 
-    /// The content of the data disk once a start has carried out the batches that count.
+    /// The content of the mirrored part of the data disk once a start has carried out the batches that count.
     pub fn replayed(&self, data: &Data) -> Vec<u64> {
         let mut content = data.now.clone();
         let void = self.superblock().map_or(0, |block| block.log_void);
+        let mut size = self.superblock().map_or(0, |block| block.agreed_size);
         let mut batches = self.batches();
         batches.sort_by_key(|batch| batch.number);
         for write in batches.into_iter().filter(|batch| batch.number > void).flat_map(|batch| batch.writes) {
@@ -217,10 +218,18 @@ impl Meta {
             let new = match write {
                 LogWrite::Data(_, data) => values(&data),
                 LogWrite::Zero(..) => vec![0; (len / BLOCK) as usize],
+                LogWrite::Size(larger) => {
+                    size = size.max(larger);
+                    continue;
+                }
             };
             let first = (offset / BLOCK) as usize;
             content[first..first + new.len()].copy_from_slice(&new);
         }
+        if size == 0 {
+            size = self.layout.data_size;
+        }
+        content.truncate((size / BLOCK) as usize);
         content
     }
 

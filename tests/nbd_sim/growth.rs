@@ -5,7 +5,8 @@
 use super::disk::BLOCK;
 use super::scenarios::{PROMOTE, is_answered, promote, value};
 use super::world::{SIZE, SMALL, World, site_id};
-use crate::nbd::core::{Command, Config, Core, Event, Obstacle, Refusal, Request};
+use crate::nbd::core::{Command, Config, Core, Event, Mutation, Obstacle, Refusal, Request};
+use crate::nbd::disk::format::DiskFlags;
 use crate::nbd::mirror::Role;
 use crate::wire::Mask;
 
@@ -92,10 +93,55 @@ fn what_cannot_grow_is_refused() {
     world.restart(1);
     assert!(world.until(are_in_sync));
     assert_eq!(grow(&mut world), Ok(()));
-    let mut far = World::scripted_small(2, |config| config.asynchronous = Mask::of(1));
-    assert!(far.until(are_in_sync), "{:?}", far.notes);
-    assert_eq!(promote(&mut far, 0, PROMOTE), Ok(()));
-    assert_eq!(grow(&mut far), refused(Obstacle::Asynchronous(Mask::of(1))));
+    // A far site's disk is as small as before.
+    let mut far = small_far(None);
+    far.sites[1].meta.layout.data_size = SMALL - 1;
+    far.look(0);
+    let too_small = Obstacle::Small { site: site_id(1), size: SMALL, mirrored: SMALL };
+    assert_eq!(far.command(0, Command::Grow), refused(too_small));
+}
+
+/// A far site, and what was written before the mirror grows.
+fn small_far(mutation: Option<Mutation>) -> World {
+    let mut world = World::scripted_small_far(mutation);
+    assert!(world.until(are_in_sync), "{:?}", world.notes);
+    assert_eq!(promote(&mut world, 0, PROMOTE), Ok(()));
+    let id = world.write(0, 3, 7);
+    assert!(is_answered(&mut world, id));
+    assert!(world.until(|world| value(world, 1, 3) == 7));
+    world
+}
+
+/// The far copy has the old size with the content from before, or the new one with that from after, also when its power goes
+/// at any step; every crash compares it with the states of the primary.
+#[test]
+fn a_far_copy_takes_a_size_with_its_content() {
+    let (mut old, mut new) = (0, 0);
+    for step in 0..60 {
+        let mut world = small_far(None);
+        world.look(0);
+        world.event(0, Event::Command(Command::Grow));
+        assert!(world.until(|world| sizes(world)[0] == SIZE), "{:?}", world.notes);
+        for n in [NEW, 3] {
+            let id = world.write(0, n, 9);
+            assert!(is_answered(&mut world, id));
+        }
+        world.run_for(step * 5000);
+        world.crash(1, step % 2 == 0);
+        assert!(world.failure.is_none(), "step {step}: {:?}", world.failure);
+        let block = world.sites[1].meta.superblock().unwrap();
+        assert!(block.flags.contains(DiskFlags::CONSISTENT), "step {step}: {}", block.flags);
+        world.restart(1);
+        match sizes(&world)[1] {
+            SMALL => old += 1,
+            _ => new += 1,
+        }
+        assert!(world.until(are_in_sync), "step {step}: {:?}", world.notes);
+        assert!(world.until(|world| value(world, 1, 3) == 9), "step {step}");
+        assert_eq!((sizes(&world)[1], value(&world, 1, NEW as usize)), (SIZE, 9), "step {step}");
+        assert_eq!(value(&world, 1, UNLIKE), value(&world, 0, UNLIKE), "step {step}");
+    }
+    assert!(old > 5 && new > 5, "{old} of the old size, {new} of the new");
 }
 
 /// One site, or both, end at any step, in any way: afterwards both have one size, the old one or the new, with one content, and the

@@ -26,6 +26,15 @@ impl Histories {
         Histories(vec![History { site: None, base: vec![0; blocks], writes: Vec::new() }])
     }
 
+    /// A primary's mirror becomes larger: from here on its disk has the content that was behind the end, too.
+    pub fn grow(&mut self, site: usize, disk: &[u64]) {
+        let Some(history) = self.0.iter_mut().rfind(|history| history.site == Some(site)) else { return };
+        history.site = None;
+        let mut base = history.after(history.writes.len());
+        base.extend_from_slice(&disk[base.len()..]);
+        self.0.push(History { site: Some(site), base, writes: Vec::new() });
+    }
+
     /// A site becomes primary with this content.
     pub fn begin(&mut self, site: usize, base: &[u64]) {
         self.0
@@ -68,7 +77,20 @@ impl Histories {
 }
 
 impl History {
+    /// The content after some writes.
+    fn after(&self, writes: usize) -> Vec<u64> {
+        let mut content = self.base.clone();
+        for (first, values) in &self.writes[..writes] {
+            content[*first as usize..*first as usize + values.len()].copy_from_slice(values);
+        }
+        content
+    }
+
     fn check(&self, content: &[u64], from: usize) -> Result<(), (usize, String)> {
+        if content.len() != self.base.len() {
+            let (n, size) = (content.len(), self.base.len());
+            return Err((usize::MAX - 1, format!("{n} blocks are mirrored, and {size} were")));
+        }
         // The number of blocks that fit after each number of writes, as differences from the number before.
         let mut fits = vec![0_i64; self.writes.len() + 2];
         let mut now = self.base.clone();
@@ -101,10 +123,7 @@ impl History {
         if differ == 0 {
             return Ok(());
         }
-        let mut then = self.base.clone();
-        for (first, values) in &self.writes[..at] {
-            then[*first as usize..*first as usize + values.len()].copy_from_slice(values);
-        }
+        let then = self.after(at);
         let blocks: Vec<_> =
             (0..then.len()).filter(|block| then[*block] != content[*block]).take(8).collect();
         let pairs: Vec<_> = blocks.iter().map(|block| (block, content[*block], then[*block])).collect();

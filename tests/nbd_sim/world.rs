@@ -17,7 +17,7 @@ use crate::nbd::core::op::{Origin, Work as Written};
 use crate::nbd::core::peer::{Part, Stage};
 use crate::nbd::core::role::Change;
 use crate::nbd::core::{
-    Action, Command, Config, Core, Event, Mutation, Note, Refusal, Request, RequestId, Ticket, Tuning,
+    Action, Command, Config, Core, Event, Mutation, Note, Refusal, Request, RequestId, Ticket, Tuning, Way,
 };
 use crate::nbd::disk::format::{
     ACTIVITY_START, ActivityRecord, Block, Checkpoint, DiskFlags, EXTENT_SHIFT, Layout, SUPERBLOCK_BLOCKS,
@@ -87,6 +87,8 @@ pub struct Site {
     /// Its syncs do not end.
     pub is_stuck: bool,
     is_promoting: bool,
+    /// The sites that it could reach when it opened its ballot.
+    reached: Option<u32>,
 }
 
 /// The events of a run, counted.
@@ -105,8 +107,9 @@ pub struct Counts {
     /// A majority promoted a site while the old primary, without one, was still there.
     pub takeovers: u64,
     pub leaves: u64,
-    /// Catch-ups as one batch that were begun, and those that were too large for it.
+    /// Catch-ups as one batch that were begun, those that compared first, and those that were too large for it.
     pub catch_ups: u64,
+    pub compared: u64,
     pub too_large: u64,
     /// Copies that were compared in one, and crashes in one.
     pub in_catch_up: u64,
@@ -138,6 +141,7 @@ impl Counts {
             (&mut self.takeovers, run.takeovers),
             (&mut self.leaves, run.leaves),
             (&mut self.catch_ups, run.catch_ups),
+            (&mut self.compared, run.compared),
             (&mut self.too_large, run.too_large),
             (&mut self.in_catch_up, run.in_catch_up),
             (&mut self.cut_in_catch_up, run.cut_in_catch_up),
@@ -165,6 +169,7 @@ impl fmt::Display for Counts {
             named,
             growths,
             catch_ups,
+            compared,
             too_large,
             in_catch_up,
             cut_in_catch_up,
@@ -173,7 +178,7 @@ impl fmt::Display for Counts {
         write!(
             f,
             "{writes} writes, {flushes} flushes, {resyncs} resyncs, {promotions} promotions, {takeovers} take-overs from a \
-             primary without a majority, {disk_failures} disk failures, {leaves} leaves, {discards} splits of three sites, {copies} copies compared, {named} with a checkpoint, {in_catch_up} in one of {catch_ups} catch-ups as one batch, {too_large} too large for that, {growths} larger sizes; {cuts} crashes, of which inside an \
+             primary without a majority, {disk_failures} disk failures, {leaves} leaves, {discards} splits of three sites, {copies} copies compared, {named} with a checkpoint, {in_catch_up} in one of {catch_ups} catch-ups as one batch and {compared} after a comparison, {too_large} too large for that, {growths} larger sizes; {cuts} crashes, of which inside an \
              update of the superblock {in_superblock}, of the activity log {in_log}, an eviction {in_eviction}, a promotion \
              {in_promotion}, a catch-up as one batch {cut_in_catch_up}"
         )
@@ -281,6 +286,11 @@ fn source_of(core: &Core, sites: usize) -> Option<usize> {
     (0..sites).find(|j| core.peer_state(site_id(*j)).is_some_and(|(_, part)| part == Part::Target))
 }
 
+/// Returns true if the slot says that its site may lack answered writes.
+fn is_behind(slot: &Slot) -> bool {
+    slot.generation.is_some() || slot.flags.contains(SlotFlags::FULL_SYNC_DUE)
+}
+
 pub fn site_id(n: usize) -> SiteId {
     SiteId::try_from(n as u32).unwrap()
 }
@@ -302,6 +312,15 @@ impl World {
     /// The same with disks that become larger, and have content of their own there.
     pub fn growing(seed: u64, mutation: Option<Mutation>) -> Self {
         let mut world = World::dark(seed, mutation, None, |_| {});
+        world.shrink();
+        world.begin()
+    }
+
+    /// The same with sites whose copy may be behind.
+    pub fn growing_far(seed: u64, mutation: Option<Mutation>) -> Self {
+        let mut world = World::dark(seed, mutation, None, |_| {});
+        let masks: &[u32] = if world.sites.len() == 2 { &[2, 2, 1] } else { &[4, 6, 2, 1, 4] };
+        world.set_asynchronous(masks[seed as usize % masks.len()], LOG_BLOCKS[1 + seed as usize / 7 % 2]);
         world.shrink();
         world.begin()
     }
@@ -331,11 +350,23 @@ impl World {
         world
     }
 
+    /// The same of two sites, of which the second is a far one.
+    pub fn scripted_small_far(mutation: Option<Mutation>) -> Self {
+        let mut world = World::dark(1, mutation, Some(2), |_| {});
+        world.set_asynchronous(2, LOG_BLOCKS[2]);
+        world.shrink();
+        world.light();
+        world.grows = false;
+        world
+    }
+
     /// Half of each disk is mirrored; the other half is new, and unlike at each site where no client writes.
     fn shrink(&mut self) {
         self.grows = true;
+        self.histories = Histories::new((SMALL / BLOCK) as usize);
         for (site, i) in self.sites.iter_mut().zip(1..) {
-            site.meta.layout = Layout::new(SMALL, 16, 4, 0).unwrap();
+            // The rest is where it is for the whole disk.
+            site.meta.layout.data_size = SMALL;
             for extent in EXTENTS / 2..EXTENTS {
                 (50..60)
                     .for_each(|n| site.data.put((extent << EXTENT_SHIFT) / BLOCK + n, 1 << 50 | i << 20 | n));
@@ -373,10 +404,10 @@ impl World {
         world
     }
 
-    /// [`World::scripted`] with two sites, of which the second is a far one whose log takes much at once.
-    pub fn scripted_far(mutation: Option<Mutation>) -> Self {
+    /// [`World::scripted`] with two sites, of which the second is a far one whose log takes all at once, or little more than an extent.
+    pub fn scripted_far(mutation: Option<Mutation>, takes_all: bool) -> Self {
         let mut world = World::dark(1, mutation, Some(2), |_| {});
-        world.set_asynchronous(2, LOG_BLOCKS[2]);
+        world.set_asynchronous(2, LOG_BLOCKS[if takes_all { 2 } else { 1 }]);
         world.light();
         world
     }
@@ -409,6 +440,7 @@ impl World {
                 fail_sync: false,
                 is_stuck: false,
                 is_promoting: false,
+                reached: None,
             }
         });
         World {
@@ -602,7 +634,18 @@ impl World {
             self.act(i, action);
         }
         self.note_heirs(i);
+        self.note_ballot(i);
         self.note_history(i);
+    }
+
+    /// A site that comes during a ballot is not asked any more: for that promotion it is as one that is lost.
+    fn note_ballot(&mut self, i: usize) {
+        let change = self.sites[i].core.as_ref().map(|core| core.role_change);
+        let is_open = change.is_some_and(|change| change.is_won() || matches!(change, Change::Asking { .. }));
+        let reached = (0..self.sites.len()).filter(|j| *j == i || self.linked(i, *j));
+        let reached = reached.fold(0, |mask, j| mask | 1 << j);
+        let site = &mut self.sites[i];
+        site.reached = is_open.then(|| site.reached.unwrap_or(reached));
     }
 
     /// Sites that count as having all data of the primary.
@@ -690,7 +733,8 @@ impl World {
             Action::Serve(on) => {
                 self.log(i, if on { "serves" } else { "serves no more" });
                 if on {
-                    self.histories.begin(i, &self.sites[i].data.now);
+                    let content = self.mirrored(i).to_vec();
+                    self.histories.begin(i, &content);
                     self.counts.promotions += 1;
                     self.move_client(i);
                     self.check_promoted(i);
@@ -722,19 +766,38 @@ impl World {
                         // The content of a source that is not primary is no history of a primary, and counts all the same.
                         let from = usize::from(from.get());
                         if self.serving.is_none() {
-                            self.histories.add(&self.sites[from].data.now);
+                            let content = self.mirrored(from).to_vec();
+                            self.histories.add(&content);
                         }
                     }
-                    Note::CatchUp { fits, .. } if self.asynchronous >> i & 1 == 1 => match fits {
-                        true => self.counts.catch_ups += 1,
-                        false => self.counts.too_large += 1,
+                    Note::CatchUp { way, .. } if self.asynchronous >> i & 1 == 1 => match way {
+                        Way::AtOnce => self.counts.catch_ups += 1,
+                        Way::Compared => self.counts.compared += 1,
+                        Way::InPieces => self.counts.too_large += 1,
                     },
                     Note::DiskFailed(_) => self.counts.disk_failures += 1,
-                    Note::Grown(_) => self.counts.growths += 1,
+                    Note::Grown(_) => {
+                        self.counts.growths += 1;
+                        self.histories.grow(i, &self.sites[i].data.now);
+                        let core = self.sites[i].core.as_ref();
+                        if self.serving.is_none()
+                            && core.is_some_and(|core| source_of(core, self.sites.len()).is_none())
+                        {
+                            // A site that counts, while there is no primary, takes a size with what its own disk has there.
+                            let content = self.mirrored(i).to_vec();
+                            self.histories.add(&content);
+                        }
+                    }
                     _ => {}
                 }
             }
         }
+    }
+
+    /// The content of the mirrored part of a running site's disk.
+    fn mirrored(&self, i: usize) -> &[u64] {
+        let size = self.sites[i].core.as_ref().map_or(SIZE, Core::size);
+        &self.sites[i].data.now[..(size / BLOCK) as usize]
     }
 
     /// Returns true if a site takes what bits mark as one batch.
@@ -816,7 +879,8 @@ impl World {
             self.fail(format!("I6: site {i} serves, and its superblock says {flags}"));
         }
         let running = (0..self.sites.len()).filter(|j| *j == i || self.linked(i, *j));
-        self.model.excuse(i, running.fold(0, |mask, j| mask | 1 << j));
+        let running = running.fold(0, |mask, j| mask | 1 << j);
+        self.model.excuse(i, running & self.sites[i].reached.unwrap_or(running));
         let mut content = Vec::new();
         for block in self.model.blocks().collect::<Vec<_>>() {
             let value = self.sites[i].data.now[block as usize];
@@ -912,9 +976,8 @@ impl World {
         let Some(block) = self.sites[i].meta.superblock() else { return };
         for slot in block.slots.iter().filter(|slot| slot.site.is_some()) {
             let site = slot.site.unwrap().get();
-            let is_told = slot.generation.is_some() || slot.flags.contains(SlotFlags::FULL_SYNC_DUE);
             let is_equal = core.peer_state(site_id(site.into())).is_some_and(|(_, part)| part == Part::Equal);
-            if equals >> site & 1 == 0 && !is_told && !is_equal {
+            if equals >> site & 1 == 0 && !is_behind(slot) && !is_equal {
                 return self
                     .fail(format!("I3: site {i} answers a write, and site {site} counts as having it"));
             }
@@ -966,7 +1029,11 @@ impl World {
                 site.data.synced(&snapshot);
                 Ok(Bytes::new())
             }
-            Work::Sync(_) => Err(Failure::Io),
+            Work::Sync(_) => {
+                // M7: the disk is out until it is resynced, which loses this site as a power cut does.
+                self.model.cut(i);
+                Err(Failure::Io)
+            }
             Work::Store(blocks) => {
                 let targets = |meta: &Meta| {
                     let slots = meta.superblock().map(|block| &block.slots[..]).unwrap_or_default();
@@ -1044,7 +1111,7 @@ impl World {
         }
         self.check_far(i);
         if self.flags(i).contains(DiskFlags::PRIMARY) {
-            self.histories.add(&self.sites[i].data.now);
+            self.histories.add(&self.sites[i].meta.replayed(&self.sites[i].data));
         }
         let went_with_primary = self.went_with_primary(i);
         if power {
@@ -1059,8 +1126,7 @@ impl World {
             let block = self.sites[i].meta.superblock().cloned().unwrap_or_default();
             for slot in &block.slots {
                 let Some(j) = slot.site.map(|site| usize::from(site.get())) else { continue };
-                let is_behind = slot.generation.is_some() || slot.flags.contains(SlotFlags::FULL_SYNC_DUE);
-                match is_behind || self.is_leaving(j) {
+                match is_behind(slot) || self.is_leaving(j) {
                     true => self.model.cut(j),
                     false if self.sites[j].core.is_none() => self.model.doubt(j),
                     false => {}
@@ -1121,7 +1187,7 @@ impl World {
             self.checkpoints[name.as_str().parse::<usize>().unwrap()]
         });
         if let Err(why) = self.histories.check(&content, since) {
-            if !others.into_iter().any(|j| self.sites[j].data.now == content) {
+            if !others.into_iter().any(|j| self.mirrored(j) == content) {
                 let log = meta.describe_log();
                 self.fail(format!(
                     "M5: the copy of site {i} is no state of a primary since checkpoint {named:?}: {why}; {log}"
@@ -1133,9 +1199,13 @@ impl World {
     /// Returns true if a follower that stops goes at once with its primary: nothing on its disk says yet that it outlived it. M1
     /// keeps only flushed writes when both sites go, and which of the two had later ones neither can know afterwards.
     fn went_with_primary(&self, i: usize) -> bool {
-        let is_heir = self.sites[self.last_primary].heirs >> i & 1 == 1;
-        let is_gone = i != self.last_primary && self.sites[self.last_primary].core.is_none();
-        is_heir && is_gone && self.flags(i).contains(DiskFlags::UP_TO_DATE | DiskFlags::WRITING)
+        let last = self.last_primary;
+        let is_gone = i != last && self.sites[last].core.is_none();
+        let is_far = (self.asynchronous >> i | self.asynchronous >> last) & 1 == 1;
+        // By its disk, and not its memory: it may have lost this site just before it went itself, and have answered nothing since.
+        let block = self.sites[last].meta.superblock().cloned().unwrap_or_default();
+        let is_heir = block.slots.iter().any(|slot| slot.site == Some(site_id(i)) && !is_behind(slot));
+        is_heir && is_gone && !is_far && self.flags(i).contains(DiskFlags::UP_TO_DATE | DiskFlags::WRITING)
     }
 
     /// The witness ends, or a site is cut off from it, alone or together with the other site.

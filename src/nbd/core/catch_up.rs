@@ -23,21 +23,24 @@
 //! comes after counts as everywhere. The bits go with the acknowledgement of the end, all at once.
 //!
 //! A catch-up takes this way if all that is marked fits into one batch ([`Core::catch_up_room`]), and both programs know it.
-//! If writes make it larger than that, the target ends the session and takes the other way, in which its copy is
-//! inconsistent until the end. Must never let any of it reach the disk before the batch is durable. Called by the core.
+//! If it does not, the disks are compared first, for a crash marks whole extents: digests go to the source, and if what differs
+//! fits, that alone is asked for. If writes make it larger than that, the target ends the session and takes the other way, in
+//! which its copy is inconsistent until the end. Must never let any of it reach the disk before the batch is durable. Called by
+//! the core.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::event::{Action, Note, Ticket};
+use super::event::{Action, Note, Ticket, Way};
 use super::op::{Op, Origin, TICKET_REDO, Work};
 use super::packet::{self, Fields};
 use super::peer::Part;
 use super::redo::write_of;
 use super::resync::Staged;
 use super::{Core, mutated};
-use crate::nbd::disk::format::{Batch, DiskFlags, tag_of};
+use crate::nbd::disk::format::{Batch, DiskFlags, LogWrite, tag_of};
 use crate::nbd::mirror::facts::KNOWS_CATCH_UP;
 use crate::nbd::mirror::{Facts, Outcome, Reach};
 use crate::nbd::server::Failure;
@@ -48,6 +51,10 @@ const BYTES_MAX: u64 = 256 << 20;
 
 /// Most packets of one: with their heads a quarter of the bytes, if each is of 4 KiB.
 const PACKETS_MAX: usize = 1 << 16;
+
+/// Most bytes that are compared before it is known whether the catch-up fits: the activity logs of both ends, and as much again
+/// of what was written.
+const COMPARED_MAX: u64 = 16 << 30;
 
 /// A target that carries out what came says so often that it goes on.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
@@ -96,12 +103,26 @@ impl Core {
         self.out_of_sync(site).saturating_sub(copied)
     }
 
+    fn way_of(&self, source: &Facts, bytes: u64) -> Way {
+        // Three sites without a primary may each be copied to by one and then by the next, and what is broken off begins anew.
+        let new = self.size_in_sessions() - self.size();
+        let may_compare = self.peers.len() == 1 || source.is_primary();
+        match () {
+            () if bytes <= self.catch_up_room() => Way::AtOnce,
+            () if bytes <= COMPARED_MAX + new && may_compare => Way::Compared,
+            () => Way::InPieces,
+        }
+    }
+
     /// Target: chooses the way of the resync that is about to begin.
     pub(super) fn choose_way(&mut self, i: usize) {
         let (room, own) = (self.catch_up_room(), self.config.site);
         let flags = self.store.wanted.flags;
-        let Some(peer) = self.peers.get_mut(i) else { return };
-        let was_too_large = std::mem::take(&mut peer.is_too_large);
+        let Some(was_too_large) = self.peers.get_mut(i).map(|peer| std::mem::take(&mut peer.is_too_large))
+        else {
+            return;
+        };
+        let Some(peer) = self.peers.get(i) else { return };
         let (Some((decision, _)), Some((mine, _)), Some((theirs, _))) =
             (&peer.decision, &peer.own, &peer.theirs)
         else {
@@ -125,27 +146,82 @@ impl Core {
         // After a catch-up that did not end both mark the same.
         let own_marks = mine.out_of_sync(peer.site);
         let bytes = decision.bytes(mine, theirs).saturating_sub(own_marks).max(own_marks);
-        let fits = knows(theirs) && !was_too_large && bytes <= room;
+        let way = match knows(theirs) && !was_too_large {
+            true => self.way_of(theirs, bytes),
+            false => Way::InPieces,
+        };
         let site = peer.site;
-        if let Some(resync) = peer.resync.as_mut().filter(|_| fits) {
-            resync.staged = Some(Staged::default());
+        if let Some(resync) =
+            self.peers.get_mut(i).and_then(|peer| peer.resync.as_mut()).filter(|_| way != Way::InPieces)
+        {
+            resync.staged = Some(Staged { compares: way == Way::Compared, ..Staged::default() });
         }
         if bytes > 0 {
-            self.note(Note::CatchUp { site, bytes, room, fits });
+            self.note(Note::CatchUp { site, bytes, room, way });
         }
     }
 
-    /// Target: all that may differ is marked. Returns true if that is too much for one batch: the session has ended.
+    /// Target: all that may differ is marked. Returns true if that is too much: the session has ended.
     pub(super) fn is_marked_too_large(&mut self, i: usize) -> bool {
-        let room = self.catch_up_room();
         let Some(site) = self.peers.get(i).map(|peer| peer.site).filter(|_| self.is_staging(i)) else {
             return false;
         };
-        let is_too_large = self.out_of_sync(site) > room;
+        let theirs = self.peers.get(i).and_then(|peer| peer.theirs.as_ref());
+        let Some(way) = theirs.map(|(theirs, _)| self.way_of(theirs, self.out_of_sync(site))) else {
+            return false;
+        };
+        let resync = self.peers.get_mut(i).and_then(|peer| peer.resync.as_mut());
+        if let Some(staged) = resync.and_then(|resync| resync.staged.as_mut()) {
+            staged.compares |= way == Way::Compared;
+        }
+        let is_too_large = way == Way::InPieces;
         if is_too_large {
             self.end_as_too_large(i);
         }
         is_too_large
+    }
+
+    /// Target: these ranges of a piece differ. They are asked for when all is compared.
+    pub(super) fn stage_differences(&mut self, i: usize, (start, end): (u64, u64), runs: Vec<Range<u64>>) {
+        let room = self.catch_up_room();
+        let Some(resync) = self.peers.get_mut(i).and_then(|peer| peer.resync.as_mut()) else { return };
+        let Some(at) = resync.units.iter().position(|unit| (unit.start, unit.end) == (start, end)) else {
+            return;
+        };
+        resync.units.swap_remove(at);
+        let Some(staged) = resync.staged.as_mut() else { return };
+        staged.differing += runs.iter().map(|run| run.end - run.start).sum::<u64>();
+        staged.wanted.extend(runs);
+        match staged.differing > room {
+            true => self.end_as_too_large(i),
+            false => self.ask(i),
+        }
+    }
+
+    /// Target: nothing is left to ask for by bits. Asks for what was found different, and at last for the end.
+    pub(super) fn ask_staged(&mut self, i: usize) {
+        let now = self.now;
+        while let Some(resync) = self.peers.get_mut(i).and_then(|peer| peer.resync.as_mut()) {
+            let is_idle = resync.units.is_empty();
+            let Some(staged) = resync.staged.as_mut().filter(|staged| staged.is_compared || is_idle) else {
+                return;
+            };
+            staged.is_compared = true;
+            let Some(piece) = staged.wanted.front().cloned() else {
+                // The bits stay until all of it is carried out.
+                if is_idle {
+                    resync.is_end_asked = true;
+                    let fields = Fields { flags: packet::END | packet::STAGED, ..Fields::default() };
+                    self.send(i, PacketType::SD_DSYNC_REQ, fields, Bytes::new());
+                }
+                return;
+            };
+            if !resync.has_room(now, piece.end - piece.start) {
+                return;
+            }
+            resync.take_staged(&piece);
+            self.want(i, piece.start, piece.end);
+        }
     }
 
     /// The next session takes the other way.
@@ -157,12 +233,17 @@ impl Core {
     }
 
     /// Source: tells people which way the target has chosen.
-    pub(super) fn note_way(&mut self, i: usize, fits: bool) {
+    pub(super) fn note_way(&mut self, i: usize, is_staged: bool) {
         let Some(peer) = self.peers.get(i).filter(|peer| peer.part == Part::Source) else { return };
         let is_usable = peer.theirs.as_ref().is_some_and(|(theirs, _)| theirs.is_usable());
         let (site, bytes) = (peer.site, self.out_of_sync(peer.site));
         if let Some(room) = self.room_of(site).filter(|_| is_usable && bytes > 0) {
-            self.note(Note::CatchUp { site, bytes, room, fits });
+            let way = match is_staged {
+                true if bytes > room => Way::Compared,
+                true => Way::AtOnce,
+                false => Way::InPieces,
+            };
+            self.note(Note::CatchUp { site, bytes, room, way });
         }
     }
 
@@ -183,7 +264,7 @@ impl Core {
     }
 
     /// Source: marks a write that is sent to a target that takes all as one batch.
-    pub(super) fn mark_if_staged(&mut self, i: usize, chunks: std::ops::Range<u64>) {
+    pub(super) fn mark_if_staged(&mut self, i: usize, chunks: Range<u64>) {
         let Some(peer) = self.peers.get_mut(i).filter(|peer| peer.is_only_marked()) else { return };
         if mutated!(self, CatchUpUnmarked) {
             return;
@@ -237,7 +318,7 @@ impl Core {
         }
         // A part of a larger buffer would keep all of it.
         staged.packets.push((kind, fields, Bytes::copy_from_slice(&payload)));
-        if staged.bytes > room || staged.packets.len() > PACKETS_MAX {
+        if staged.bytes + LogWrite::Size(0).size() > room || staged.packets.len() > PACKETS_MAX {
             return self.end_as_too_large(i);
         }
         match is_data {
@@ -257,7 +338,10 @@ impl Core {
         resync.ending = Some((facts, u64::MAX));
         let Some(staged) = resync.staged.as_mut() else { return };
         let packets = staged.packets.iter().filter(|(kind, fields, _)| is_write(*kind, fields));
-        let writes: Vec<_> = packets.map(|(_, fields, payload)| write_of(fields, payload)).collect();
+        let mut writes: Vec<_> = packets.map(|(_, fields, payload)| write_of(fields, payload)).collect();
+        if self.taking > 0 {
+            writes.push(LogWrite::Size(self.taking));
+        }
         if writes.is_empty() || mutated!(self, CatchUpUnlogged) {
             staged.batch = Some(0);
             return self.carry_out(i);
@@ -283,6 +367,7 @@ impl Core {
     }
 
     fn carry_out(&mut self, i: usize) {
+        self.take_larger();
         let Some(peer) = self.peers.get_mut(i) else { return };
         let session = peer.session;
         let staged = peer.resync.as_mut().and_then(|resync| resync.staged.as_mut());

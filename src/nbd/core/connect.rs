@@ -306,6 +306,7 @@ impl Core {
                 peer.part = if is_target { Part::Target } else { Part::Source };
                 peer.resync = Some(Resync::new(reach == Reach::Full));
                 if is_target {
+                    self.begin_larger(decision.size);
                     self.choose_way(i);
                 }
                 let third = match reach {
@@ -376,8 +377,12 @@ impl Core {
             self.void_log();
             return self.change(Then::Prepared(i, session));
         }
-        self.store.wanted.begin_resync(theirs, decision);
-        if peer.part == Part::Target {
+        let (is_target, theirs, decision) = (peer.part == Part::Target, theirs.clone(), *decision);
+        if is_target {
+            self.take_larger();
+        }
+        self.store.wanted.begin_resync(&theirs, &decision);
+        if is_target {
             // The content that it was for may be given up; the source names its last one when it ends.
             self.store.wanted.checkpoint = None;
         }

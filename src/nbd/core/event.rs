@@ -12,6 +12,17 @@ use crate::nbd::mirror::promotion::{Fencing, Objection};
 use crate::nbd::server::Failure;
 use crate::wire::{Class, HEADER_LEN, Mask, ResourceId, SiteId};
 
+/// The way in which a far site gets what is marked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// As one batch.
+    AtOnce,
+    /// The same, if what differs, by a comparison, fits into one.
+    Compared,
+    /// As any other site: the copy is inconsistent until the end.
+    InPieces,
+}
+
 /// Which action a completion belongs to; opaque to the runner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
@@ -213,8 +224,8 @@ pub enum Note {
         bytes: u64,
         /// Bytes that the far site's ordered log takes at once.
         room: u64,
-        /// True: as one batch; false: the copy is inconsistent until the end.
-        fits: bool,
+        /// The way that the far site has chosen.
+        way: Way,
     },
     /// A verify ended: chunks compared, and chunks that differ.
     Verified(SiteId, u64, u64),

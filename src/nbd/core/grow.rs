@@ -14,7 +14,7 @@ use super::obstacle::Obstacle;
 use super::packet::{self, Fields};
 use super::superblock::Then;
 use super::{Core, Peer, mutated};
-use crate::nbd::mirror::{Role, record};
+use crate::nbd::mirror::{Outcome, Role, record};
 use crate::wire::{Mask, PacketType, SiteId};
 
 /// Stands for all slots, whose bits are written before a new size.
@@ -33,7 +33,7 @@ pub enum Growth {
     /// These sites look at their disks.
     Asking { since: Duration, left: Mask },
     /// The marks of the new part, then the new size, are being made durable.
-    Raising { size: u64, by: By },
+    Raising { mirrored: u64, size: u64, by: By },
 }
 
 /// The origin of a new size.
@@ -73,7 +73,6 @@ impl Core {
         let unequal = self.sites_where(|peer| !peer.is_equal());
         let obstacle = match () {
             () if !self.is_primary() => Obstacle::Secondary(self.follows),
-            () if !self.config.asynchronous.is_empty() => Obstacle::Asynchronous(self.config.asynchronous),
             () if !self.is_local => Obstacle::Disk,
             () if !apart.is_empty() => Obstacle::Apart(apart),
             () if !unequal.is_empty() => Obstacle::Unequal(unequal),
@@ -138,7 +137,7 @@ impl Core {
     /// Takes a size that another site took before, at the end of a handshake. Returns true if that has to be durable first: then
     /// the handshake begins anew.
     pub(super) fn takes_size(&mut self, i: usize, size: u64) -> bool {
-        if self.store.wanted.agreed_size == 0 || size <= self.size() {
+        if self.store.wanted.agreed_size == 0 || size <= self.size() || self.takes_size_with_content(i) {
             return false;
         }
         if !matches!(self.growth, Some(Growth::Raising { .. })) {
@@ -147,6 +146,43 @@ impl Core {
             self.raise(size, if is_primary { By::Primary(i) } else { By::Site });
         }
         true
+    }
+
+    /// Returns true if this far site takes a larger size with the content that it is for: its copy is a state of the primary's,
+    /// or is marked inconsistent.
+    fn takes_size_with_content(&self, i: usize) -> bool {
+        let own = self.config.site;
+        let decision = self.peers.get(i).and_then(|peer| peer.decision.as_ref());
+        let is_target = decision.is_some_and(
+            |(decision, _)| matches!(decision.outcome, Outcome::Sync { source, .. } if source != own),
+        );
+        self.config.asynchronous.contains(own.get()) && is_target && !mutated!(self, SizeEarly)
+    }
+
+    /// A resync to here begins that brings a larger size: bits can mark the new part.
+    pub(super) fn begin_larger(&mut self, size: u64) {
+        if self.store.wanted.agreed_size > 0 && size > self.size() {
+            self.taking = size;
+            let chunks = size.div_ceil(self.config.layout.chunk());
+            self.bitmaps.iter_mut().for_each(|map| map.grow(chunks, false));
+        }
+    }
+
+    /// The copy is inconsistent from here on, or what makes it the larger state is durable.
+    pub(super) fn take_larger(&mut self) {
+        let size = std::mem::take(&mut self.taking);
+        if size > 0 {
+            self.grown_from = self.grown_from.min(self.size());
+            self.store.wanted.agreed_size = self.store.wanted.agreed_size.max(size);
+            self.note(Note::Grown(size));
+        }
+    }
+
+    /// Such a resync has ended early.
+    pub(super) fn forget_larger(&mut self) {
+        if std::mem::take(&mut self.taking) > 0 {
+            self.limit_bitmaps();
+        }
     }
 
     /// Marks the new part as different everywhere, and then takes the size.
@@ -162,7 +198,7 @@ impl Core {
             // By a handshake while the sites are asked.
             self.out.push(Action::Answer(Err(Refusal::Busy)));
         }
-        self.growth = Some(Growth::Raising { size, by });
+        self.growth = Some(Growth::Raising { mirrored, size, by });
         self.grown_from = self.grown_from.min(mirrored);
         self.flush_bits_for(usize::MAX, BITS_OF_GROWTH);
     }
@@ -189,7 +225,7 @@ impl Core {
 
     /// The size is durable: the other sites take it by a handshake, and the new part by a resync.
     pub(super) fn grown(&mut self) {
-        let Some(Growth::Raising { size, by }) = self.growth.take() else { return };
+        let Some(Growth::Raising { size, by, .. }) = self.growth.take() else { return };
         self.note(Note::Grown(size));
         for i in 0..self.peers.len() {
             self.lose_for(i, "the mirror has grown", false);

@@ -52,6 +52,10 @@ impl Core {
         if session == 0 {
             return;
         }
+        if part == Part::Target {
+            self.forget_larger();
+        }
+        let Some(peer) = self.peers.get_mut(i) else { return };
         (peer.progress, peer.apart_since) = (self.now, self.now);
         let is_primary = self.is_primary();
         if is_primary && takes_writes {

@@ -76,7 +76,7 @@ use super::mirror::{Generation, Role, Rotate};
 use super::server::Failure;
 use crate::wire::{Class, Mask, PacketType, SiteId};
 
-pub use self::event::{Action, Command, Config, Event, Note, Refusal, Request, RequestId, Ticket};
+pub use self::event::{Action, Command, Config, Event, Note, Refusal, Request, RequestId, Ticket, Way};
 pub use self::far::Lag;
 pub use self::obstacle::Obstacle;
 pub use self::packet::{PIECE, encode_header};
@@ -175,6 +175,8 @@ pub struct Core {
     lookers: Mask,
     /// The size before the mirror grew, until the new part is copied: little differs behind it.
     grown_from: u64,
+    /// The size that this site, a far one, takes with the resync under way; 0 if it is not larger.
+    taking: u64,
     stopped: bool,
     #[cfg(test)]
     pub(crate) mutation: Option<Mutation>,
@@ -201,6 +203,7 @@ pub(crate) enum Mutation {
     NeverVoid,
     RunAhead,
     GrowUnmarked,
+    SizeEarly,
     NamedEarly,
     CatchUpUnlogged,
     CatchUpUnmarked,
@@ -271,6 +274,7 @@ impl Core {
             grown_by: None,
             lookers: Mask(0),
             grown_from: u64::MAX,
+            taking: 0,
             stopped: false,
             config,
             #[cfg(test)]
@@ -290,6 +294,8 @@ impl Core {
             }
         }
         core.store.wanted.members = core.store.wanted.members | Mask::of(core.config.site.get());
+        let grown = redo::size_in(&batches, core.store.wanted.log_void);
+        core.store.wanted.agreed_size = core.store.wanted.agreed_size.max(grown);
         core.limit_bitmaps();
         for extent in left {
             let chunks = core.chunks_of_extent(extent);
@@ -473,7 +479,7 @@ impl Core {
     }
 
     fn packet(&mut self, class: Class, header: &[u8; crate::wire::HEADER_LEN], payload: Bytes) {
-        let size = self.size();
+        let size = self.size_in_sessions();
         let Some((kind, own, from, fields)) = packet::decode(header, self.config.resource, size) else {
             return;
         };

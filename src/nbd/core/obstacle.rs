@@ -11,8 +11,6 @@ use crate::wire::{Mask, SiteId};
 pub enum Obstacle {
     /// This site is not primary; that one is.
     Secondary(Option<SiteId>),
-    /// The copy of these sites may be behind.
-    Asynchronous(Mask),
     /// These sites are not connected.
     Apart(Mask),
     /// These sites are not in sync.
@@ -48,13 +46,6 @@ impl fmt::Display for Obstacle {
                     "a mirror grows by the command at its primary, and there is none: make this site primary first"
                 )
             }
-            Obstacle::Asynchronous(sites) => write!(
-                f,
-                "{} takes part with <protocol>async</protocol>, and a mirror with such a site does not grow while it is in use: \
-                 stop hadm-nbd at all sites, make the disks larger, make the metadata anew with `hadm-nbd init --force`, and \
-                 start them; what is equal is not copied",
-                names(sites)
-            ),
             Obstacle::Apart(sites) => {
                 write!(
                     f,

@@ -88,6 +88,13 @@ pub fn write_of(fields: &Fields, payload: &Bytes) -> LogWrite {
     }
 }
 
+/// Returns the bytes that batches which count say are mirrored; 0 if none does.
+pub fn size_in(batches: &[Batch], void: u64) -> u64 {
+    let counting = batches.iter().filter(|batch| batch.number > void).flat_map(|batch| &batch.writes);
+    let sizes = counting.map(|write| if let LogWrite::Size(size) = write { *size } else { 0 });
+    sizes.max().unwrap_or(0)
+}
+
 impl Core {
     /// Carries out again what an earlier run may have left undone.
     pub(super) fn replay(&mut self, mut batches: Vec<Batch>) {
@@ -101,6 +108,8 @@ impl Core {
             let work = match write {
                 LogWrite::Data(_, data) => Work::Write(data),
                 LogWrite::Zero(_, _, trim) => Work::Zero(trim),
+                // See `size_in`.
+                LogWrite::Size(_) => continue,
             };
             let chunks = self.chunks(start, start + len);
             self.mark_all(chunks);

@@ -44,6 +44,13 @@ pub struct Staged {
     pub packets: Vec<(PacketType, Fields, Bytes)>,
     /// Bytes that the writes take in a batch.
     pub bytes: u64,
+    /// True if all that is marked is compared first.
+    pub compares: bool,
+    /// True if nothing is left to compare.
+    pub is_compared: bool,
+    /// Ranges that were found different and are not asked for yet, and the bytes of all of them.
+    pub wanted: VecDeque<Range<u64>>,
+    pub differing: u64,
     /// The end came: the batch's number, 0 without any write. It may be durable.
     pub batch: Option<u64>,
 }
@@ -136,6 +143,15 @@ impl Resync {
     /// This many bytes were asked for.
     pub fn spend(&mut self, bytes: u64) {
         self.budget = self.budget.saturating_sub(bytes);
+    }
+
+    /// The first range that was found different is asked for.
+    pub fn take_staged(&mut self, piece: &Range<u64>) {
+        if let Some(staged) = self.staged.as_mut() {
+            staged.wanted.pop_front();
+        }
+        self.spend(piece.end - piece.start);
+        self.units.push(Unit { start: piece.start, end: piece.end, left: 1 });
     }
 
     fn refill(&mut self, now: Duration, rate: u64, least: u64) {

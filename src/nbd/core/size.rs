@@ -4,14 +4,24 @@
 //! or compared behind the mirror's end, where a larger disk goes on. Called by the core.
 
 use super::Core;
+use super::grow::Growth;
 
 impl Core {
     /// Bytes that are mirrored; those of this site's disk before sizes were agreed on.
     pub fn size(&self) -> u64 {
+        if let Some(Growth::Raising { mirrored, .. }) = self.growth {
+            // A write in the new part may not be answered before the size is durable.
+            return mirrored;
+        }
         match self.store.wanted.agreed_size {
             0 => self.config.layout.data_size,
             agreed => agreed.min(self.config.layout.data_size),
         }
+    }
+
+    /// Bytes that other sites' packets may be about: those of a size that is being taken, too.
+    pub(super) fn size_in_sessions(&self) -> u64 {
+        self.size().max(self.taking.min(self.config.layout.data_size))
     }
 
     /// The size that this site, on its way to be primary, gives a mirror that has none: the smallest disk within reach counts.
@@ -23,7 +33,7 @@ impl Core {
     /// Bits behind the mirror's end would never be cleared.
     pub(super) fn limit_bitmaps(&mut self) {
         // The marks of a new part come before its size.
-        let size = self.size().max(self.size_to_come());
+        let size = self.size_in_sessions().max(self.size_to_come());
         let chunks = size.div_ceil(self.config.layout.chunk());
         self.bitmaps.iter_mut().for_each(|map| map.limit(chunks));
     }

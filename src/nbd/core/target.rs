@@ -63,7 +63,7 @@ impl Core {
     pub(super) fn ask(&mut self, i: usize) {
         let now = self.now;
         let chunk = self.config.layout.chunk();
-        let size = self.size();
+        let size = self.size_in_sessions();
         while self.is_target_of(i) {
             let Some(peer) = self.peers.get_mut(i).filter(|peer| !self.paused.contains(peer.site.get()))
             else {
@@ -78,14 +78,7 @@ impl Core {
             let Some(map) = self.bitmaps.get(slot) else { return };
             let Some(run) = map.next_run(resync.cursor, (longest / chunk).max(1)) else {
                 if resync.staged.is_some() {
-                    // The bits stay until all of it is carried out.
-                    if !resync.units.is_empty() {
-                        return;
-                    }
-                    resync.is_end_asked = true;
-                    let fields = Fields { flags: packet::END | packet::STAGED, ..Fields::default() };
-                    self.send(i, PacketType::SD_DSYNC_REQ, fields, Bytes::new());
-                    return;
+                    return self.ask_staged(i);
                 }
                 if resync.cursor > 0 && map.count() > 0 {
                     // Bits behind: they are under way, or were set since.
@@ -110,7 +103,8 @@ impl Core {
             resync.cursor = run.end;
             resync.spend(end - start);
             // A part that both disks got anew reads as zeroes at both, for the most part.
-            let full = resync.full || start >= self.grown_from;
+            let compares = resync.staged.as_ref().is_some_and(|staged| staged.compares);
+            let full = resync.full || compares || start >= self.grown_from;
             resync.units.push(Unit { start, end, left: usize::from(!full) });
             if full {
                 let id = self.ops.insert(Op::new(Origin::Digest(i, session), start, end, Work::Read));
@@ -249,7 +243,6 @@ impl Core {
                 peer.resync.as_mut().and_then(|resync| resync.ending.take_if(|(_, epoch)| *epoch <= local));
             let Some((facts, epoch)) = ending else { continue };
             (peer.part, peer.resync) = (Part::Equal, None);
-            self.redo.release();
             self.grown_from = u64::MAX;
             let told = peer.told;
             let equal = self.store.wanted.finish_target(&facts);
@@ -268,11 +261,13 @@ impl Core {
             // Of what was written before, nothing is missing at the source.
             self.flushes.told = self.flushes.told.max(epoch);
             self.change(Then::TargetDone(i, session));
-            self.step_redo(i);
         }
     }
 
     pub(super) fn target_durable(&mut self, i: usize, session: u64) {
+        // The size that came with it is durable without it now.
+        self.redo.release();
+        self.step_redo(i);
         let Some(peer) = self.peers.get(i).filter(|peer| peer.session == session) else { return };
         let site = peer.site;
         self.send(

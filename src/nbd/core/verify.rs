@@ -105,6 +105,9 @@ impl Core {
             return self.verified(i, start, end, &runs);
         }
         let Some(session) = self.peers.get(i).map(|peer| peer.session) else { return };
+        if self.is_staging(i) {
+            return self.stage_differences(i, (start, end), runs);
+        }
         if runs.is_empty() {
             return self.part_done(i, session, start, end);
         }

@@ -29,6 +29,10 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Time that a handshake with a connected site takes at most, if its program runs: a few round trips, and a sync.
 const MEETING: Duration = Duration::from_secs(2);
 
+/// The generations that are noted as passed. The witness has one, and what is still on its way to it is of the last seconds; were one
+/// missing, it would take the other site to be promoted, and nothing would be lost.
+const PASSED: usize = 64;
+
 /// The knowledge of the witness.
 #[derive(Clone, Debug, Default)]
 pub struct Witness {
@@ -47,6 +51,16 @@ pub struct Witness {
     passed: Vec<Generation>,
     /// The superblock before a promotion that waits for the vote, and the sites that were connected then.
     before: Option<(Box<Superblock>, Mask)>,
+}
+
+impl Witness {
+    /// Notes a passed generation, and forgets the one that was noted first where there are too many.
+    fn note_passed(&mut self, former: Generation) {
+        self.passed.retain(|other| *other != former);
+        let excess = self.passed.len().saturating_sub(PASSED - 1);
+        self.passed.drain(..excess);
+        self.passed.push(former);
+    }
 }
 
 /// The state of the witness, as this site sees it.
@@ -307,9 +321,8 @@ impl Core {
 
     /// Notes a generation that is none to be kept back for.
     pub(super) fn note_passed(&mut self, former: Option<Generation>) {
-        let is_new = |former: &Generation| !self.witness.passed.contains(former);
-        if let Some(former) = former.filter(is_new).filter(|_| self.config.witness.is_some()) {
-            self.witness.passed.push(former);
+        if let Some(former) = former.filter(|_| self.config.witness.is_some()) {
+            self.witness.note_passed(former);
         }
     }
 
@@ -355,5 +368,23 @@ impl Core {
             }
             _ => Refusal::Missing(self.config.witness.map_or(Mask(0), |site: SiteId| Mask::of(site.get()))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_passed_generations_are_kept() {
+        let mut witness = Witness::default();
+        let drawn = |n: u64| Generation::draw(n << 8, true);
+        (0..1000).for_each(|n| witness.note_passed(drawn(n)));
+        // Noted again, it is the newest.
+        witness.note_passed(drawn(950));
+        (1000..1060).for_each(|n| witness.note_passed(drawn(n)));
+        assert_eq!(witness.passed.len(), PASSED);
+        assert!(witness.passed.contains(&drawn(950)) && witness.passed.contains(&drawn(1059)));
+        assert!(!witness.passed.contains(&drawn(949)));
     }
 }

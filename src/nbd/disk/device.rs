@@ -179,7 +179,8 @@ fn open_file(path: &Path, is_block: bool, access: Access) -> io::Result<File> {
     }
 }
 
-fn lock(file: &File, is_block: bool) -> Result<(), Errno> {
+/// Takes the lock that keeps other programs of this kind from the disk; it lasts as long as the file is open.
+pub(super) fn lock(file: &File, is_block: bool) -> Result<(), Errno> {
     let tries = if is_block { TRIES } else { 1 };
     for _ in 1..tries {
         match flock(file, FlockOperation::NonBlockingLockExclusive) {

@@ -202,7 +202,10 @@ fn mask(sites: &[SiteId]) -> Mask {
 fn plan(mirror: &Arc<Mirror>, sites: &[SiteId]) -> Value {
     let of = |site: &SiteId| {
         let asked = give(mirror, Command::Ask { site: *site });
-        let lines = mirror.lock().core.plan(*site);
+        let mut lines = mirror.lock().core.plan(*site);
+        if let Some(lines) = lines.as_mut() {
+            lines.extend(mirror.could_grow().map(|says| format!("{}: {says}", mirror.site)));
+        }
         json!({ "site": site.get(), "is_fresh": asked.is_ok(), "lines": lines })
     };
     sites.iter().map(of).collect::<Vec<_>>().into()

@@ -69,6 +69,13 @@ pub fn examine(shared: &Shared, mirrors: &[&Arc<Mirror>], witnesses: &[&Arc<Witn
         if let Some(resource) = config.resources.iter().find(|resource| resource.id == mirror.id) {
             found.extend(of_metadata(mirror, resource));
             found.extend(of_space(mirror, resource));
+            found.extend(mirror.could_grow().map(|says| {
+                let advice = format!(
+                    "once the disks of all sites are larger, at the primary: hadmctl disk grow {}",
+                    mirror.name
+                );
+                Finding::note(format!("{}: size", mirror.name), says, advice)
+            }));
         }
         found.extend(view.peers.iter().map(|peer| of_peer(mirror, peer)));
         found.extend(view.witness.map(|(site, state)| of_vote(mirror, site, state)));

@@ -9,6 +9,7 @@ use log::{info, warn};
 
 use super::mirror::Mirror;
 use crate::nbd::core::Event;
+use crate::nbd::mirror::outcome::Bytes;
 use crate::sys;
 
 impl Mirror {
@@ -30,6 +31,21 @@ impl Mirror {
         }
         self.handle(Event::Looked(label.layout.data_size));
         Ok(())
+    }
+
+    /// Returns the bytes by which the data disk is larger than the mirror, in words; `None` if it is not.
+    pub(super) fn could_grow(&self) -> Option<String> {
+        let size = self.disk.size_now().ok()?;
+        let state = self.lock();
+        let mirrored = state.core.size();
+        let is_larger = state.core.superblock().agreed_size > 0 && size > mirrored;
+        let place = self.disk.device().path.display();
+        is_larger.then(|| {
+            format!(
+                "could grow by {}: disk {place} is larger than the mirror",
+                Bytes(size.saturating_sub(mirrored))
+            )
+        })
     }
 
     /// The same for the primary, which hears the size that counts.

@@ -10,7 +10,7 @@ use humantime::format_rfc3339_millis;
 use log::{error, info, warn};
 use serde_json::{Value, json};
 
-use crate::nbd::core::Note;
+use crate::nbd::core::{Note, Way};
 use crate::nbd::mirror::outcome::Bytes;
 use crate::nbd::mirror::promotion::Fencing;
 use crate::wire::SiteId;
@@ -121,14 +121,18 @@ impl Journal {
                 info!("{name}: {site}: fencing: {words}");
                 self.add(Some(site), "fencing", words);
             }
-            Note::CatchUp { site, bytes, room, fits } => {
+            Note::CatchUp { site, bytes, room, way } => {
                 let (bytes, room) = (Bytes(bytes), Bytes(room));
-                let words = match fits {
-                    true => format!(
+                let words = match way {
+                    Way::AtOnce => format!(
                         "{bytes} are copied and carried out at once, as its ordered log takes {room}: until then the copy of \
                          the far site stays the older state that it is"
                     ),
-                    false => format!(
+                    Way::Compared => format!(
+                        "{bytes} are marked, and compared first: what differs is copied and carried out at once, if it is not more \
+                         than the {room} that the far site's ordered log takes; until then its copy stays the older state that it is"
+                    ),
+                    Way::InPieces => format!(
                         "{bytes} are to be copied, and the ordered log of the far site takes {room} at once: its copy cannot \
                          be used until the end"
                     ),

@@ -60,15 +60,16 @@ impl Warnings {
             journal.add(
                 Some(site),
                 "catch-up grows",
-                "in less than a minute, at this rate, it is more than the site's ordered log takes at once: then its copy cannot be \
-                 used while it catches up",
+                "in less than a minute, at this rate, more is marked than the site's ordered log takes at once: then its copy cannot be \
+                 used while it catches up, unless little of that differs",
             );
         }
         if is_full {
             journal.add(
                 Some(site),
                 "catch-up is large",
-                "it is more than the site's ordered log takes at once: its copy cannot be used while it catches up",
+                "more is marked than the site's ordered log takes at once: its copy cannot be used while it catches up, unless little of \
+                 that differs",
             );
         }
     }

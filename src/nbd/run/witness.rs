@@ -2,6 +2,7 @@
 //!
 //! Must never answer with a content that is not durable. Called by the attached links and the control socket.
 
+use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -18,6 +19,8 @@ use crate::wire::{Class, HEADER_LEN, Header, Mask, PacketType, ResourceId, SiteI
 
 struct State {
     file: WitnessFile,
+    /// Keeps other programs from the file.
+    held: File,
     linked: Mask,
     /// The file could not be written: nobody knows what it has.
     has_failed: bool,
@@ -41,13 +44,13 @@ impl Witness {
     /// Its file cannot be used: a sentence with the remedy.
     pub fn open(resource: &Resource, site: SiteId, link: &Arc<Link>) -> Result<Option<Arc<Self>>, String> {
         let Some(path) = resource.runsite(site).and_then(|at| at.witness.as_deref()) else { return Ok(None) };
-        let file = WitnessFile::open(path, resource, site)?;
+        let (file, held) = WitnessFile::open(path, resource, site)?;
         Ok(Some(Arc::new(Witness {
             id: resource.id,
             name: resource.name.clone(),
             site,
             sites: resource.others(site).collect(),
-            state: Mutex::new(State { file, linked: Mask(0), has_failed: false }),
+            state: Mutex::new(State { file, held, linked: Mask(0), has_failed: false }),
             link: Arc::clone(link),
         })))
     }
@@ -80,12 +83,15 @@ impl Witness {
         if let Some(fresh) = ask.change(content) {
             let mut file = state.file.clone();
             (file.current, file.holders) = (fresh.current, fresh.holders);
-            if let Err(why) = file.store() {
-                state.has_failed = true;
-                return error!(
-                    "{}: the witness's file cannot be written: {why}: it votes for nobody until hadm-nbd is started anew",
-                    self.name
-                );
+            match file.store() {
+                Ok(held) => state.held = held,
+                Err(why) => {
+                    state.has_failed = true;
+                    return error!(
+                        "{}: the witness's file cannot be written: {why}: it votes for nobody until hadm-nbd is started anew",
+                        self.name
+                    );
+                }
             }
             info!("{}: {from} has generation {}, at sites {}", self.name, fresh.current, fresh.holders);
             state.file = file;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! head: bytes u64 | writes u32 | 4 unused | BLAKE3 of what follows 32        further blocks: for each write, offset u64 |
-//! len u32 | kind u32 (0 data, 1 zeroes, 2 trim), and its data
+//! len u32 | kind u32 (0 data, 1 zeroes, 2 trim, 3 none: the mirror has `offset` bytes), and its data
 //! ```
 //! Batches go into the two halves of the log in turn. Must never give a part of a batch: torn, it is none. Called by the core,
 //! which writes them, and by the store.
@@ -23,6 +23,8 @@ pub enum LogWrite {
     Data(u64, Bytes),
     /// Zeroes from this byte on, this many; true: a hole will do.
     Zero(u64, u32, bool),
+    /// The mirror has this many bytes from here on.
+    Size(u64),
 }
 
 impl LogWrite {
@@ -30,7 +32,7 @@ impl LogWrite {
     pub fn size(&self) -> u64 {
         match self {
             LogWrite::Data(_, data) => (data.len() as u64).saturating_add(WRITE_HEAD as u64),
-            LogWrite::Zero(..) => WRITE_HEAD as u64,
+            LogWrite::Zero(..) | LogWrite::Size(_) => WRITE_HEAD as u64,
         }
     }
 
@@ -39,6 +41,7 @@ impl LogWrite {
         match self {
             LogWrite::Data(offset, data) => (*offset, data.len() as u64),
             LogWrite::Zero(offset, len, _) => (*offset, u64::from(*len)),
+            LogWrite::Size(size) => (*size, 0),
         }
     }
 }
@@ -103,6 +106,7 @@ impl Batch {
             let kind: u32 = match write {
                 LogWrite::Data(..) => 0,
                 LogWrite::Zero(_, _, trim) => 1_u32.saturating_add((*trim).into()),
+                LogWrite::Size(_) => 3,
             };
             body.add(&offset.to_le_bytes());
             // A packet has at most 4 GiB.
@@ -172,7 +176,7 @@ impl Batch {
             let offset = u64::from_le_bytes(head.first_chunk().copied()?);
             let len = u32::from_le_bytes(head.get(8..12)?.try_into().ok()?);
             let kind = u32::from_le_bytes(head.last_chunk().copied()?);
-            if len == 0 || offset.checked_add(len.into()).is_none_or(|end| end > size) {
+            if (len == 0) != (kind == 3) || offset.checked_add(len.into()).is_none_or(|end| end > size) {
                 return None;
             }
             writes.push(match kind {
@@ -180,6 +184,7 @@ impl Batch {
                     LogWrite::Data(offset, body.split_to(len as usize))
                 }
                 1 | 2 => LogWrite::Zero(offset, len, kind == 2),
+                3 => LogWrite::Size(offset),
                 _ => return None,
             });
         }
