@@ -117,12 +117,12 @@ impl Core {
         let Some(peer) = self.peers.get_mut(i) else { return };
         let before =
             peer.told.replace((fields.generation, fields.missing)).map_or(Mask(0), |(_, missing)| missing);
-        if is_target {
-            // The end of the resync tells all of it.
-            return;
-        }
         let newly = Mask(fields.missing.0 & !before.0);
         self.mark_unstable(newly);
+        if is_target {
+            // The end of the resync tells the rest.
+            return;
+        }
         let fresh = Generation::from_bits(fields.generation);
         self.store.wanted.adopt(fresh, fields.missing);
         let caught_up: Vec<_> = self
