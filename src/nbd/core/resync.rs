@@ -154,9 +154,7 @@ impl Resync {
         self.units.push(Unit { start: piece.start, end: piece.end, left: 1 });
     }
 
-    /// Adds to the budget what the rate allows for the time since the last call; without a rate, and while no client writes, there
-    /// is no bound.
-    pub fn refill(&mut self, now: Duration, rate: u64, least: u64) {
+    fn refill(&mut self, now: Duration, rate: u64, least: u64) {
         let is_busy = self.is_busy(now);
         let passed = now.saturating_sub(self.filled).min(Duration::from_secs(1)).as_millis() as u64;
         self.filled = now;
@@ -169,10 +167,7 @@ impl Resync {
         };
         self.pace = a_second / 8;
         let most = a_second.max(PIECE);
-        self.budget = match (is_busy, rate) {
-            (false, 0) => most,
-            _ => self.budget.saturating_add(a_second.saturating_mul(passed) / 1000).min(most),
-        };
+        self.budget = self.budget.saturating_add(a_second.saturating_mul(passed) / 1000).min(most);
     }
 }
 

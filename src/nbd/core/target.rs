@@ -53,11 +53,8 @@ impl Core {
         if self.is_marked_too_large(i) {
             return;
         }
-        let (now, tuning) = (self.now, &self.config.tuning);
         if let Some(resync) = self.peers.get_mut(i).and_then(|peer| peer.resync.as_mut()) {
             (resync.has_bits, resync.is_end_asked, resync.cursor) = (true, false, 0);
-            // Not only with the next tick.
-            resync.refill(now, tuning.resync_rate, tuning.resync_min);
         }
         self.ask(i);
     }
