@@ -139,6 +139,10 @@ impl Core {
         let facts = self.facts(i);
         let record = record::encode(&facts);
         let Some(peer) = self.peers.get_mut(i) else { return };
+        if peer.decision.is_some() {
+            // It was there a while ago: it gets the time of a handshake once more.
+            peer.apart_since = self.now;
+        }
         (peer.own, peer.decision, peer.progress) = (Some((facts, record)), None, self.now);
         self.send_hello(i);
         self.decide_with(i);

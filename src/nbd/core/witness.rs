@@ -241,7 +241,12 @@ impl Core {
         let meets = |peer: &Peer| {
             let is_new = self.now.saturating_sub(peer.apart_since) < MEETING;
             let may_replicate = peer.decision.is_none_or(|(decision, _)| decision.replicates());
-            peer.linked && peer.stage != Stage::Joined && (peer.session != 0 || is_new && may_replicate)
+            // It has what is not here, however long the session takes to begin.
+            let counts =
+                peer.decision.is_some_and(|(decision, _)| decision.target() == Some(self.config.site));
+            peer.linked
+                && peer.stage != Stage::Joined
+                && (peer.session != 0 || counts || is_new && may_replicate)
         };
         self.config.witness.is_some() && self.voters().any(meets)
     }

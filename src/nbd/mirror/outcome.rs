@@ -220,6 +220,14 @@ impl Decision {
         matches!(self.outcome, Outcome::NoSync | Outcome::Sync { .. })
     }
 
+    /// Returns the site that content is copied to, if there is one.
+    pub const fn target(&self) -> Option<SiteId> {
+        match self.outcome {
+            Outcome::Sync { target, .. } => Some(target),
+            _ => None,
+        }
+    }
+
     /// Returns the bytes that have to be compared or copied, at most.
     pub fn bytes(&self, one: &Facts, other: &Facts) -> u64 {
         match self.outcome {
