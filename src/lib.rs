@@ -15,7 +15,7 @@
 //! | [`ctl`] | `hadmctl`: requests to a running daemon | `config` `control` `sys` `wire` |
 //! | [`daemon`] | the daemon | |
 //! | [`daemon::args`] | the command line of `hadmd` | `daemon::kmod` `logging` |
-//! | [`daemon::start`] | the part before and after the timer thread: log, signals, files | `attach` `config` `control` `daemon::args` `daemon::kmod` `daemon::pidfile` `daemon::run` `daemon::server` `logging` `service` `sys` |
+//! | [`daemon::start`] | the part before and after the timer thread: log, signals, files | `attach` `config` `control` `daemon::args` `daemon::kmod` `daemon::pidfile` `daemon::route` `daemon::run` `daemon::server` `logging` `service` `sys` |
 //! | [`daemon::run`] | the timer thread: owns the core and the one schedule | `attach` `config` `control` `daemon::connect` `daemon::core` `daemon::kernel` `daemon::kmod` `daemon::link` `daemon::peer` `daemon::queue` `daemon::route` `daemon::server` `logging` `service` `sys` `wire` |
 //! | [`daemon::server`] | the control socket, metrics, doctor | `config` `control` `daemon::connect` `logging` `sys` `wire` |
 //! | [`daemon::connect`] | the reactor: accepts, calls, handshakes | `config` `control` `daemon::core` `daemon::link` `logging` `sys` `wire` |

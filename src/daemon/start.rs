@@ -21,8 +21,9 @@ use crate::control::{Line, SOCKET};
 use crate::daemon::args::Options;
 use crate::daemon::kmod;
 use crate::daemon::pidfile::PidFile;
+use crate::daemon::route::FromProcess;
 use crate::daemon::run::boot::{self, Attempt};
-use crate::daemon::run::{Coordinator, Setup};
+use crate::daemon::run::{Coordinator, MakeIntake, Setup};
 use crate::daemon::server::{self, ControlRequest, Loader, Names, Parse, Reloads, Server};
 use crate::logging::{self, Target};
 use crate::service::{News, Notifier};
@@ -93,14 +94,14 @@ pub struct Host {
 /// # Errors
 /// A sentence for the operator.
 pub fn start_in(host: Host, options: Options) -> Result<u8, String> {
-    begin(Arc::new(Start { options, identity: OnceLock::new(), host: Some(host) }))
+    begin(Arc::new(Start { options, identity: OnceLock::new(), host: Some((host, FromProcess::boxed)) }))
 }
 
 /// The command line, and the name by which the local node was found.
 struct Start {
     options: Options,
     /// The program around the daemon, if it is not one of its own.
-    host: Option<Host>,
+    host: Option<(Host, MakeIntake)>,
     /// Set once the daemon runs: it stays the same after the machine got another name, too.
     identity: OnceLock<String>,
 }
@@ -220,7 +221,7 @@ fn run(
         1 => LevelFilter::Debug,
         _ => LevelFilter::Trace,
     };
-    let host = started.host.as_ref();
+    let (host, make) = started.host.as_ref().map(|(host, make)| (host, *make)).unzip();
     if host.is_none() {
         logging::install("hadmd", options.log, level)?;
         logging::end_on_panic("hadmd");
@@ -295,7 +296,7 @@ fn run(
         config,
         warnings,
         socket,
-        in_process: host.map(|host| Arc::clone(&host.in_process)),
+        in_process: host.map(|host| Arc::clone(&host.in_process)).zip(make),
         modules,
         stop,
         control: requests.clone(),

@@ -27,15 +27,10 @@ pub struct FromProcess {
 
 impl FromProcess {
     /// Returns the way of one class, which looks up `router` and refuses packets of more than `max_packet` bytes.
-    pub fn new(router: &Arc<Router>, class: Class, max_packet: u32) -> Self {
+    pub fn boxed(router: &Arc<Router>, class: Class, max_packet: u32) -> Box<dyn Intake> {
         let source = tap::Source::new(&format!("kernel {class} in"), None);
-        FromProcess {
-            framer: Framer::new(max_packet),
-            sink: FromKernel::new(router),
-            late: None,
-            source,
-            max_packet,
-        }
+        let sink = FromKernel::new(router);
+        Box::new(FromProcess { framer: Framer::new(max_packet), sink, late: None, source, max_packet })
     }
 
     /// Gives the packets in the buffer to the sink; stops at packets that a full queue holds up.

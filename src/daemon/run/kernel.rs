@@ -12,13 +12,12 @@ use log::Level;
 
 use super::links::Waiting;
 use super::{Coordinator, reading};
-use crate::attach::Intake;
 use crate::control::Change;
 use crate::daemon::connect::NOWHERE;
 use crate::daemon::core::{Action, AttachId, ConnId, Event, KernelRefusal, Moment};
 use crate::daemon::kernel::{KernelModule, handshake_ack};
 use crate::daemon::link::Closed;
-use crate::daemon::route::{FromKernel, FromProcess};
+use crate::daemon::route::FromKernel;
 use crate::limited;
 use crate::sys::Counter;
 use crate::wire::Class;
@@ -138,19 +137,16 @@ impl Coordinator {
         let streams = [stream(data)?, stream(meta)?];
         let is_ours = |conn| self.waiting.get(conn).is_some_and(|waiting| waiting.source == NOWHERE);
         let own = self.in_process.as_ref().filter(|_| is_ours(data) && is_ours(meta));
-        let program = own.and_then(|in_process| in_process.program());
+        let program = own.and_then(|(in_process, make)| Some((in_process.program()?, make)));
         let events = self.events.clone();
         let lost = move |class: Class, closed: Closed| {
             let _ = events.send(Event::KernelLost { attach, why: format!("{class} link: {closed}") });
         };
         let kernel = KernelModule::start(attach, streams, self.local_ids(), lost)?;
-        if let Some(program) = program {
+        if let Some((program, make)) = program {
             kernel.set_program(program);
             let max = self.config.max_packet;
-            program
-                .attach(Class::BOTH.map(|class| -> Box<dyn Intake> {
-                    Box::new(FromProcess::new(&self.router, class, max))
-                }));
+            program.attach(Class::BOTH.map(|class| make(&self.router, class, max)));
         }
         if let Some(guard) = &self.shutdown.guard {
             kernel

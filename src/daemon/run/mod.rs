@@ -55,7 +55,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, never, select, unbounded};
 use log::info;
 
-use crate::attach::InProcess;
+use crate::attach::{InProcess, Intake};
 use crate::config::keys::Keys;
 use crate::config::{Config, PeerAddr, is_stand_in};
 use crate::daemon::connect::{Plan, Reactor, ReactorEvent};
@@ -66,7 +66,7 @@ use crate::daemon::route::Router;
 use crate::daemon::server::{ControlRequest, Names};
 use crate::logging;
 use crate::service::{News, Notifier};
-use crate::wire::{Extension, FEATURE_ENDS, FEATURE_RECORDS, FEATURE_VIEWS, NodeId, SiteId};
+use crate::wire::{Class, Extension, FEATURE_ENDS, FEATURE_RECORDS, FEATURE_VIEWS, NodeId, SiteId};
 use commands::Commands;
 use kernel::Kernel;
 use links::WaitingLinks;
@@ -80,6 +80,9 @@ use views::Views;
 /// Time between two log lines about left-out lines, while there are any.
 const LOG_TICK: Duration = Duration::from_millis(500);
 
+/// The maker of the ways of packets of a program in this process: only that program is to carry its code.
+pub type MakeIntake = fn(&Arc<Router>, Class, u32) -> Box<dyn Intake>;
+
 /// The parts that a daemon is started with.
 pub struct Setup {
     /// The checked configuration.
@@ -90,7 +93,7 @@ pub struct Setup {
     pub socket: Option<UnixListener>,
     /// The meeting point with a program in this process that stands in for the kernel module: links over `socket` are its
     /// own.
-    pub in_process: Option<Arc<InProcess>>,
+    pub in_process: Option<(Arc<InProcess>, MakeIntake)>,
     /// The module list to look at; `None`: serve any kernel module that attaches.
     pub modules: Option<PathBuf>,
     /// Requests to end the daemon, each with its reason in words.
@@ -133,7 +136,7 @@ pub struct Coordinator {
     peers: Peers,
     waiting: WaitingLinks,
     kernel: Kernel,
-    in_process: Option<Arc<InProcess>>,
+    in_process: Option<(Arc<InProcess>, MakeIntake)>,
     machine: Machine,
     views: Views,
     commands: Commands,
