@@ -102,7 +102,7 @@ bench: ## side by side with HAProxy, socat and direct TCP, a quarter of an hour;
 		apt-get install -qy haproxy socat > /dev/null || { apt-get update -q && apt-get install -qy haproxy socat; } > /dev/null || true
 	cargo bench --locked --bench side_by_side
 
-bench-nbd: ## the mirrored disk side by side with qemu's quorum, GlusterFS, nbdkit; ten minutes; QUICK=1, BASE=directory
+bench-nbd: ## the mirrored disk side by side with qemu's quorum, GlusterFS, nbdkit; seven minutes; QUICK=1, BASE=directory
 	@[ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
 		{ command -v fio && command -v qemu-storage-daemon && command -v nbdkit && command -v nbdcopy && command -v glusterd; } > /dev/null || \
 		apt-get install -qy fio qemu-utils nbdkit libnbd-bin glusterfs-server > /dev/null || true

@@ -130,6 +130,13 @@ fn every_seed_keeps_the_promises_while_it_grows_with_far_sites() {
     assert!(counts.growths > 0 && counts.copies > 0);
 }
 
+/// The target of a resync did not mark for a third site, lost meanwhile, what that may not have.
+#[test]
+fn the_target_of_a_resync_marks_for_a_site_that_is_lost() {
+    let found = run_growing_far(366, 2, None);
+    assert!(found.is_ok(), "{found:?}");
+}
+
 /// A far site that takes the size before the content that it goes with is found out.
 #[test]
 fn a_size_without_its_content_is_found() {
