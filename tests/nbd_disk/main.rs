@@ -12,6 +12,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use pair::{Pair, assert_parts, tool};
 
@@ -72,6 +73,17 @@ fn sizes_and_layouts_are_chosen_or_refused() {
     one.done(&["check", "data"]);
     let huge = Pair::with_disks(1 << 43);
     assert_parts(&huge.refused(&["init", "--chunk", "4K", "--log-size", "9000000T", "data"]), &["overlap"]);
+}
+
+/// A disk that replaces another has to count from above what that one counted: other sites remember it.
+#[test]
+fn the_writes_of_a_new_disk_are_counted_from_the_time_of_its_init() {
+    let before = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let pair = Pair::with_disks(1 << 20);
+    pair.done(&["init", "data"]);
+    let dump = pair.done(&["dump"]);
+    let count = dump.lines().find_map(|line| line.trim().strip_prefix("write count")).unwrap();
+    assert!(count.trim().parse::<u64>().unwrap() >= before, "{count}");
 }
 
 #[test]

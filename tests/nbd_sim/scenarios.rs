@@ -103,6 +103,44 @@ fn a_disk_that_was_rolled_back_is_compared_from_end_to_end() {
     assert!(is_twin_taken(Some(Mutation::TakeTwin)), "the mutant was not found");
 }
 
+/// A new disk in the place of one that has counted its writes for long: neither it nor the other site refuses it later, and
+/// it is compared as a whole once, even where the line is cut in the middle of that.
+#[test]
+fn a_disk_that_replaces_another_is_no_older_state_of_it() {
+    let mut world = World::scripted(2, None, |_| {});
+    let new = (world.sites[1].data.clone(), world.sites[1].meta.clone());
+    assert!(world.until(|world| world.in_sync(0, 1)), "{:?}", world.failure);
+    assert_eq!(promote(&mut world, 0, PROMOTE), Ok(()));
+    for n in 0..3 {
+        let id = world.write(0, n, n + 1);
+        assert!(is_answered(&mut world, id));
+        world.run_for(400_000_000);
+    }
+    world.crash(1, true);
+    (world.sites[1].data, world.sites[1].meta) = new;
+    world.restart(1);
+    let resync =
+        |world: &World| world.sites[1].core.as_ref()?.peers[0].resync.as_ref().map(|resync| resync.full);
+    assert!(world.until(|world| resync(world) == Some(true) && world.is_reading(1)));
+    world.cut(0, 1);
+    assert!(world.until(|world| resync(world).is_none()));
+    world.cut(0, 1);
+    assert!(world.until(|world| resync(world).is_some()));
+    assert_eq!(resync(&world), Some(false), "it goes on where it was");
+    assert!(world.until(|world| world.in_sync(0, 1) && world.in_sync(1, 0)), "{:?}", world.notes);
+    assert_eq!(world.sites[0].data.now, world.sites[1].data.now);
+    assert_eq!(world.command(0, Command::Demote), Ok(()));
+    let follows = |world: &World| world.sites[1].core.as_ref().unwrap().follows;
+    assert!(world.until(|world| follows(world).is_none()));
+    assert_eq!(promote(&mut world, 1, PROMOTE), Ok(()));
+    world.cut(0, 1);
+    let id = world.write(1, 9, 9);
+    assert!(is_answered(&mut world, id));
+    world.cut(0, 1);
+    assert!(world.until(|world| world.in_sync(1, 0)), "{:?}", world.notes);
+    assert_eq!(value(&world, 0, 9), 9);
+}
+
 /// Writes a block while a resync reads its chunk. Returns true if the older content comes after the newer one.
 fn is_hot_chunk_set_back(mutation: Option<Mutation>) -> bool {
     let mut world = mirrored_with(2, mutation, |_| {});

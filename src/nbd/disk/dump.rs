@@ -112,7 +112,7 @@ fn write_superblock(out: &mut String, superblock: &Superblock, copy: usize) -> f
         0 => writeln!(out, "  agreed size  none yet")?,
         size => writeln!(out, "  agreed size  {}", bytes(size))?,
     }
-    writeln!(out, "  writes       {}", superblock.write_counter)?;
+    writeln!(out, "  write count  {}", superblock.write_counter)?;
     match superblock.verify_cursor {
         0 => Ok(()),
         at => writeln!(out, "  verified     up to byte {at}"),

@@ -288,7 +288,6 @@ fn label(
             break;
         }
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
     Ok(Label {
         sequence: 1,
         uuid,
@@ -296,9 +295,14 @@ fn label(
         name: Label::cut_name(&resource.name).to_owned(),
         site,
         disk_size: data.size,
-        created: now.map_or(0, |now| now.as_secs()),
+        created: seconds(),
         layout: *layout,
     })
+}
+
+/// Seconds since the year 1970, by this machine's clock.
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
 }
 
 fn tags(device: &Device) -> Vec<u32> {
@@ -322,7 +326,10 @@ fn superblock(resource: &Resource, site: SiteId, options: &Options, plan: Option
         Some(_) => Generation::draw(random(), false),
         None => Generation::JUST_CREATED,
     };
-    let mut superblock = Superblock { sequence: 1, flags, current, ..Superblock::default() };
+    // Above the count of an older disk in this place, which goes up by one in minutes: the others remember that, and would
+    // take this disk for a restored snapshot of it.
+    let write_counter = seconds();
+    let mut superblock = Superblock { sequence: 1, flags, current, write_counter, ..Superblock::default() };
     for (slot, other) in superblock.slots.iter_mut().zip(resource.others(site)) {
         let mut flags = SlotFlags::default();
         flags.set(SlotFlags::FULL_SYNC_DUE, !options.clean);
