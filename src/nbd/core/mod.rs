@@ -30,6 +30,7 @@ mod flush;
 mod grow;
 mod log;
 mod loss;
+mod mutation;
 mod obstacle;
 mod op;
 mod order;
@@ -42,6 +43,7 @@ mod role;
 mod size;
 mod slab;
 mod source;
+mod state;
 mod superblock;
 mod target;
 mod tune;
@@ -62,6 +64,9 @@ use self::activity::Activity;
 use self::epochs::Epochs;
 use self::flush::Flushes;
 use self::log::Log;
+#[cfg(test)]
+pub(crate) use self::mutation::Mutation;
+use self::mutation::mutated;
 #[cfg(test)]
 use self::op::Work;
 use self::op::{Op, Origin};
@@ -185,43 +190,6 @@ pub struct Core {
     pub(crate) history: Vec<(u64, u64, Work)>,
 }
 
-/// A mistake that the simulator lets the core make, to see that it is found.
-#[cfg(test)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mutation {
-    AcceptGaps,
-    WrittenIsStable,
-    EvictEarly,
-    GenerationLate,
-    PromoteHalfSynced,
-    ResyncUnlocked,
-    FlushLies,
-    Unordered,
-    BelieveStale,
-    TakeTwin,
-    Unlogged,
-    NeverVoid,
-    RunAhead,
-    GrowUnmarked,
-    SizeEarly,
-    NamedEarly,
-    CatchUpUnlogged,
-    CatchUpUnmarked,
-    IgnoreWitness,
-}
-
-/// `mutated!(self, Mutation)`: true if the simulator wants that mistake; never outside tests.
-macro_rules! mutated {
-    ($core:expr, $mutation:ident) => {{
-        #[cfg(test)]
-        let wanted = $core.mutation == Some(crate::nbd::core::Mutation::$mutation);
-        #[cfg(not(test))]
-        let wanted = false;
-        wanted
-    }};
-}
-use mutated;
-
 impl Core {
     /// The state machine of a disk as it was found. Events come after this; actions are there at once.
     pub fn new(config: Config, found: Found, now: Duration) -> Self {
@@ -329,57 +297,6 @@ impl Core {
         self.lose_latecomers();
         self.confirm_written();
         into.append(&mut self.out);
-    }
-
-    /// The role at present.
-    pub fn role(&self) -> Role {
-        self.role
-    }
-
-    /// The primary whose writes come here.
-    pub fn follows(&self) -> Option<SiteId> {
-        self.follows
-    }
-
-    /// Returns true if writes wait: for a person, a lost site, a majority or the fencing handler.
-    pub fn is_frozen(&self) -> bool {
-        self.is_primary() && (!self.frozen.is_empty() || !self.fencing.is_empty() || self.lacks_quorum())
-    }
-
-    /// Returns true if resyncs with a site wait for [`Command::PauseResync`].
-    pub fn is_paused(&self, site: SiteId) -> bool {
-        self.paused.contains(site.get())
-    }
-
-    /// The superblock as it is, or is about to be, on disk.
-    pub fn superblock(&self) -> &Superblock {
-        &self.store.wanted
-    }
-
-    /// Returns true if this site is primary, and its disk good.
-    pub fn reads_locally(&self) -> bool {
-        self.role == Role::Primary && self.is_local
-    }
-
-    /// Returns true if reads may be answered from the local disk without asking.
-    pub fn reads_at_once(&self) -> bool {
-        self.reads_locally() && self.may_read()
-    }
-
-    /// Bytes that may differ from a site's disk, as far as bits tell.
-    pub fn out_of_sync(&self, site: SiteId) -> u64 {
-        let map = self.peer_of(site).and_then(|i| self.peers.get(i)).and_then(|p| self.bitmaps.get(p.slot));
-        map.map_or(0, |map| map.count().saturating_mul(self.config.layout.chunk()))
-    }
-
-    /// The relation of a site to this one: the progress of the session, and its purpose.
-    pub fn peer_state(&self, site: SiteId) -> Option<(Stage, Part)> {
-        self.peer_of(site).and_then(|i| self.peers.get(i)).map(|peer| (peer.stage, peer.part))
-    }
-
-    /// The bitmap of a slot, for status and checks.
-    pub fn bitmap(&self, site: SiteId) -> Option<&Bitmap> {
-        self.bitmaps.get(self.peers.get(self.peer_of(site)?)?.slot)
     }
 
     fn peer_of(&self, site: SiteId) -> Option<usize> {
