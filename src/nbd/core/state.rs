@@ -1,4 +1,4 @@
-//! What others may know of the core: role, disk, and the relation to each site.
+//! The state of the core as others may see it: role, disk, and the relation to each site.
 //!
 //! Changes nothing. Called by the runner, for status, metrics and reads, and by the simulator.
 
