@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FallocateFlags, fallocate};
+
 use crate::RANGE;
 use crate::fio::{self, Job, Run};
 use crate::support::Daemon;
@@ -159,7 +161,11 @@ pub fn copy(from: &Path, disks: &Path) -> Option<Duration> {
     let installed = has("nbdkit", "package nbdkit") && has("nbdcopy", "package libnbd-bin");
     installed.then_some(())?;
     let files = Folder::new(disks, "nbdcopy");
-    let file = files.file("disk", from.metadata().unwrap().len());
+    let size = from.metadata().unwrap().len();
+    let file = files.file("disk", size);
+    // It has its room already, like the disk that a resync writes to.
+    let room = File::options().write(true).open(&file).unwrap();
+    fallocate(room, FallocateFlags::empty(), 0, size).unwrap();
     let port = free_port().to_string();
     let args =
         ["--foreground", "--exit-with-parent", "--ipaddr", "127.0.0.1", "--port", &port, "file", &file];
