@@ -3,7 +3,7 @@
 # apt-get, as root only, and the target's standard library into the build directory, never into the system. A
 # Rust from elsewhere stays as it is, and is not used.
 #
-# Usage: [STATIC=1] [LEAN=1] cross/cargo.sh NAME COMMAND [ARGUMENT...]   (NAME is of etc/cross/targets)
+# Usage: [STATIC=1] [LEAN=1] etc/cross/cargo.sh NAME COMMAND [ARGUMENT...]   (NAME is of etc/cross/targets)
 # LEAN: without encrypted links. MIRROR: where Debian's packages are, if not at deb.debian.org.
 . "$(dirname "$0")/lib.sh"
 target "$1"

@@ -2,7 +2,7 @@
 # Builds for the named targets, dynamic and static, with and without encrypted links, and prints how large the
 # programs are, in bytes; also those of `make build`, where that has been done.
 #
-# Usage: cross/size.sh NAME...   (of etc/cross/targets; none: all)
+# Usage: etc/cross/size.sh NAME...   (of etc/cross/targets; none: all)
 # Exit status: 0 only if hadmd is within etc/cross/size-budget everywhere.
 . "$(dirname "$0")/lib.sh"
 [ $# -gt 0 ] || set -- $(names)
@@ -10,7 +10,7 @@
 for name; do
     for lean in '' 1; do
         for static in '' 1; do
-            LEAN=$lean STATIC=$static cross/cargo.sh "$name" build --release --locked
+            LEAN=$lean STATIC=$static etc/cross/cargo.sh "$name" build --release --locked
         done
     done
 done
