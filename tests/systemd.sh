@@ -33,15 +33,19 @@ drop_in() {
     printf '[%s]\n%s\n' "$2" "$3" > "/etc/systemd/system/$1.d/$4.conf"
     systemctl daemon-reload
 }
-said() { journalctl -q -o cat -u "$1" --since "$since"; }
+said() { journalctl -q -o cat -u "$1" --after-cursor "$cursor"; }
 # Nothing above a note in the journal: no warning about a socket, a call that was forbidden, a watchdog.
 no_complaint() {
-    if journalctl -q -o cat -p warning -u "$1" --since "$since" | grep . > /tmp/out; then
+    if journalctl -q -o cat -p warning -u "$1" --after-cursor "$cursor" | grep . > /tmp/out; then
         cat /tmp/out >&2
         fail "$1 complains"
     fi
 }
-begin() { since=$(date '+%F %T'); sleep 1; }
+# What comes after this is what is looked at.
+begin() {
+    journalctl --sync
+    cursor=$(journalctl -n 1 -o cat --show-cursor | sed -n 's/^-- cursor: //p')
+}
 runs_on() { [ "$(show hadmd MainPID)" = "$first" ] || fail "$1: another process runs"; }
 set_pings() { sed -i "s|<maxpingcount>.*<|<maxpingcount>$1<|" /etc/hadm/hadm.xml; }
 
