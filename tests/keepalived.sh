@@ -51,8 +51,15 @@ start() {
     echo $! > "$dir/$1.daemon"
     wait_for 20 ready "$1" || fail "$1 does not start"
 }
+# ended MACHINE: whether no process of its keepalived is left; another one would not start beside it.
+ended() {
+    for part in keepalived vrrp checkers; do
+        ! { pid=$(cat "$dir/$1.$part") && kill -0 "$pid"; } 2> /dev/null || return 1
+    done
+}
 # keep MACHINE: keepalived with the sample, but for the places of the programs and the user.
 keep() {
+    wait_for 20 ended "$1" || fail "the former keepalived of $1 does not end"
     sed "s|script_user hadm|script_user root|; s|/usr/bin/hadmctl|/run/hadmctl --control $dir/$1.sock|" \
         etc/keepalived/keepalived.conf > "$dir/$1.conf"
     (within "$1" keepalived --use-file "$dir/$1.conf" --config-test) > "$dir/test.log" 2>&1 || echo "it fails" >> "$dir/test.log"
