@@ -15,6 +15,7 @@ mod catch_up;
 mod disk;
 mod growth;
 mod history;
+mod lost;
 mod model;
 mod scenarios;
 mod survivors;
@@ -120,14 +121,15 @@ fn every_seed_keeps_the_promises_with_far_sites() {
 /// The same while mirrors become larger.
 #[test]
 fn every_seed_keeps_the_promises_while_it_grows() {
-    assert!(run_all(run_growing).growths > 0);
+    let counts = run_all(run_growing);
+    assert!(number("RUNS", 300) < 100 || counts.growths > 0, "{counts}");
 }
 
 /// The same with sites whose copy may be behind: its size, too, is at every moment one that goes with its content.
 #[test]
 fn every_seed_keeps_the_promises_while_it_grows_with_far_sites() {
     let counts = run_all(run_growing_far);
-    assert!(counts.growths > 0 && counts.copies > 0);
+    assert!(number("RUNS", 300) < 100 || counts.growths > 0 && counts.copies > 0, "{counts}");
 }
 
 /// The target of a resync did not mark for a third site, lost meanwhile, what that may not have.
@@ -155,6 +157,22 @@ fn growth_without_marks_is_found() {
 #[test]
 fn every_seed_keeps_the_promises_with_a_witness() {
     run_all(run_witnessed);
+}
+
+/// Two sites were lost, and M1 keeps what was flushed alone: a follower lost its power just before its primary was killed, and ended
+/// itself in its promotion, with the witness's vote, before it served.
+#[test]
+fn two_lost_sites_and_a_promotion_that_ends_keep_what_was_flushed() {
+    let found = run_witnessed(1747, 2, None);
+    assert!(found.is_ok(), "{found:?}");
+}
+
+/// The same where the disk of the only site that had what was answered failed, and the others lost their power before: to the mirror a
+/// failed sync is a lost site.
+#[test]
+fn a_failed_sync_of_the_last_site_keeps_what_was_flushed() {
+    let found = run_growing_far(909, 2, None);
+    assert!(found.is_ok(), "{found:?}");
 }
 
 /// A site asked for a vote against what the witness had stored for the other one a moment before; and against a connected site
