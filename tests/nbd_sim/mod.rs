@@ -17,6 +17,7 @@ mod growth;
 mod history;
 mod lost;
 mod model;
+mod replaced;
 mod scenarios;
 mod survivors;
 mod witnessed;
@@ -28,6 +29,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use world::{Counts, World};
 
 use super::Mutation;
+
+type Run = fn(u64, u32, Option<Mutation>) -> Result<Counts, String>;
 
 /// Runs one seed: rounds of faults, then healing and comparing.
 fn run(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result<Counts, String> {
@@ -53,6 +56,11 @@ fn run_growing_far(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result
 fn run_witnessed(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result<Counts, String> {
     // It takes longer until there is something that the witness has to decide.
     run_in(World::witnessed(seed, mutation), seed, 2 * rounds)
+}
+
+/// The same of disks that are lost, and replaced by new ones.
+fn run_replacing(seed: u64, rounds: u32, mutation: Option<Mutation>) -> Result<Counts, String> {
+    run_in(World::replacing(seed, mutation), seed, 2 * rounds)
 }
 
 fn run_in(mut world: World, seed: u64, rounds: u32) -> Result<Counts, String> {
@@ -81,8 +89,14 @@ fn number(name: &str, default: u64) -> u64 {
 
 /// Runs the seeds that are asked for on all processors. Returns the events of all; none may fail.
 #[track_caller]
-fn run_all(run: fn(u64, u32, Option<Mutation>) -> Result<Counts, String>) -> Counts {
-    let (first, runs) = (number("SEED", 1), number("RUNS", 300));
+fn run_all(run: Run) -> Counts {
+    run_all_of(run, 300)
+}
+
+/// The same with another number of seeds where none is asked for.
+#[track_caller]
+fn run_all_of(run: Run, default: u64) -> Counts {
+    let (first, runs) = (number("SEED", 1), number("RUNS", default));
     let next = AtomicU64::new(first);
     let all = Mutex::new((Counts::default(), Vec::new()));
     let work = || {
@@ -157,6 +171,21 @@ fn growth_without_marks_is_found() {
 #[test]
 fn every_seed_keeps_the_promises_with_a_witness() {
     run_all(run_witnessed);
+}
+
+/// The same while sites lose their disks for good, and get new ones.
+#[test]
+fn every_seed_keeps_the_promises_with_replaced_disks() {
+    let counts = run_all_of(run_replacing, 30);
+    assert!(number("RUNS", 30) < 30 || counts.replacements > 10, "{counts}");
+}
+
+/// A core that takes what bits mark for all that a new disk lacks is found out.
+#[test]
+fn a_new_disk_that_is_not_compared_is_found() {
+    let found = (1..60).find_map(|seed| run_replacing(seed, 2, Some(Mutation::BelieveBits)).err());
+    println!("{found:?}");
+    assert!(found.is_some(), "no seed finds it");
 }
 
 /// Two sites were lost, and M1 keeps what was flushed alone: a follower lost its power just before its primary was killed, and ended

@@ -76,6 +76,8 @@ pub struct Site {
     pub core: Option<Core>,
     pub data: Data,
     pub meta: Meta,
+    /// The identity of the metadata's device.
+    pub device: [u8; 16],
     life: u32,
     running: BTreeMap<(Ticket, u64), Work>,
     /// Sites that were equal to this one when it was primary last.
@@ -121,6 +123,8 @@ pub struct Counts {
     pub discards: u64,
     /// A site took a larger size.
     pub growths: u64,
+    /// The disks of a site were lost, and replaced by new ones.
+    pub replacements: u64,
 }
 
 impl Counts {
@@ -148,6 +152,7 @@ impl Counts {
             (&mut self.named, run.named),
             (&mut self.discards, run.discards),
             (&mut self.growths, run.growths),
+            (&mut self.replacements, run.replacements),
         ] {
             *sum += n;
         }
@@ -167,6 +172,7 @@ impl fmt::Display for Counts {
             copies,
             named,
             growths,
+            replacements,
             catch_ups,
             compared,
             too_large,
@@ -177,7 +183,7 @@ impl fmt::Display for Counts {
         write!(
             f,
             "{writes} writes, {flushes} flushes, {resyncs} resyncs, {promotions} promotions, {takeovers} take-overs from a \
-             primary without a majority, {disk_failures} disk failures, {leaves} leaves, {discards} splits of three sites, {copies} copies compared, {named} with a checkpoint, {in_catch_up} in one of {catch_ups} catch-ups as one batch and {compared} after a comparison, {too_large} too large for that, {growths} larger sizes; {cuts} crashes, of which inside an \
+             primary without a majority, {disk_failures} disk failures, {leaves} leaves, {discards} splits of three sites, {copies} copies compared, {named} with a checkpoint, {in_catch_up} in one of {catch_ups} catch-ups as one batch and {compared} after a comparison, {too_large} too large for that, {growths} larger sizes, {replacements} new disks; {cuts} crashes, of which inside an \
              update of the superblock {in_superblock}, of the activity log {in_log}, an eviction {in_eviction}, a promotion \
              {in_promotion}, a catch-up as one batch {cut_in_catch_up}"
         )
@@ -233,6 +239,8 @@ pub struct World {
     pub asynchronous: u32,
     /// The disks were made larger since, and an operator wants it mirrored.
     grows: bool,
+    /// Disks are replaced by new ones.
+    pub replaces: bool,
     pub histories: Histories,
     /// Checkpoints, by the number in their names, and the states that they are for.
     checkpoints: Vec<Since>,
@@ -432,6 +440,7 @@ impl World {
                 core: None,
                 data: Data::new(SIZE / BLOCK),
                 meta: Meta::new(layout, tag_of(&device), &superblock),
+                device,
                 life: 0,
                 running: BTreeMap::new(),
                 equals: 0,
@@ -473,6 +482,7 @@ impl World {
             tweak,
             asynchronous: 0,
             grows: false,
+            replaces: false,
             histories: Histories::new((SIZE / BLOCK) as usize),
             checkpoints: Vec::new(),
             answers: Vec::new(),
@@ -509,7 +519,7 @@ impl World {
         let mut config = Config {
             site: site_id(i),
             resource: ResourceId::try_from(0).unwrap(),
-            device: [i as u8 + 1; 16],
+            device: site.device,
             layout: site.meta.layout,
             peers: (0..n).filter(|peer| *peer != i).map(site_id).collect(),
             asynchronous: Mask(self.asynchronous),
@@ -1217,6 +1227,11 @@ impl World {
         let i = self.random.usize(..n);
         if self.witness.is_some() && self.random.u8(..3) == 0 {
             return self.fault_of_witness(i);
+        }
+        if self.replaces && self.random.bool() && self.replace(i) {
+            self.log(i, "has new disks");
+            let delay = self.random.u64(100_000..4_000_000);
+            return self.later(delay, Task::Restart(i));
         }
         match self.random.u8(..12) {
             0..=3 => {
