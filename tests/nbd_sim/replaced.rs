@@ -25,8 +25,9 @@ impl World {
         let Some(p) = self.serving else { return false };
         let has_disk = self.sites[p].core.as_ref().is_some_and(Core::reads_locally);
         let heirs = self.sites[p].heirs;
-        let others = (1 << self.sites.len()) - 1 & !(1 << i | 1 << p | self.asynchronous);
-        others & !heirs == 0 && (if p == i { heirs != 0 } else { has_disk })
+        let needed = |j: &usize| *j != i && *j != p && self.asynchronous >> j & 1 == 0;
+        (0..self.sites.len()).filter(needed).all(|j| heirs >> j & 1 == 1)
+            && (if p == i { heirs != 0 } else { has_disk })
     }
 
     /// The disks of a site are lost, and there are new ones. Returns false if that would lose more than a site.

@@ -396,7 +396,7 @@ impl Core {
         self.change(Then::Prepared(i, session));
     }
 
-    /// Whatever a source remembers of another disk in this one's place, this one counts above it.
+    /// Counts above what the source of a resync remembers of another disk in this one's place.
     pub(super) fn outcount(&mut self, source: &Facts) {
         if mutated!(self, CountAnew) {
             return;
