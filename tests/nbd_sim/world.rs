@@ -15,7 +15,6 @@ use super::model::Model;
 use crate::nbd::core::loss::Settling;
 use crate::nbd::core::op::{Origin, Work as Written};
 use crate::nbd::core::peer::{Part, Stage};
-use crate::nbd::core::role::Change;
 use crate::nbd::core::{
     Action, Command, Config, Core, Event, Mutation, Note, Refusal, Request, RequestId, Ticket, Tuning, Way,
 };
@@ -77,6 +76,8 @@ pub struct Site {
     pub core: Option<Core>,
     pub data: Data,
     pub meta: Meta,
+    /// The identity of the metadata's device.
+    pub device: [u8; 16],
     life: u32,
     running: BTreeMap<(Ticket, u64), Work>,
     /// Sites that were equal to this one when it was primary last.
@@ -88,7 +89,7 @@ pub struct Site {
     pub is_stuck: bool,
     is_promoting: bool,
     /// The sites that it could reach when it opened its ballot.
-    reached: Option<u32>,
+    pub reached: Option<u32>,
 }
 
 /// The events of a run, counted.
@@ -122,6 +123,8 @@ pub struct Counts {
     pub discards: u64,
     /// A site took a larger size.
     pub growths: u64,
+    /// The disks of a site were lost, and replaced by new ones.
+    pub replacements: u64,
 }
 
 impl Counts {
@@ -149,6 +152,7 @@ impl Counts {
             (&mut self.named, run.named),
             (&mut self.discards, run.discards),
             (&mut self.growths, run.growths),
+            (&mut self.replacements, run.replacements),
         ] {
             *sum += n;
         }
@@ -168,6 +172,7 @@ impl fmt::Display for Counts {
             copies,
             named,
             growths,
+            replacements,
             catch_ups,
             compared,
             too_large,
@@ -178,7 +183,7 @@ impl fmt::Display for Counts {
         write!(
             f,
             "{writes} writes, {flushes} flushes, {resyncs} resyncs, {promotions} promotions, {takeovers} take-overs from a \
-             primary without a majority, {disk_failures} disk failures, {leaves} leaves, {discards} splits of three sites, {copies} copies compared, {named} with a checkpoint, {in_catch_up} in one of {catch_ups} catch-ups as one batch and {compared} after a comparison, {too_large} too large for that, {growths} larger sizes; {cuts} crashes, of which inside an \
+             primary without a majority, {disk_failures} disk failures, {leaves} leaves, {discards} splits of three sites, {copies} copies compared, {named} with a checkpoint, {in_catch_up} in one of {catch_ups} catch-ups as one batch and {compared} after a comparison, {too_large} too large for that, {growths} larger sizes, {replacements} new disks; {cuts} crashes, of which inside an \
              update of the superblock {in_superblock}, of the activity log {in_log}, an eviction {in_eviction}, a promotion \
              {in_promotion}, a catch-up as one batch {cut_in_catch_up}"
         )
@@ -213,7 +218,7 @@ pub struct World {
     former: Option<Former>,
     next: u64,
     pub serving: Option<usize>,
-    last_primary: usize,
+    pub last_primary: usize,
     /// The content that the present primary began with, until it answers, and when in the model's time.
     promoted: Option<(u64, Vec<(u64, u64)>)>,
     hold_down: Option<usize>,
@@ -231,9 +236,11 @@ pub struct World {
     pub is_over: bool,
     tweak: fn(&mut Config),
     /// Sites whose copy may be behind.
-    asynchronous: u32,
+    pub asynchronous: u32,
     /// The disks were made larger since, and an operator wants it mirrored.
     grows: bool,
+    /// Disks are replaced by new ones.
+    pub replaces: bool,
     pub histories: Histories,
     /// Checkpoints, by the number in their names, and the states that they are for.
     checkpoints: Vec<Since>,
@@ -287,7 +294,7 @@ fn source_of(core: &Core, sites: usize) -> Option<usize> {
 }
 
 /// Returns true if the slot says that its site may lack answered writes.
-fn is_behind(slot: &Slot) -> bool {
+pub fn is_behind(slot: &Slot) -> bool {
     slot.generation.is_some() || slot.flags.contains(SlotFlags::FULL_SYNC_DUE)
 }
 
@@ -433,6 +440,7 @@ impl World {
                 core: None,
                 data: Data::new(SIZE / BLOCK),
                 meta: Meta::new(layout, tag_of(&device), &superblock),
+                device,
                 life: 0,
                 running: BTreeMap::new(),
                 equals: 0,
@@ -474,6 +482,7 @@ impl World {
             tweak,
             asynchronous: 0,
             grows: false,
+            replaces: false,
             histories: Histories::new((SIZE / BLOCK) as usize),
             checkpoints: Vec::new(),
             answers: Vec::new(),
@@ -510,7 +519,7 @@ impl World {
         let mut config = Config {
             site: site_id(i),
             resource: ResourceId::try_from(0).unwrap(),
-            device: [i as u8 + 1; 16],
+            device: site.device,
             layout: site.meta.layout,
             peers: (0..n).filter(|peer| *peer != i).map(site_id).collect(),
             asynchronous: Mask(self.asynchronous),
@@ -547,7 +556,7 @@ impl World {
         self.links.get(&(a.min(b), a.max(b))).copied().unwrap_or(0)
     }
 
-    fn linked(&self, a: usize, b: usize) -> bool {
+    pub fn linked(&self, a: usize, b: usize) -> bool {
         self.link(a, b) % 2 == 0 && self.is_up(a) && self.is_up(b)
     }
 
@@ -636,16 +645,6 @@ impl World {
         self.note_heirs(i);
         self.note_ballot(i);
         self.note_history(i);
-    }
-
-    /// A site that comes during a ballot is not asked any more: for that promotion it is as one that is lost.
-    fn note_ballot(&mut self, i: usize) {
-        let change = self.sites[i].core.as_ref().map(|core| core.role_change);
-        let is_open = change.is_some_and(|change| change.is_won() || matches!(change, Change::Asking { .. }));
-        let reached = (0..self.sites.len()).filter(|j| *j == i || self.linked(i, *j));
-        let reached = reached.fold(0, |mask, j| mask | 1 << j);
-        let site = &mut self.sites[i];
-        site.reached = is_open.then(|| site.reached.unwrap_or(reached));
     }
 
     /// Sites that count as having all data of the primary.
@@ -868,7 +867,7 @@ impl World {
     }
 
     /// The flags on a site's disk.
-    fn flags(&self, i: usize) -> DiskFlags {
+    pub fn flags(&self, i: usize) -> DiskFlags {
         self.sites[i].meta.superblock().map_or(DiskFlags::default(), |block| block.flags)
     }
 
@@ -878,9 +877,7 @@ impl World {
         if !flags.contains(DiskFlags::PRIMARY | DiskFlags::CONSISTENT) {
             self.fail(format!("I6: site {i} serves, and its superblock says {flags}"));
         }
-        let running = (0..self.sites.len()).filter(|j| *j == i || self.linked(i, *j));
-        let running = running.fold(0, |mask, j| mask | 1 << j);
-        self.model.excuse(i, running & self.sites[i].reached.unwrap_or(running));
+        self.excuse(i);
         let mut content = Vec::new();
         for block in self.model.blocks().collect::<Vec<_>>() {
             let value = self.sites[i].data.now[block as usize];
@@ -1045,6 +1042,8 @@ impl World {
                 };
                 let before = targets(&site.meta);
                 site.meta.write(&blocks);
+                self.note_claim(i);
+                let site = &self.sites[i];
                 let ended = Mask(before.0 & !targets(&site.meta).0);
                 for target in (0..n).filter(|target| ended.contains(*target as u8)) {
                     self.model.resynced(i, target, &self.sites[target].data.now);
@@ -1068,6 +1067,7 @@ impl World {
     /// A site stops; with a power cut its caches are lost.
     pub fn crash(&mut self, i: usize, power: bool) {
         let is_catching_up = u64::from(self.is_catching_up(i));
+        let reached = self.reached_by_winner(i);
         if self.sites[i].core.take().is_none() {
             return;
         }
@@ -1110,6 +1110,7 @@ impl World {
             site.data.cut(random);
         }
         self.check_far(i);
+        self.note_claim_of(i, reached);
         if self.flags(i).contains(DiskFlags::PRIMARY) {
             self.histories.add(&self.sites[i].meta.replayed(&self.sites[i].data));
         }
@@ -1196,18 +1197,6 @@ impl World {
         }
     }
 
-    /// Returns true if a follower that stops goes at once with its primary: nothing on its disk says yet that it outlived it. M1
-    /// keeps only flushed writes when both sites go, and which of the two had later ones neither can know afterwards.
-    fn went_with_primary(&self, i: usize) -> bool {
-        let last = self.last_primary;
-        let is_gone = i != last && self.sites[last].core.is_none();
-        let is_far = (self.asynchronous >> i | self.asynchronous >> last) & 1 == 1;
-        // By its disk, and not its memory: it may have lost this site just before it went itself, and have answered nothing since.
-        let block = self.sites[last].meta.superblock().cloned().unwrap_or_default();
-        let is_heir = block.slots.iter().any(|slot| slot.site == Some(site_id(i)) && !is_behind(slot));
-        is_heir && is_gone && !is_far && self.flags(i).contains(DiskFlags::UP_TO_DATE | DiskFlags::WRITING)
-    }
-
     /// The witness ends, or a site is cut off from it, alone or together with the other site.
     fn fault_of_witness(&mut self, i: usize) {
         let witness = self.sites.len();
@@ -1233,18 +1222,16 @@ impl World {
         }
     }
 
-    /// Returns true if a site leaves in order, or has left: its disk says that newer content is elsewhere, or is about to.
-    fn is_leaving(&self, i: usize) -> bool {
-        let change = self.sites[i].core.as_ref().map(|core| core.role_change);
-        matches!(change, Some(Change::Departing { .. } | Change::Left))
-            || self.flags(i).contains(DiskFlags::OUTDATED)
-    }
-
     fn fault(&mut self) {
         let n = self.sites.len();
         let i = self.random.usize(..n);
         if self.witness.is_some() && self.random.u8(..3) == 0 {
             return self.fault_of_witness(i);
+        }
+        if self.replaces && self.random.bool() && self.replace(i) {
+            self.log(i, "has new disks");
+            let delay = self.random.u64(100_000..4_000_000);
+            return self.later(delay, Task::Restart(i));
         }
         match self.random.u8(..12) {
             0..=3 => {

@@ -319,7 +319,7 @@ impl Core {
                 };
                 let third = third.filter(|_| !is_target).and_then(|site| self.bitmap(site)).cloned();
                 if let Some(map) = self.bitmaps.get_mut(slot) {
-                    if reach == Reach::Full {
+                    if reach == Reach::Full && !mutated!(self, BelieveBits) {
                         map.set(0..u64::MAX);
                     }
                     third.iter().for_each(|third| _ = map.unite(third));
@@ -384,6 +384,7 @@ impl Core {
         let (is_target, theirs, decision) = (peer.part == Part::Target, theirs.clone(), *decision);
         if is_target {
             self.take_larger();
+            self.outcount(&theirs);
         }
         self.store.wanted.begin_resync(&theirs, &decision);
         if is_target {
@@ -393,6 +394,15 @@ impl Core {
         self.void_log();
         self.limit_bitmaps();
         self.change(Then::Prepared(i, session));
+    }
+
+    /// Counts above what the source of a resync remembers of another disk in this one's place.
+    pub(super) fn outcount(&mut self, source: &Facts) {
+        if mutated!(self, CountAnew) {
+            return;
+        }
+        let remembered = source.slot(self.config.site).map_or(0, |slot| slot.stable);
+        self.store.wanted.outcount(remembered);
     }
 
     pub(super) fn prepared(&mut self, i: usize, session: u64) {

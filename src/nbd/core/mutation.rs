@@ -25,6 +25,8 @@ pub(crate) enum Mutation {
     CatchUpUnlogged,
     CatchUpUnmarked,
     IgnoreWitness,
+    BelieveBits,
+    CountAnew,
 }
 
 /// `mutated!(self, Mutation)`: true if the simulator wants that mistake; never outside tests.

@@ -134,11 +134,7 @@ impl Core {
         if fields.flags & packet::END != 0 {
             let Some(peer) = self.peers.get_mut(i) else { return };
             (peer.part, peer.resync) = (Part::Equal, None);
-            let counter = peer.theirs.as_ref().map(|(theirs, _)| theirs.write_counter);
             self.store.wanted.finish_source(site);
-            if let Some(counter) = counter {
-                self.store.wanted.recount(site, counter);
-            }
             self.change(Then::Nothing);
             // After a crash with a resync under way this disk would count, and not what both have answered since.
             self.quorum_in = self.store.version;

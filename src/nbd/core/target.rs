@@ -245,6 +245,7 @@ impl Core {
             (peer.part, peer.resync) = (Part::Equal, None);
             self.grown_from = u64::MAX;
             let told = peer.told;
+            self.outcount(&facts);
             let equal = self.store.wanted.finish_target(&facts);
             if self.follows.is_none() {
                 // Nobody writes, and all is stable: otherwise the two would be compared anew with each handshake, for ever.

@@ -65,9 +65,10 @@ pub trait Rotate {
     /// The target has acknowledged the durable end of the resync from this disk.
     fn finish_source(&mut self, target: SiteId);
 
-    /// The disk of a site was made equal to this one. If a higher count than its own was known, that was of another disk in
-    /// its place, or of a later state of it, and would have it taken for a restored snapshot for ever.
-    fn recount(&mut self, site: SiteId, counter: u64);
+    /// The content of a site that remembers this count comes to this disk. Where it is higher than this disk's, it was that of
+    /// another disk in its place, or of a later state of it: from now on this one counts above it, and above the little more
+    /// that a third site may remember. Otherwise they would take it for a restored snapshot for ever.
+    fn outcount(&mut self, remembered: u64);
 
     /// This site leaves in order while another one goes on as primary: its data will be old.
     fn leave(&mut self);
@@ -290,9 +291,7 @@ impl Rotate for Superblock {
         slot.flags.set(SlotFlags::SYNC_TARGET, !is_source);
         // A full resync has set all bits, durably, before this.
         slot.flags.set(SlotFlags::FULL_SYNC_DUE, false);
-        // A disk without data is a new one, and its count begins anew. One with data is compared anew until it is equal.
-        slot.stable =
-            if peer.current.has_data() { slot.stable.max(peer.write_counter) } else { peer.write_counter };
+        slot.stable = slot.stable.max(peer.write_counter);
         // A connect after an interruption finds it by the target's generation, and goes on with the bits.
         if let Some(since) = since.filter(|_| is_source) {
             slot.generation = since.noting(slot.generation.was_primary());
@@ -362,9 +361,9 @@ impl Rotate for Superblock {
         }
     }
 
-    fn recount(&mut self, site: SiteId, counter: u64) {
-        if let Some(slot) = slot(self, site) {
-            slot.stable = counter;
+    fn outcount(&mut self, remembered: u64) {
+        if remembered > self.write_counter {
+            self.write_counter = remembered.saturating_add(1 << 20);
         }
     }
 
