@@ -212,7 +212,7 @@ impl Core {
     }
 
     /// Returns the reason why this disk and that one cannot mirror each other, if there is one: bits count chunks.
-    fn misfit(&self, theirs: &Facts) -> Option<String> {
+    pub(super) fn misfit(&self, theirs: &Facts) -> Option<String> {
         let layout = &self.config.layout;
         let (own, site) = (self.config.site, theirs.site);
         if theirs.asynchronous != self.config.asynchronous.contains(site.get()) {
@@ -224,8 +224,8 @@ impl Core {
         let (mine, other) = (layout.chunk(), 1_u64.checked_shl(theirs.chunk_shift.into()).unwrap_or(0));
         (mine != other).then(|| {
             format!(
-                "the metadata of {own} has chunks of {mine} bytes and that of {site} of {other}: make one of them anew with \
-                 `hadm-nbd init --chunk` as at the other"
+                "the metadata of {own} has chunks of {mine} bytes and that of {site} of {other}: make the metadata anew where the \
+                 content is to be overwritten: `hadm-nbd init --force --chunk {other}` at {own}, or `--chunk {mine}` at {site}"
             )
         })
     }

@@ -282,6 +282,13 @@ impl Core {
             #[cfg(test)]
             history: Vec::new(),
         };
+        let own = Mask::of(core.config.site.get());
+        let sites = core.config.peers.iter().fold(own, |all, site| all | Mask::of(site.get()));
+        for site in core.store.wanted.retain(sites).ids() {
+            if let Ok(site) = SiteId::try_from(u32::from(site)) {
+                core.note(Note::Forgotten(site));
+            }
+        }
         for site in core.config.peers.clone() {
             if core.store.wanted.admit(site) {
                 let slot = core.store.wanted.slot_of(site).unwrap_or(0);
@@ -293,7 +300,7 @@ impl Core {
                 core.peers.push(peer);
             }
         }
-        core.store.wanted.members = core.store.wanted.members | Mask::of(core.config.site.get());
+        core.store.wanted.members = core.store.wanted.members | own;
         let grown = redo::size_in(&batches, core.store.wanted.log_void);
         core.store.wanted.agreed_size = core.store.wanted.agreed_size.max(grown);
         core.limit_bitmaps();
@@ -344,6 +351,11 @@ impl Core {
     /// Returns true if writes wait: for a person, a lost site, a majority or the fencing handler.
     pub fn is_frozen(&self) -> bool {
         self.is_primary() && (!self.frozen.is_empty() || !self.fencing.is_empty() || self.lacks_quorum())
+    }
+
+    /// Returns true if writes wait for a majority: no command lets them go on.
+    pub fn waits_for_majority(&self) -> bool {
+        self.is_primary() && self.lacks_quorum()
     }
 
     /// Returns true if resyncs with a site wait for [`Command::PauseResync`].
