@@ -161,7 +161,7 @@ impl Core {
         self.peers.iter().enumerate().any(|(n, peer)| n != i && is_promised(peer))
     }
 
-    /// Sites whose content is to come here waited for the begin of a copy from here.
+    /// Greets the sites whose content is to come here, and which waited for the begin of a copy from here.
     fn greet_sources(&mut self) {
         let own = Some(self.config.site);
         for i in 0..self.peers.len() {

@@ -70,7 +70,7 @@ pub struct Peer {
     pub part: Part,
     /// The other end is ready to receive.
     pub is_ready: bool,
-    /// What a resync into this disk takes is durable but for the mark on the disk, which waits for the source to be ready.
+    /// The begin of a resync into this disk is durable but for the mark on the disk, which waits for the source to be ready.
     pub awaits_source: bool,
     /// Numbers of the last packets sent, by class.
     pub sent: [u64; 2],
