@@ -92,8 +92,10 @@ fn chunks_that_differ_are_refused() {
     let Some((mut pair, mut client)) = Sites::serving("") else { return };
     write(&mut client, 5, 5);
     init_again(&mut pair, 1, &["--chunk", "128K"]);
-    pair.wait(0, "has chunks of 65536 bytes and that of site 1 of 131072: make one of them anew");
-    pair.wait(1, "has chunks of 131072 bytes and that of site 0 of 65536: make one of them anew");
+    pair.wait(0, "has chunks of 65536 bytes and that of site 1 of 131072: make the metadata anew");
+    pair.wait(1, "has chunks of 131072 bytes and that of site 0 of 65536: make the metadata anew");
+    let plan = pair.hadmctl(0, &["plan", "data"]).unwrap();
+    assert!(plan.contains("--chunk 65536` at site 1") && !plan.contains("to compare"), "{plan}");
     // No client notices.
     write(&mut client, 6, 6);
     assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);

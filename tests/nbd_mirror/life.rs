@@ -274,6 +274,51 @@ fn two_histories_stay_apart_until_one_is_given_up() {
     pair.stop();
 }
 
+/// Sites that are taken out of the configuration have no say any more, and no place in the metadata.
+#[test]
+fn a_site_that_is_no_longer_configured_is_forgotten() {
+    let Some(mut sites) = Sites::prepare(3, "") else { return };
+    sites.all().for_each(|site| sites.init(site, &["--clean", "--slots", "2"]));
+    sites.all().for_each(|site| sites.start_site(site));
+    sites.wait_in_sync();
+    sites.hadmctl(0, &["primary", "data"]).unwrap();
+    let mut client = sites.client(0);
+    write(&mut client, 1, 1);
+    sites.kill_site(2);
+    write(&mut client, 2, 2);
+    for site in [1, 0] {
+        sites.kill_site(site);
+    }
+    (_, _) = (sites.daemons.pop(), sites.mirrors.pop());
+    sites.configure("");
+    for site in [0, 1] {
+        sites.start_site(site);
+        sites.mirrors[site].as_ref().unwrap().wait_log("site 2 is forgotten", PATIENCE);
+    }
+    sites.wait_in_sync();
+    // It is not asked for, and misses nothing.
+    for site in [1, 0] {
+        sites.hadmctl(site, &["primary", "data"]).unwrap();
+        write(&mut sites.client(site), 3, 3 + site as u8);
+        sites.hadmctl(site, &["secondary", "data"]).unwrap();
+    }
+    // It comes back as one of which nothing is known.
+    (_, _) = (sites.daemons.push(None), sites.mirrors.push(None));
+    sites.configure("");
+    for site in [0, 1] {
+        sites.kill_site(site);
+        sites.start_site(site);
+    }
+    sites.start_site(2);
+    sites.wait_in_sync();
+    sites.hadmctl(2, &["primary", "data"]).unwrap();
+    let mut client = sites.client(2);
+    [(1, 1), (2, 2), (3, 3)].into_iter().for_each(|(chunk, byte)| assert_content(&mut client, chunk, byte));
+    assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
+    sites.assert_equal();
+    sites.stop();
+}
+
 /// The primary whose changes are to go has its program called, which here makes it leave the role.
 #[test]
 fn a_helper_ends_the_role_of_the_primary_whose_changes_go() {

@@ -227,8 +227,13 @@ fn survivors_of_a_dead_primary_go_on_with_all_that_was_answered() {
     // Alone it is no majority: it answers no write, and goes on when another is back.
     three.kill_site(0);
     three.kill_site(2);
-    three.wait(1, "writes wait");
+    three.wait(1, "writes wait for a majority");
     client.write(1, 0, b"late");
+    // No command helps, and none is named.
+    let refused = three.hadmctl(1, &["resume", "data"]).unwrap_err();
+    assert!(refused.contains("start another site"), "{refused}");
+    let found = three.hadmctl(1, &["doctor", "data"]).unwrap_err();
+    assert!(found.contains("start hadm-nbd at another site") && !found.contains("disk resume"), "{found}");
     three.start_site(2);
     client.simple_reply(1, 0);
     three.stop();

@@ -153,6 +153,13 @@ fn the_target_of_a_resync_marks_for_a_site_that_is_lost() {
     assert!(found.is_ok(), "{found:?}");
 }
 
+/// Three sites met at once, each had to copy from the next, and each gave its content up for that: no good disk was left.
+#[test]
+fn three_sites_do_not_copy_from_one_another_in_a_circle() {
+    let found = run_growing(771_357, 2, None);
+    assert!(found.is_ok(), "{found:?}");
+}
+
 /// A far site that takes the size before the content that it goes with is found out.
 #[test]
 fn a_size_without_its_content_is_found() {

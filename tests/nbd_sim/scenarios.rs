@@ -4,7 +4,7 @@
 
 use super::world::{SIZE, World, site_id};
 use crate::nbd::core::peer::Part;
-use crate::nbd::core::{Command, Config, Mutation, Note, Refusal, Request};
+use crate::nbd::core::{Command, Config, Mutation, Note, Refusal, Request, Tuning};
 use crate::nbd::disk::format::DiskFlags;
 use crate::nbd::mirror::Role;
 use crate::nbd::mirror::promotion::{Fencing, Objection};
@@ -141,6 +141,43 @@ fn a_disk_that_replaces_another_is_no_older_state_of_it() {
     assert_eq!(value(&world, 0, 9), 9);
 }
 
+/// A disk that was served while it was half-synced has nothing in common with any other: a person's word ends that, too, and is
+/// kept where the line is cut in the middle of the copy.
+#[test]
+fn a_disk_that_has_nothing_in_common_is_overwritten_by_a_persons_word() {
+    let mut world = World::scripted(2, None, |_| {});
+    let new = (world.sites[1].data.clone(), world.sites[1].meta.clone());
+    assert!(world.until(|world| world.in_sync(0, 1)), "{:?}", world.failure);
+    assert_eq!(promote(&mut world, 0, PROMOTE), Ok(()));
+    let id = world.write(0, 3, 7);
+    assert!(is_answered(&mut world, id));
+    world.crash(1, true);
+    (world.sites[1].data, world.sites[1].meta) = new;
+    world.restart(1);
+    let is_target = |world: &World| world.sites[1].core.as_ref().unwrap().peers[0].resync.is_some();
+    assert!(world.until(|world| is_target(world) && world.is_reading(1)));
+    world.cut(0, 1);
+    assert!(world.until(|world| world.sites[1].core.as_ref().unwrap().follows.is_none()));
+    assert_eq!(promote(&mut world, 1, FORCED), Ok(()));
+    let id = world.write(1, 9, 9);
+    assert!(is_answered(&mut world, id));
+    world.cut(0, 1);
+    world.run_for(2_000_000);
+    assert_eq!(world.command(1, Command::Demote), Ok(()));
+    world.run_for(2_000_000);
+    let is_unrelated = |note: &(usize, Note)| matches!(note, (0, Note::Decision(_, words)) if words.contains("nothing in common"));
+    assert!(world.notes.iter().any(is_unrelated), "{:?}", world.notes);
+    assert_eq!(value(&world, 1, 9), 9, "nobody said whose content goes");
+    assert_eq!(world.command(1, Command::Discard), Ok(()));
+    assert!(world.until(|world| is_target(world) && world.is_reading(1)), "{:?}", world.notes);
+    world.cut(0, 1);
+    assert!(world.until(|world| !is_target(world)));
+    world.cut(0, 1);
+    assert!(world.until(|world| world.in_sync(0, 1) && world.in_sync(1, 0)), "{:?}", world.notes);
+    assert_eq!(world.sites[0].data.now, world.sites[1].data.now);
+    assert_eq!((value(&world, 1, 3), value(&world, 1, 9)), (7, 0));
+}
+
 /// Writes a block while a resync reads its chunk. Returns true if the older content comes after the newer one.
 fn is_hot_chunk_set_back(mutation: Option<Mutation>) -> bool {
     let mut world = mirrored_with(2, mutation, |_| {});
@@ -180,6 +217,17 @@ fn a_frozen_primary_answers_no_write_until_the_site_is_back_or_a_person_says_so(
     world.run_for(5_000_000);
     assert!(!world.replies.contains_key(&held));
     assert_eq!(world.command(0, Command::Resume), Ok(()));
+    assert!(is_answered(&mut world, held));
+    // Also by a configuration without it.
+    world.cut(0, 1);
+    assert!(world.until(|world| world.in_sync(0, 1)));
+    world.cut(0, 1);
+    let held = world.write(0, 22, 3);
+    world.run_for(5_000_000);
+    assert!(!world.replies.contains_key(&held));
+    let core = world.sites[0].core.as_mut().unwrap();
+    let tuning = Tuning { freeze: false, ..core.config.tuning };
+    core.tune(tuning);
     assert!(is_answered(&mut world, held));
     // Writes that were answered alone are known as such.
     assert!(matches!(promote(&mut world, 1, PROMOTE), Err(Refusal::Objections(_))));

@@ -153,6 +153,29 @@ impl Core {
         (0..self.peers.len()).any(|n| n != i && self.is_target_of(n)) || self.is_grown_by_another(i)
     }
 
+    /// Returns true if another site is about to give its content up for what is here.
+    fn is_promised_to_another(&self, i: usize) -> bool {
+        let is_promised = |peer: &super::Peer| {
+            peer.part == Part::Source && matches!(peer.stage, Stage::Preparing | Stage::Ready)
+        };
+        self.peers.iter().enumerate().any(|(n, peer)| n != i && is_promised(peer))
+    }
+
+    /// Greets the sites whose content is to come here, and which waited for the begin of a copy from here.
+    fn greet_sources(&mut self) {
+        let own = Some(self.config.site);
+        for i in 0..self.peers.len() {
+            let waits = |peer: &super::Peer| {
+                peer.linked
+                    && peer.session == 0
+                    && peer.decision.is_some_and(|(decision, _)| decision.target() == own)
+            };
+            if self.peers.get(i).is_some_and(waits) && !self.is_promised_to_another(i) {
+                self.greet(i);
+            }
+        }
+    }
+
     fn send_hello(&mut self, i: usize) {
         let Some(peer) = self.peers.get(i) else { return };
         let heard = peer.theirs.as_ref().map_or(0, |(facts, _)| facts.nonce);
@@ -212,7 +235,7 @@ impl Core {
     }
 
     /// Returns the reason why this disk and that one cannot mirror each other, if there is one: bits count chunks.
-    fn misfit(&self, theirs: &Facts) -> Option<String> {
+    pub(super) fn misfit(&self, theirs: &Facts) -> Option<String> {
         let layout = &self.config.layout;
         let (own, site) = (self.config.site, theirs.site);
         if theirs.asynchronous != self.config.asynchronous.contains(site.get()) {
@@ -224,8 +247,8 @@ impl Core {
         let (mine, other) = (layout.chunk(), 1_u64.checked_shl(theirs.chunk_shift.into()).unwrap_or(0));
         (mine != other).then(|| {
             format!(
-                "the metadata of {own} has chunks of {mine} bytes and that of {site} of {other}: make one of them anew with \
-                 `hadm-nbd init --chunk` as at the other"
+                "the metadata of {own} has chunks of {mine} bytes and that of {site} of {other}: make the metadata anew where the \
+                 content is to be overwritten: `hadm-nbd init --force --chunk {other}` at {own}, or `--chunk {mine}` at {site}"
             )
         })
     }
@@ -288,6 +311,10 @@ impl Core {
         if self.is_stale(i) || is_undone || decision.demote.is_some() {
             return self.greet(i);
         }
+        if decision.target() == Some(self.config.site) && self.is_promised_to_another(i) {
+            // It tries again when that one has begun.
+            return;
+        }
         self.prepare(i, statement.session);
     }
 
@@ -299,6 +326,7 @@ impl Core {
         let (Some((decision, _)), Some((theirs, _))) = (peer.decision, peer.theirs.clone()) else { return };
         (peer.session, peer.stage, peer.progress) = (session, Stage::Preparing, now);
         (peer.is_ready, peer.sent, peer.received) = (false, [0; 2], [0; 2]);
+        peer.awaits_source = false;
         let slot = peer.slot;
         match decision.outcome {
             Outcome::Sync { source, reach, .. } => {
@@ -382,6 +410,14 @@ impl Core {
             return self.change(Then::Prepared(i, session));
         }
         let (is_target, theirs, decision) = (peer.part == Part::Target, theirs.clone(), *decision);
+        if is_target && !peer.is_ready {
+            // Of three that meet at once each may be about to copy from the next: a source that becomes a target says nothing, and
+            // what is here is not given up before it has.
+            if let Some(peer) = self.peers.get_mut(i) {
+                peer.awaits_source = true;
+            }
+            return;
+        }
         if is_target {
             self.take_larger();
             self.outcount(&theirs);
@@ -418,7 +454,10 @@ impl Core {
     pub(super) fn peer_is_ready(&mut self, i: usize) {
         let Some(peer) = self.peers.get_mut(i) else { return };
         peer.is_ready = true;
-        if peer.stage == Stage::Ready {
+        let session = peer.session;
+        if std::mem::take(&mut peer.awaits_source) {
+            self.bits_prepared(i, session);
+        } else if peer.stage == Stage::Ready {
             self.joined(i);
         }
     }
@@ -438,7 +477,10 @@ impl Core {
         }
         match part {
             Part::Target => self.send_bits(i, PacketType::SD_DBM_REQ),
-            Part::Source => self.answer_bits(i),
+            Part::Source => {
+                self.answer_bits(i);
+                self.greet_sources();
+            }
             Part::Equal | Part::Idle => {}
         }
         if part == Part::Equal {

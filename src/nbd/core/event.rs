@@ -191,6 +191,8 @@ pub enum Refusal {
     Role,
     /// No such site, or it is not in sync.
     Site,
+    /// Writes wait for a majority of the sites.
+    Majority,
     /// The mirror does not grow.
     Growth(Obstacle),
     /// No site has a copy that may be behind.
@@ -229,6 +231,8 @@ pub enum Note {
     },
     /// A verify ended: chunks compared, and chunks that differ.
     Verified(SiteId, u64, u64),
+    /// A site is no part of the mirror any more: it is not configured.
+    Forgotten(SiteId),
     /// Writes wait, and why; [`Note::Thawed`] ends it.
     Frozen(&'static str),
     /// Writes go on.

@@ -47,7 +47,15 @@ impl Core {
         self.note_quorum();
     }
 
-    /// A person says that writes go on.
+    /// A person says that writes go on. Where a majority decides, a person cannot.
+    pub(super) fn resume(&mut self) -> Result<(), Refusal> {
+        self.thaw();
+        match self.waits_for_majority() {
+            true => Err(Refusal::Majority),
+            false => Ok(()),
+        }
+    }
+
     pub(super) fn thaw(&mut self) {
         if !self.frozen.is_empty() || !self.fencing.is_empty() {
             (self.frozen, self.fencing) = (Mask(0), Mask(0));

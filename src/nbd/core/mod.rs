@@ -250,6 +250,13 @@ impl Core {
             #[cfg(test)]
             history: Vec::new(),
         };
+        let own = Mask::of(core.config.site.get());
+        let sites = core.config.peers.iter().fold(own, |all, site| all | Mask::of(site.get()));
+        for site in core.store.wanted.retain(sites).ids() {
+            if let Ok(site) = SiteId::try_from(u32::from(site)) {
+                core.note(Note::Forgotten(site));
+            }
+        }
         for site in core.config.peers.clone() {
             if core.store.wanted.admit(site) {
                 let slot = core.store.wanted.slot_of(site).unwrap_or(0);
@@ -261,7 +268,7 @@ impl Core {
                 core.peers.push(peer);
             }
         }
-        core.store.wanted.members = core.store.wanted.members | Mask::of(core.config.site.get());
+        core.store.wanted.members = core.store.wanted.members | own;
         let grown = redo::size_in(&batches, core.store.wanted.log_void);
         core.store.wanted.agreed_size = core.store.wanted.agreed_size.max(grown);
         core.limit_bitmaps();

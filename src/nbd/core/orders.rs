@@ -29,6 +29,9 @@ impl Core {
     pub fn plan(&self, site: SiteId) -> Option<Vec<String>> {
         let peer = self.peers.get(self.peer_of(site)?)?;
         let theirs = peer.known.as_ref()?;
+        if let Some(why) = self.misfit(theirs) {
+            return Some(vec![why]);
+        }
         let own = self.facts_with(0, peer.last_session);
         Some(decide(&own, theirs).plan(&own, theirs))
     }

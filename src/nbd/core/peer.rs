@@ -70,6 +70,8 @@ pub struct Peer {
     pub part: Part,
     /// The other end is ready to receive.
     pub is_ready: bool,
+    /// The begin of a resync into this disk is durable but for the mark on the disk, which waits for the source to be ready.
+    pub awaits_source: bool,
     /// Numbers of the last packets sent, by class.
     pub sent: [u64; 2],
     /// Numbers of the last packets received, by class.
@@ -126,6 +128,7 @@ impl Peer {
             stage: Stage::Apart,
             part: Part::Idle,
             is_ready: false,
+            awaits_source: false,
             sent: [0; 2],
             received: [0; 2],
             outstanding: VecDeque::new(),

@@ -77,10 +77,7 @@ impl Core {
                 self.change(Then::Greet);
                 Ok(())
             }
-            Command::Resume => {
-                self.thaw();
-                Ok(())
-            }
+            Command::Resume => self.resume(),
             Command::Checkpoint(name) => self.name_point(name),
             Command::Verify { site } => self.begin_verify(site),
             Command::Grow => match self.grow() {

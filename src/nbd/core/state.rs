@@ -25,6 +25,11 @@ impl Core {
         self.is_primary() && (!self.frozen.is_empty() || !self.fencing.is_empty() || self.lacks_quorum())
     }
 
+    /// Returns true if writes wait for a majority: no command lets them go on.
+    pub fn waits_for_majority(&self) -> bool {
+        self.is_primary() && self.lacks_quorum()
+    }
+
     /// Returns true if resyncs with a site wait for [`Command::PauseResync`].
     pub fn is_paused(&self, site: SiteId) -> bool {
         self.paused.contains(site.get())

@@ -287,9 +287,18 @@ impl<'a> Pair<'a> {
                 let is_shared = |generation: Generation| b.ancestors().any(|other| other == generation);
                 match a.ancestors().any(is_shared) {
                     true => self.split_brain(Row::SplitBrainHistory, false),
-                    false => self.decision(Row::Unrelated, Outcome::Unrelated),
+                    false => self.unrelated(),
                 }
             }
+        }
+    }
+
+    /// Decides between two disks that have nothing in common: a person may say that the content of one is to go.
+    fn unrelated(self) -> Decision {
+        let decision = self.split_brain(Row::Unrelated, false);
+        match decision.outcome {
+            Outcome::SplitBrain { .. } => Decision { outcome: Outcome::Unrelated, ..decision },
+            _ => decision,
         }
     }
 

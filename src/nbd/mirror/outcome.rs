@@ -135,6 +135,7 @@ impl Row {
             Row::SplitBrainBitmap
                 | Row::SplitBrainHistory
                 | Row::Contradiction
+                | Row::Unrelated
                 | Row::DualPrimary
                 | Row::Discard
         )
@@ -281,8 +282,8 @@ impl Decision {
                 self.row.says()
             ),
             Outcome::Unrelated => format!(
-                "the disks of sites {low} and {high} have nothing in common: initialise the one that is to be \
-                 overwritten anew"
+                "the disks of sites {low} and {high} have nothing in common: nothing is overwritten until one of them is \
+                 told to give up its content (hadmctl disk discard)"
             ),
             Outcome::JustCreatedBoth => format!(
                 "the disks of sites {low} and {high} are just created: make the one whose content counts primary \
@@ -336,7 +337,8 @@ impl fmt::Display for Why {
             ),
             Why::RolledBack(site) => write!(
                 f,
-                "the metadata of {site} is older than it once was, as after restoring a snapshot: initialise it anew"
+                "the metadata of {site} is older than it once was, as after restoring a snapshot: initialise it anew \
+                 (hadm-nbd init --force), or the other site if what was restored is to count"
             ),
             Why::NoGoodData => f.write_str(
                 "neither has good data: connect a site that has, or make one primary with --force",
@@ -354,9 +356,9 @@ impl fmt::Display for Why {
                     "{primary} is primary, but would have to take the data of {newer}: make {primary} secondary first"
                 )
             }
-            Why::BothDiscard => {
-                f.write_str("both are to give up their changes: tell only one of them (hadmctl disk discard)")
-            }
+            Why::BothDiscard => f.write_str(
+                "both are to give up their changes: make the one primary whose changes stay (hadmctl disk primary)",
+            ),
         }
     }
 }

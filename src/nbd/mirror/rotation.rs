@@ -15,6 +15,11 @@ pub trait Rotate {
     /// Gives a site a slot. Returns false if none is free.
     fn admit(&mut self, site: SiteId) -> bool;
 
+    /// Only these sites are configured with a disk, at a start of the program: the others are members no more, and have no
+    /// slot. One that comes back all the same is known by its generation, and compared from end to end. Returns the sites
+    /// that were forgotten.
+    fn retain(&mut self, sites: Mask) -> Mask;
+
     /// At a primary, sites were lost that had the data, or have not confirmed all of it as stable, or were sent the end of
     /// a resync and may have taken it. To be durable here, and at every site that stays connected ([`Rotate::adopt`]),
     /// before any write is answered that one of the lost has not confirmed stable: a survivor that does not know of the
@@ -152,6 +157,19 @@ impl Rotate for Superblock {
         *free = Slot { site: Some(site), flags: SlotFlags::FULL_SYNC_DUE, ..Slot::default() };
         self.members = self.members | Mask::of(site.get());
         true
+    }
+
+    fn retain(&mut self, sites: Mask) -> Mask {
+        let gone = Mask(self.members.0 & !sites.0);
+        for i in 0..self.slots.len() {
+            let Some(slot) = self.slots.get_mut(i) else { break };
+            if slot.site.is_some_and(|site| !sites.contains(site.get())) {
+                let former = std::mem::take(slot).generation;
+                remember(self, former);
+            }
+        }
+        self.members = Mask(self.members.0 & sites.0);
+        gone
     }
 
     fn lose(&mut self, lost: Mask, fresh: Generation) {

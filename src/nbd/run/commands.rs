@@ -245,9 +245,9 @@ fn give(mirror: &Arc<Mirror>, command: Command) -> Result<Value, String> {
 fn absent(sites: Mask) -> String {
     let ids: Vec<_> = sites.ids().map(|id| id.to_string()).collect();
     let names = format!("site{} {}", if ids.len() == 1 { "" } else { "s" }, ids.join(", "));
-    let (is, it) = if ids.len() == 1 { ("is", "it") } else { ("are", "they") };
+    let (is, it, them) = if ids.len() == 1 { ("is", "it", "it") } else { ("are", "they", "them") };
     format!(
-        "{names} may have newer data and {is} not connected: bring {it} back, or use --force if {it} cannot be primary; \
+        "{names} may have newer data and {is} not connected: bring {them} back, or use --force if {it} cannot be primary; \
          what only {it} had is lost then"
     )
 }
@@ -274,6 +274,11 @@ fn words(refusal: Refusal) -> String {
             "the fencing handler could not keep {site} from going on: bring it back, or use --force if it cannot be primary"
         ),
         Refusal::Missing(sites) => absent(sites),
+        Refusal::Majority => {
+            "writes wait for a majority of the sites in sync: start another site, or the witness; one that never comes back is \
+             taken out of the configuration of all others, which takes a restart"
+                .into()
+        }
         Refusal::Busy => "it is not ready for that: it has just begun, lost a site, or changes its role; try again".into(),
         Refusal::Role => "that does not fit its present role".into(),
         Refusal::Growth(obstacle) => obstacle.to_string(),
@@ -306,9 +311,13 @@ mod tests {
             ),
             (Refusal::Fencing(site, Fencing::Failed), "--force"),
             (Refusal::Missing(Mask::of(1)), "site 1 may have newer data and is not connected"),
-            (Refusal::Missing(Mask(6)), "sites 1, 2 may have newer data and are not connected"),
+            (
+                Refusal::Missing(Mask(6)),
+                "sites 1, 2 may have newer data and are not connected: bring them back",
+            ),
             (Refusal::Objections(vec![Objection::OtherPrimary(site)]), "site 1 is primary"),
             (Refusal::Busy, "try again"),
+            (Refusal::Majority, "start another site"),
             (Refusal::Growth(Obstacle::Apart(Mask::of(1))), "bring it back"),
             (Refusal::Growth(Obstacle::Secondary(Some(site))), "give it at site 1"),
             (Refusal::NoneFar, "<protocol>async</protocol>"),

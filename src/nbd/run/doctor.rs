@@ -99,6 +99,13 @@ fn of_disk(mirror: &Mirror, view: &View) -> Finding {
             ),
         );
     }
+    if view.waits_for_majority {
+        return Finding::wrong(
+            what,
+            format!("{says}; writes wait for a majority of the sites in sync"),
+            "start hadm-nbd at another site, or the witness",
+        );
+    }
     if view.is_frozen {
         return Finding::wrong(
             what,
@@ -124,8 +131,8 @@ fn of_disk(mirror: &Mirror, view: &View) -> Finding {
         }
         "just created" if view.flags.contains(DiskFlags::ZEROED) => Finding::note(
             what,
-            format!("{says}, all zeroes: no site has been primary yet"),
-            format!("when all sites are in sync: hadmctl disk primary {name}"),
+            format!("{says}, all zeroes: it has no data yet"),
+            format!("when all sites are in sync, and none is primary: hadmctl disk primary {name}"),
         ),
         "just created" => Finding::wrong(
             what,

@@ -108,6 +108,12 @@ impl Journal {
                     &format!("{size} bytes are mirrored; clients see them when they connect again"),
                 );
             }
+            Note::Forgotten(site) => {
+                let words = "it is not in the configuration any more: what differs there is not known from now on, and all of it is \
+                             compared if it comes back";
+                info!("{name}: {site} is forgotten: {words}");
+                self.add(Some(site), "forgotten", words);
+            }
             Note::Thawed => {
                 info!("{name}: writes go on");
                 self.add(None, "thawed", "writes go on");

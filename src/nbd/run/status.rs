@@ -51,6 +51,8 @@ pub(super) struct View {
     pub flags: DiskFlags,
     pub generation: u64,
     pub is_frozen: bool,
+    /// No command lets them go on.
+    pub waits_for_majority: bool,
     pub verified: Option<String>,
     pub checkpoint: Option<String>,
     pub peers: Vec<PeerView>,
@@ -97,6 +99,7 @@ pub(super) fn view(mirror: &Mirror) -> View {
         flags: superblock.flags,
         generation: superblock.current.bits(),
         is_frozen: state.core.is_frozen(),
+        waits_for_majority: state.core.waits_for_majority(),
         verified: state.journal.verified.clone(),
         checkpoint: superblock.checkpoint.map(|name| name.to_string()),
         peers: peers.collect(),
@@ -208,7 +211,9 @@ impl View {
         if let Some(checkpoint) = &self.checkpoint {
             _ = write!(text, ", checkpoint {checkpoint}");
         }
-        if self.is_frozen {
+        if self.waits_for_majority {
+            text += "; writes wait for a majority of the sites";
+        } else if self.is_frozen {
             text += "; writes wait for a lost site, or for `hadmctl disk resume`";
         }
         for peer in &self.peers {

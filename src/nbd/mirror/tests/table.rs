@@ -215,6 +215,20 @@ fn cases() -> Vec<Case> {
             parted(a, b);
             a.flags |= DiskFlags::DISCARD;
         }),
+        case(
+            "a person's word between disks with nothing in common",
+            Row::Unrelated,
+            sync(1, 0, Reach::Full),
+            |a, _| {
+                a.current = generation(7);
+                a.flags |= DiskFlags::DISCARD;
+            },
+        ),
+        case("two such words for them", Row::Unrelated, Outcome::Refuse(Why::BothDiscard), |a, b| {
+            a.current = generation(7);
+            a.flags |= DiskFlags::DISCARD;
+            b.flags |= DiskFlags::DISCARD;
+        }),
         case("two such words", Row::SplitBrainBitmap, Outcome::Refuse(Why::BothDiscard), |a, b| {
             parted(a, b);
             a.flags |= DiskFlags::DISCARD;
