@@ -31,7 +31,7 @@ pub struct Tuning {
 impl Core {
     /// Goes by other choices from now on.
     pub fn tune(&mut self, tuning: Tuning) {
-        // Where a handler fences, writes may wait for what it said, too.
+        // With a fencing handler writes may wait for what it said, too.
         let goes_on = !tuning.freeze && !self.config.tuning.can_fence;
         self.config.tuning = tuning;
         if goes_on {
