@@ -69,4 +69,28 @@ impl World {
         matches!(change, Some(Change::Departing { .. } | Change::Left))
             || self.flags(i).contains(DiskFlags::OUTDATED)
     }
+
+    /// A primary that was killed starts again, and loses its power before what it wrote is settled: as if it had lost it at once, its
+    /// content counts. Of sites that went before it none can know whether that is the newer one; M1 keeps what was flushed.
+    pub fn doubt_before_settled(&mut self, i: usize) {
+        let block = self.sites[i].meta.superblock().cloned().unwrap_or_default();
+        if i != self.last_primary || self.serving.is_some() || !block.flags.contains(DiskFlags::PRIMARY) {
+            return;
+        }
+        let has_answered = !block.flags.contains(DiskFlags::UNANSWERED);
+        for slot in &block.slots {
+            let Some(j) = slot.site.map(|site| usize::from(site.get())) else { continue };
+            let is_older = is_behind(slot) && has_answered || self.is_leaving(j);
+            if is_older || !self.has_outlived(j, i) {
+                self.model.doubt(j);
+            }
+        }
+    }
+
+    /// Returns true if a site has gone on since that primary ended: it runs since, or its disk says so.
+    fn has_outlived(&self, j: usize, primary: usize) -> bool {
+        let peers = self.sites[j].core.as_ref().map_or(&[][..], |core| &core.peers);
+        !self.flags(j).contains(DiskFlags::UP_TO_DATE)
+            || peers.iter().any(|peer| peer.site == site_id(primary) && peer.last_session != 0)
+    }
 }

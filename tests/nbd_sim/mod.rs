@@ -268,6 +268,20 @@ fn two_lost_sites_keep_what_was_flushed() {
     }
 }
 
+/// The same of a primary that was killed just after its follower, started again, and lost its power before it had settled anything.
+#[test]
+fn a_primary_that_loses_its_power_as_it_starts_keeps_what_was_flushed() {
+    let found = run_growing(881_277, 2, None);
+    assert!(found.is_ok(), "{found:?}");
+}
+
+/// The only good site of a primary whose disk had failed left in order: no site was left that did not count as outdated.
+#[test]
+fn the_only_copy_that_leaves_is_not_outdated() {
+    let found = run_growing(881_198, 2, None);
+    assert!(found.is_ok(), "{found:?}");
+}
+
 /// The same with far sites: one whose queue was full was lost behind the answer of the same event; a write was missing at a site
 /// that a far primary had lost.
 #[test]

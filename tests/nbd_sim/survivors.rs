@@ -82,6 +82,27 @@ fn followers_of_a_primary_that_left_its_role_meet() {
     assert!(world.until(|world| (0..3).all(|site| value(world, site, 5) == 50)), "{:?}", world.notes);
 }
 
+/// A primary's disk failed, and the only other good site leaves in order: nothing goes on without that, and its data count.
+#[test]
+fn the_only_copy_that_leaves_is_not_outdated() {
+    let mut world = mirrored(3, |_| {});
+    world.crash(2, false);
+    let id = world.write(0, 5, 50);
+    assert!(is_answered(&mut world, id));
+    world.sites[0].fail_sync = true;
+    world.request(0, Request::Flush);
+    let has_failed = |world: &World| !world.sites[0].core.as_ref().unwrap().reads_locally();
+    assert!(world.until(has_failed), "{:?}", world.notes);
+    assert_eq!(world.command(1, Command::Leave), Ok(()));
+    world.crash(0, false);
+    world.crash(1, false);
+    (0..3).for_each(|site| world.restart(site));
+    let is_met = |world: &World| [(0, 1), (0, 2), (1, 2)].iter().all(|(a, b)| world.in_sync(*a, *b));
+    assert!(world.until(is_met), "{:?}", world.notes);
+    assert_eq!(promote(&mut world, 0, Command::Promote { force: false, fenced: Mask(0) }), Ok(()));
+    assert_eq!([0, 1, 2].map(|site| value(&world, site, 5)), [50, 50, 50]);
+}
+
 /// Writes wait in the queue to a far site while another one is lost, which it has to keep marks for: they must not say that
 /// everything before them is stable there.
 #[test]

@@ -1068,9 +1068,7 @@ impl World {
     pub fn crash(&mut self, i: usize, power: bool) {
         let is_catching_up = u64::from(self.is_catching_up(i));
         let reached = self.reached_by_winner(i);
-        if self.sites[i].core.take().is_none() {
-            return;
-        }
+        let Some(core) = self.sites[i].core.take() else { return };
         self.counts.cut_in_catch_up += is_catching_up;
         self.counts.in_catch_up += is_catching_up;
         self.log(i, if power { "loses its power" } else { "is killed" });
@@ -1133,6 +1131,9 @@ impl World {
                     false => {}
                 }
             }
+        }
+        if power && core.settling == Some(Settling::Start) {
+            self.doubt_before_settled(i);
         }
         if self.serving == Some(i) {
             self.primary_gone();

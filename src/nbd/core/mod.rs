@@ -436,7 +436,7 @@ impl Core {
             PacketType::SC_PRI_PRO => self.peer_promotes(i, &payload),
             PacketType::SC_PRI_PRO_ACK => self.vote_came(i, &payload),
             PacketType::SC_DEVDOWN => self.peer_leaves(i, &payload),
-            PacketType::SC_DEVDOWN_ACK => self.leave_heard(i),
+            PacketType::SC_DEVDOWN_ACK => self.leave_heard(i, &payload),
             _ if peer.stage != Stage::Joined && peer.stage != Stage::Ready => {}
             PacketType::SD_DATA | PacketType::SD_FSYNC_MD5 => self.stream_came(i, kind, fields, payload),
             PacketType::SD_DATA_ACK => self.data_ack(i, &fields),

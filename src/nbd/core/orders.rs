@@ -11,7 +11,7 @@ use super::packet::{self, Fields};
 use super::role::Change;
 use super::superblock::Then;
 use super::{Core, Peer};
-use crate::nbd::disk::format::SlotFlags;
+use crate::nbd::disk::format::{DiskFlags, SlotFlags};
 use crate::nbd::mirror::control::Leave;
 use crate::nbd::mirror::{Rotate, decide, record};
 use crate::wire::{Mask, PacketType, SiteId};
@@ -133,8 +133,14 @@ impl Core {
     /// A site leaves in order.
     pub(super) fn peer_leaves(&mut self, i: usize, payload: &[u8]) {
         let Some((site, session)) = self.peers.get(i).map(|peer| (peer.site, peer.session)) else { return };
-        if Leave::decode(payload).is_none_or(|leave| !leave.outdated) {
-            return;
+        let Some(leave) = Leave::decode(payload).filter(|leave| leave.outdated) else { return };
+        let has_all = |other: usize| self.peers.get(other).is_some_and(Peer::has_all);
+        let is_only_copy = has_all(i) && !(0..self.peers.len()).any(|other| other != i && has_all(other));
+        if self.is_primary() && !self.is_local && is_only_copy {
+            // Nothing can go on without it, and its data stay the newest: to everybody it is a site that was lost.
+            let answer = Leave { outdated: false, ..leave };
+            self.send(i, PacketType::SC_DEVDOWN_ACK, Fields::default(), Bytes::from(answer.encode()));
+            return self.lose(i, "it left in order");
         }
         self.store.wanted.note_outdated(Mask::of(site.get()));
         self.change(Then::LeaveNoted(i, session));
@@ -147,9 +153,23 @@ impl Core {
         }
     }
 
-    pub(super) fn leave_heard(&mut self, i: usize) {
+    /// The primary has heard of the leave; perhaps it cannot go on without this site.
+    pub(super) fn leave_heard(&mut self, i: usize, payload: &[u8]) {
         let is_primary = self.peers.get(i).is_some_and(|peer| self.follows == Some(peer.site));
-        if is_primary && matches!(self.role_change, Change::Departing { .. }) {
+        if !is_primary || !matches!(self.role_change, Change::Departing { .. }) {
+            return;
+        }
+        match Leave::decode(payload) {
+            Some(leave) if !leave.outdated => {
+                self.store.wanted.flags.set(DiskFlags::OUTDATED, false);
+                self.change(Then::Departed);
+            }
+            _ => self.departed(),
+        }
+    }
+
+    pub(super) fn departed(&mut self) {
+        if matches!(self.role_change, Change::Departing { .. }) {
             self.part_in_order();
             self.out.push(Action::Answer(Ok(())));
         }
@@ -169,8 +189,7 @@ impl Core {
         }
         if matches!(self.role_change, Change::Departing { since } if is_over(since)) {
             // The mark stays: the primary may have heard of it.
-            self.part_in_order();
-            self.out.push(Action::Answer(Ok(())));
+            self.departed();
         }
         for i in 0..self.peers.len() {
             let now = self.now;

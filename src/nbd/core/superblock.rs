@@ -35,6 +35,8 @@ pub enum Then {
     Counted,
     /// The others may hear that this site leaves.
     Left,
+    /// This site has left, and is not outdated.
+    Departed,
     /// A site that leaves may hear that this is known.
     LeaveNoted(usize, u64),
     /// The mirror is larger.
@@ -145,6 +147,7 @@ impl Core {
             Then::TargetDone(i, session) => self.target_durable(i, session),
             Then::Counted => (0..self.peers.len()).for_each(|i| self.send_state(i)),
             Then::Left => self.tell_leave(),
+            Then::Departed => self.departed(),
             Then::LeaveNoted(i, session) => self.leave_noted(i, session),
             Then::Grown => self.grown(),
         }

@@ -47,7 +47,8 @@ pub struct Vote {
     pub because_of: Option<SiteId>,
 }
 
-/// The notice of a site that leaves in order: SC_DEVDOWN; its acknowledgement repeats it.
+/// The notice of a site that leaves in order: SC_DEVDOWN. Its acknowledgement is empty, or repeats it as not outdated: the
+/// primary has no disk, and nothing goes on without this site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leave {
     /// True if the site has marked its disk as outdated, durably.
