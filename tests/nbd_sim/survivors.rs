@@ -6,7 +6,7 @@
 use super::scenarios::{PROMOTE, is_answered, mirrored, promote, value};
 use super::world::{World, site_id};
 use crate::nbd::core::peer::{Part, Stage};
-use crate::nbd::core::{Command, Mutation, Note, Request};
+use crate::nbd::core::{Command, Note, Request};
 use crate::nbd::disk::format::DiskFlags;
 use crate::wire::Mask;
 
@@ -127,38 +127,4 @@ fn what_a_lost_site_lacks_stays_marked_at_a_far_one() {
     world.crash(2, true);
     assert!(world.until(|world| value(world, 1, 15) == 16), "{:?}", world.notes);
     assert!(mark(&world));
-}
-
-/// A site gets a new disk, whose count begins anew, while a third is away, and is promoted then. Returns true if the third, which
-/// remembers the old disk's count, meets it.
-fn is_new_disk_met(mutation: Option<Mutation>) -> bool {
-    let mut world = World::scripted(3, mutation, |_| {});
-    let new = (world.sites[1].data.clone(), world.sites[1].meta.clone());
-    assert!(world.until(|world| world.in_sync(0, 1) && world.in_sync(0, 2) && world.in_sync(1, 2)));
-    assert_eq!(promote(&mut world, 0, PROMOTE), Ok(()));
-    for n in 0..3 {
-        let id = world.write(0, n, n + 1);
-        assert!(is_answered(&mut world, id));
-        world.run_for(400_000_000);
-    }
-    world.crash(2, false);
-    world.crash(1, true);
-    (world.sites[1].data, world.sites[1].meta) = new;
-    world.restart(1);
-    assert!(world.until(|world| world.in_sync(0, 1) && world.in_sync(1, 0)), "{:?}", world.notes);
-    assert_eq!(world.command(0, Command::Demote), Ok(()));
-    let follows = |world: &World| world.sites[1].core.as_ref().unwrap().follows;
-    assert!(world.until(|world| follows(world).is_none()));
-    let fenced = Command::Promote { force: false, fenced: Mask::of(2) };
-    assert_eq!(promote(&mut world, 1, fenced), Ok(()));
-    let id = world.write(1, 9, 9);
-    assert!(is_answered(&mut world, id));
-    world.restart(2);
-    world.until(|world| world.in_sync(1, 2) && value(world, 2, 9) == 9)
-}
-
-#[test]
-fn a_new_disk_counts_above_what_a_third_site_remembers() {
-    assert!(is_new_disk_met(None));
-    assert!(!is_new_disk_met(Some(Mutation::CountAnew)), "the mutant was not found");
 }
