@@ -30,7 +30,7 @@ impl Core {
         self.is_primary() && self.lacks_quorum()
     }
 
-    /// Returns true if resyncs with a site wait for [`Command::PauseResync`].
+    /// Returns true if resyncs with a site wait for [`super::Command::PauseResync`].
     pub fn is_paused(&self, site: SiteId) -> bool {
         self.paused.contains(site.get())
     }
