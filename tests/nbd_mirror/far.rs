@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -408,7 +410,15 @@ fn a_catch_up_that_is_too_large_is_announced() {
 #[test]
 fn a_far_copy_is_compared_under_load() {
     let Some(pair) = start(2, &[1]) else { return };
-    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let (is_over, written) = (AtomicBool::new(false), AtomicU32::new(0));
+    // It writes without a pause, so that it does so all the time between two of these.
+    let wait_written = || {
+        let (before, end) = (written.load(Relaxed), Instant::now() + PATIENCE);
+        while written.load(Relaxed) == before {
+            assert!(Instant::now() < end, "nothing is written");
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    };
     let verify = |before: &str| {
         pair.hadmctl(0, &["verify", "data"]).unwrap();
         let end = Instant::now() + PATIENCE;
@@ -424,19 +434,21 @@ fn a_far_copy_is_compared_under_load() {
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             let mut client = pair.client(0);
-            let (mut number, end) = (1, Instant::now() + PATIENCE * 2);
-            while !is_over.load(std::sync::atomic::Ordering::Relaxed) && Instant::now() < end {
-                write_ring(&mut client, number..number + 100);
-                number += 100;
+            let (mut number, end) = (1, Instant::now() + PATIENCE * 4);
+            while !is_over.load(Relaxed) && Instant::now() < end {
+                write_ring(&mut client, number..number + 10);
+                number += 10;
+                written.store(number, Relaxed);
             }
-            number
         });
+        wait_written();
         let equal = verify("");
         let disk = fs::File::options().write(true).open(pair.disk(1)).unwrap();
         disk.write_all_at(b"rot", 22 << 20).unwrap();
         let different = verify(&equal);
-        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(writer.join().unwrap() > 101);
+        wait_written();
+        is_over.store(true, Relaxed);
+        writer.join().unwrap();
         assert_eq!(equal, "site 1: 512 chunks compared, 0 differ");
         assert_eq!(different, "site 1: 512 chunks compared, 1 differ");
     });
