@@ -49,11 +49,11 @@ impl Core {
 
     /// A person says that writes go on. Where a majority decides, a person cannot.
     pub(super) fn resume(&mut self) -> Result<(), Refusal> {
-        self.thaw();
-        match self.waits_for_majority() {
-            true => Err(Refusal::Majority),
-            false => Ok(()),
+        if self.waits_for_majority() {
+            return Err(Refusal::Majority);
         }
+        self.thaw();
+        Ok(())
     }
 
     pub(super) fn thaw(&mut self) {

@@ -109,8 +109,8 @@ fn check_log(resource: &Resource, layout: &Layout, place: &str) -> Result<(), St
     }
     Err(format!(
         "resource {:?} has a runsite with <protocol>async</protocol>, and bwr_disk {place} has {} KiB for the ordered log: it takes \
-         4 MiB at least, at every site; make the metadata anew with `hadm-nbd init --force --log-size 64M`, one site after the other, each in sync before the \
-         next, and only then change <protocol>",
+         4 MiB at least, at every site; make the metadata anew with `hadm-nbd init --force --log-size 64M`, one \
+         site after the other, each in sync before the next, and only then change <protocol>",
         resource.name,
         blocks.saturating_mul(4)
     ))
