@@ -15,6 +15,34 @@ use crate::nbd::mirror::outcome::Bytes;
 use crate::nbd::mirror::promotion::Fencing;
 use crate::wire::SiteId;
 
+/// The words for what happened, as etc/schema/hadmctl.json has them.
+const WORDS: &[&str] = &[
+    "decision",
+    "refused",
+    "joined",
+    "lost",
+    "resynced",
+    "disk failed",
+    "frozen",
+    "thawed",
+    "fencing",
+    "split brain",
+    "verified",
+    "grown",
+    "forgotten",
+    "checkpoint",
+    "catch-up",
+    "catch-up grows",
+    "catch-up is large",
+    "queue fills",
+    "command",
+    "primary",
+    "secondary",
+    "reload",
+    "connected",
+    "not connected",
+];
+
 /// Events that are kept: as many as the daemon keeps of a peer.
 const EVENTS: usize = 32;
 
@@ -40,6 +68,7 @@ pub(super) struct Journal {
 impl Journal {
     /// Keeps an event; one that is like the last of its site is counted there.
     pub fn add(&mut self, site: Option<SiteId>, what: &'static str, cause: &str) {
+        debug_assert!(WORDS.contains(&what), "{what}");
         let now = SystemTime::now();
         let mut same_site = self.events.iter_mut().rev().filter(|event| event.site == site);
         if let Some(last) = same_site.next().filter(|last| last.what == what && last.cause == cause) {
@@ -206,5 +235,12 @@ mod tests {
         let events = journal.events();
         assert_eq!(events.as_array().unwrap().len(), EVENTS);
         assert_eq!((&events[31]["cause"], &events[31]["site"]), (&json!("39"), &Value::Null));
+    }
+
+    #[test]
+    fn the_schema_has_every_word() {
+        let schema: Value = serde_json::from_str(include_str!("../../../etc/schema/hadmctl.json")).unwrap();
+        let text = schema.to_string();
+        assert!(text.contains(&json!(WORDS).to_string()), "etc/schema/hadmctl.json has other words");
     }
 }
